@@ -1,0 +1,38 @@
+# Decides whether the CUDA part is built, and makes the object library amk_device either way: with nvcc from
+# cuda/*.cu, without it from cuda/device_absent.cpp. Sets AMK_CUDA_ENABLED, AMK_CUDA_FLAGS, AMK_CUDA_LIBRARIES.
+set(AMK_CUDA_ENABLED OFF)
+set(AMK_CUDA_LIBRARIES "")
+# The same for every architecture and every variant; no fast math.
+set(AMK_CUDA_FLAGS -O3 --fmad=true -lineinfo -Xcompiler=-fvisibility=hidden,-fstack-protector-strong)
+
+if(NOT AMK_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "AMK_CUDA is '${AMK_CUDA}', expected AUTO, ON or OFF")
+endif()
+if(NOT AMK_CUDA STREQUAL "OFF")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES ${AMK_CUDA_ARCHITECTURES})
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    enable_language(CUDA)
+    set(AMK_CUDA_ENABLED ON)
+  elseif(AMK_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "AMK_CUDA=ON, but no CUDA compiler was found (set CUDACXX, or AMK_CUDA=OFF for a CPU-only library)")
+  endif()
+endif()
+
+if(AMK_CUDA_ENABLED)
+  file(GLOB AMK_CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu)
+  add_library(amk_device OBJECT ${AMK_CUDA_SOURCES})
+  target_compile_options(amk_device PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${AMK_CUDA_FLAGS}>)
+  find_package(CUDAToolkit REQUIRED)
+  # Static, and the runtime itself opens the driver lazily: the library loads on machines without one.
+  set(AMK_CUDA_LIBRARIES CUDA::cudart_static)
+  message(STATUS "amk: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${AMK_CUDA_ARCHITECTURES}")
+else()
+  add_library(amk_device OBJECT cuda/device_absent.cpp)
+  amk_apply_flags(amk_device)
+  message(STATUS "amk: without CUDA")
+endif()
+target_include_directories(amk_device PRIVATE ${PROJECT_SOURCE_DIR}/csrc)

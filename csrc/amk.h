@@ -1,0 +1,448 @@
+/* amk.h - the public interface of libamk, and the only home of its opcodes, limits and table layouts.
+ *
+ * C99. Read by C, C++, CUDA and (between the amk-cdef marks, where only "#define NAME number" is allowed) by cffi.
+ *
+ * Conventions
+ *  - Every fallible call returns an amk_status; 0 is success. The sentence behind a failure is in amk_last_error(),
+ *    which is thread-local: it says what, where, expected and got. No call prints, aborts, exits or throws.
+ *  - Handles are opaque. `create`-like calls give the caller ownership; the matching `_destroy` accepts NULL.
+ *    Different handles may be used from different threads; one handle is used from one thread at a time.
+ *  - Structs that cross by pointer and may grow start with `struct_size` = sizeof(the struct); new fields only at
+ *    the end. A smaller size than this header's first version is AMK_ERR_INVALID_ARGUMENT.
+ *  - Dimension letters in shapes: L layers, H hidden, F feed-forward, Q query heads, G kv heads, D head dim,
+ *    S cache rows (max_seq), V vocabulary, T KV splits.
+ */
+#ifndef AMK_H
+#define AMK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+
+/* amk-cdef-begin */
+
+#define AMK_ABI_VERSION_MAJOR 1
+#define AMK_ABI_VERSION_MINOR 0
+#define AMK_IR_VERSION 1
+
+/* ---- limits ------------------------------------------------------------------------------------------------ */
+
+#define AMK_MAX_INPUTS 8
+#define AMK_MAX_OUTPUTS 4
+#define AMK_MAX_WAITS 8
+#define AMK_MAX_RANK 4
+#define AMK_MAX_TASKS 4194304    /* 2^22 */
+#define AMK_MAX_COUNTERS 1048576 /* 2^20 */
+#define AMK_MAX_BUFFERS 1048576  /* 2^20 */
+#define AMK_MAX_QUEUES 1024      /* SMs of one device */
+#define AMK_MAX_SEQ 16777216     /* 2^24 positions */
+#define AMK_MAX_LAYERS 1024
+#define AMK_MAX_HIDDEN 1048576  /* 2^20 */
+#define AMK_MAX_VOCAB 4194304   /* 2^22 */
+#define AMK_ROW_GROUP 8         /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
+#define AMK_VECTOR_BYTES 16     /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
+#define AMK_PAGE_ALIGN 256      /* alignment of pages that the lowering places */
+#define AMK_MAX_REPORTED 64     /* rejections kept in a report; the count goes on */
+#define AMK_HASH_BYTES 32       /* BLAKE2b-256 (RFC 7693) */
+
+/* ---- status codes: pinned, append-only ---------------------------------------------------------------------- */
+
+typedef enum amk_status {
+  AMK_OK = 0,
+  AMK_ERR_INVALID_ARGUMENT = -1, /* misuse of this API: NULL, size, range of a call argument */
+  AMK_ERR_INPUT = -2,            /* bytes from outside are malformed (image, table) */
+  AMK_ERR_UNSUPPORTED = -3,      /* a well-formed model or feature this library does not model */
+  AMK_ERR_REJECTED = -4,         /* a schedule or program was judged and refused */
+  AMK_ERR_OUT_OF_MEMORY = -5,
+  AMK_ERR_MISMATCH = -6,    /* certificate, hash, ABI or build does not agree (V24) */
+  AMK_ERR_UNAVAILABLE = -7, /* needs a GPU, driver or build option that is not there */
+  AMK_ERR_DEVICE_FAULT = -8,
+  AMK_ERR_TIMEOUT = -9,
+  AMK_ERR_POISONED = -10,  /* an earlier fault makes this handle unusable */
+  AMK_ERR_NONFINITE = -11, /* NaN or infinity where a number is due */
+  AMK_ERR_INTERNAL = -70   /* a bug in libamk: a check of its own failed */
+} amk_status;
+
+/* ---- pinned numbers of the tables: append-only --------------------------------------------------------------- */
+
+typedef enum amk_dtype {
+  AMK_DTYPE_F32 = 0,
+  AMK_DTYPE_F16 = 1,
+  AMK_DTYPE_BF16 = 2,
+  AMK_DTYPE_F8E4M3 = 3,
+  AMK_DTYPE_F8E5M2 = 4,
+  AMK_DTYPE_I32 = 5,
+  AMK_DTYPE_I8 = 6,
+  AMK_DTYPE_I4 = 7,
+  AMK_DTYPE_U8 = 8,
+  AMK_DTYPE_BOOL = 9
+} amk_dtype;
+
+typedef enum amk_space {
+  AMK_SPACE_HBM = 0,            /* storage bound from outside or owned by the machine: weights, cache, inputs, outputs */
+  AMK_SPACE_GLOBAL_SCRATCH = 1, /* the arena that pages carve up */
+  AMK_SPACE_SMEM = 2,
+  AMK_SPACE_REGISTER = 3
+} amk_space;
+
+typedef enum amk_buffer_kind {
+  AMK_KIND_WEIGHT = 0,
+  AMK_KIND_ACTIVATION = 1,
+  AMK_KIND_KV_CACHE = 2, /* [G, S, D]; rows below `pos` are read-only within a step, row `pos` is appended */
+  AMK_KIND_IO_INPUT = 3,
+  AMK_KIND_IO_OUTPUT = 4,
+  AMK_KIND_CONST = 5,
+  AMK_KIND_STATE = 6
+} amk_buffer_kind;
+
+/* Opcodes. "Law" = what the task reads and writes; csrc/ops/op_spec.cpp holds it as code and is the only place that
+ * does. T is one of f32, f16, bf16, the same for every operand named T. Offsets count elements unless said
+ * otherwise; a parameter that an opcode does not name must be zero. Accumulation is f32, with one rounding where a
+ * result is stored. */
+typedef enum amk_opcode {
+  AMK_OP_NOP = 0,
+  /* out[n_off + i] = in[m_off + i] for i < N_tile; any dtype, the same on both sides. */
+  AMK_OP_COPY = 1,
+  /* in: token i32 [1], table T [V=vocab, H=hidden]. out[n_off + i] = table[token, n_off + i] for i < N_tile. */
+  AMK_OP_EMBED = 2,
+  /* in: x T, weight T [hidden]. For rows r < M_tile: out[n_off + r*hidden + j] =
+   * x[m_off + r*hidden + j] * weight[j] / sqrt(mean_j(x^2) + eps)   (Zhang & Sennrich 2019, arXiv:1910.07467). */
+  AMK_OP_RMSNORM = 3,
+  AMK_OP_LAYERNORM = 4,
+  /* in: x T, weight T [N, K], then in this order where the flag is set: NORM weight T [K], BIAS T [N],
+   * RESIDUAL T [N]. out (T or f32): y[n] = sum_k weight[n, k] * x[m_off + k] (+ bias[n]) (+ residual[n]) for
+   * n in [n_off, n_off + N_tile). NORM: x is first RMS-normalised over its K elements (eps) and rounded to T.
+   * SILU_PAIR: weight is [2N, K], bias [2N]: y[n] = silu(row n) * (row N + n). In-place residual is allowed. */
+  AMK_OP_GEMV_TILE = 5,
+  AMK_OP_GEMM_TILE = 6,
+  /* in: q T (rotated; head h at m_off + h*D), k and v caches T [G, S=K, D]. out: part_o f32 [Q, T=M, D],
+   * part_ml f32 [Q, M, 2] (row maximum, sum of exponentials). Covers kv heads [n_off, n_off + N_tile) and KV split
+   * `dim` of M. At launch the rows [0, pos] are cut into ceil((pos+1) / M_tile) blocks and split d of M takes the
+   * blocks [floor(blocks*d/M), floor(blocks*(d+1)/M)). An empty split writes part_ml = (-inf, 0), part_o = 0.
+   * part_o is the sum of exp(s - max) * v, not divided by the sum. s = scale * <q, k>. */
+  AMK_OP_ATTENTION_TILE = 7,
+  /* in: x T (head h at m_off + h*D), inv_freq f32 [D/2], then NORM weight T [D] where the flag is set. out T (head h
+   * at n_off + h*D), h < n_heads. Pairs (i, i + D/2) turn by pos * inv_freq[i] (Su et al. 2021, arXiv:2104.09864, in
+   * the half-split order of Hugging Face checkpoints). NORM: each head is RMS-normalised first and rounded to T. */
+  AMK_OP_ROPE = 8,
+  /* in: gate_up T [2N]. out[n_off + i] = silu(in[n_off + i]) * in[N + n_off + i] for i < N_tile. */
+  AMK_OP_SILU_MUL = 9,
+  AMK_OP_GELU = 10,
+  /* out[n_off + i] = a[n_off + i] + b[n_off + i] for i < N_tile; T; in place allowed. */
+  AMK_OP_ADD = 11,
+  /* As ADD, product. */
+  AMK_OP_MUL = 12,
+  AMK_OP_DEQUANT = 13,
+  AMK_OP_SOFTMAX = 14,
+  AMK_OP_ALLREDUCE_SHARD = 15,
+  /* in: src T, then inv_freq f32 [D/2] with ROPE, then NORM weight T [D] with NORM. out: cache T [G, S=K, D].
+   * For i < N_tile: cache[n_off + i, pos, :] = src[m_off + i*D ...] (normalised and rotated first where flagged). */
+  AMK_OP_KV_APPEND = 16,
+  /* in: logits f32 [V=vocab]. out: best_value f32 [M], best_index i32 [M]. Entry `dim` = maximum and its lowest
+   * index over [n_off, n_off + N_tile). A NaN in the range gives index -1. */
+  AMK_OP_SAMPLE_ARGMAX = 17,
+  /* in: part_o f32 [Q, M, D], part_ml f32 [Q, M, 2]. out T: head h at h*D for h in [n_off, n_off + N_tile), the
+   * splits merged in index order (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao et al. 2023, flash-decoding). */
+  AMK_OP_ATTENTION_COMBINE = 18,
+  AMK_OP_FUSED = 19,
+  /* in: best_value f32 [M], best_index i32 [M]. out: i32 [1], the index of the largest value, lowest index on a
+   * tie; -1 where any entry is -1. */
+  AMK_OP_ARGMAX_COMBINE = 20
+} amk_opcode;
+
+/* Bits of amk_params_t.flags: fusions into an instruction. */
+typedef enum amk_flag {
+  AMK_FLAG_NORM = 1,
+  AMK_FLAG_BIAS = 2,
+  AMK_FLAG_SILU_PAIR = 4,
+  AMK_FLAG_RESIDUAL = 8,
+  AMK_FLAG_ROPE = 16
+} amk_flag;
+
+/* ---- POD tables: little-endian, natural C alignment ----------------------------------------------------------- */
+
+/* Parameters of one task; which fields an opcode uses, and what they mean for it, stands at the opcode. `pos`,
+ * `kv_start` and `kv_len` are zero in every table: the position is a launch scalar (V19). */
+typedef struct amk_params_t {
+  int32_t K, N, M, N_tile, M_tile, n_off, m_off, hidden, vocab, head_dim, n_heads, n_kv_heads, kv_start, kv_len, pos,
+      qdtype, group, flags, dim;
+  float eps, scale, theta;
+} amk_params_t;
+
+/* One buffer. `ptr` is zero in a program and in an image. shape and stride count elements; stride is row-major and
+ * contiguous; entries at and past `rank` are zero. numel = product of shape. */
+typedef struct amk_buffer_t {
+  uint64_t ptr;
+  int64_t numel;
+  int32_t rank, dtype, space, pad;
+  int64_t shape[AMK_MAX_RANK];
+  int64_t stride[AMK_MAX_RANK];
+} amk_buffer_t;
+
+/* One task as the machines read it. Slots at and past the counts are zero. */
+typedef struct amk_instruction_t {
+  int32_t op, n_inputs, n_outputs, n_waits;
+  int32_t inputs[AMK_MAX_INPUTS];
+  int32_t outputs[AMK_MAX_OUTPUTS];
+  int32_t wait_counter[AMK_MAX_WAITS];
+  int32_t wait_threshold[AMK_MAX_WAITS];
+  int32_t out_counter, sm;
+  amk_params_t params;
+} amk_instruction_t;
+
+typedef uint32_t amk_counter_t;
+
+/* What a buffer is and where it lives. page -1: storage of its own (or, for a non-empty source name, the storage
+ * that every buffer with this source shares); else the start of that page. */
+typedef struct amk_binding_t {
+  int32_t kind, page;
+} amk_binding_t;
+
+/* A range of the arena (space = GLOBAL_SCRATCH), in bytes. Pages of one space are disjoint. */
+typedef struct amk_page_t {
+  int64_t space, offset, nbytes;
+} amk_page_t;
+
+/* How counters get back to zero between steps. */
+typedef enum amk_counter_reset {
+  AMK_COUNTER_RESET_HOST = 0 /* the host clears them before each launch */
+} amk_counter_reset;
+
+/* Launch facts carried by a program and its image. */
+typedef struct amk_launch_t {
+  int32_t grid; /* thread blocks = queues, one per SM */
+  int32_t threads_per_block, smem_bytes_per_block, pipelining_depth, cols_per_warp, cpasync, cpa_stages, cpa_cols;
+  int32_t max_seq;          /* S: positions 0 .. S-1 may be decoded */
+  int32_t steps_per_launch; /* 1 */
+  int32_t counter_reset;    /* amk_counter_reset */
+  int32_t kv_block;         /* rows per step of attention, as lowered */
+} amk_launch_t;
+
+/* A GPU as data. Figures of a preset are the vendor's published ones; amk_target_source says which document. */
+typedef struct amk_target_t {
+  char name[32]; /* NUL-terminated */
+  int32_t sm_count, cc_major, cc_minor, max_threads_per_block, max_threads_per_sm, warp_threads;
+  int32_t smem_optin_bytes; /* shared memory one block may opt in to */
+  int32_t smem_per_sm_bytes, regs_per_sm, clock_mhz;
+  int64_t l2_bytes, hbm_bytes;
+  double hbm_gb_per_s; /* 1e9 bytes per second */
+} amk_target_t;
+
+/* n strings back to back without separators: string i = bytes[offset[i] .. offset[i + 1]), UTF-8. */
+typedef struct amk_strings_t {
+  const char *bytes;
+  const uint64_t *offset; /* n + 1 entries, or NULL when every string is empty */
+} amk_strings_t;
+
+/* A whole program as tables. Pointers are borrowed: going in, for the call; coming out, until the handle is
+ * destroyed. The queue of SM s is the tasks with sm == s in table order. */
+typedef struct amk_program_tables_t {
+  uint64_t struct_size;
+  int64_t n_buffers, n_counters, n_tasks, n_pages;
+  const amk_buffer_t *buffers;
+  const amk_binding_t *bindings;      /* [n_buffers] */
+  const amk_counter_t *counter_init;  /* [n_counters]; zero (V8) */
+  const amk_instruction_t *tasks;
+  const amk_page_t *pages;
+  amk_strings_t buffer_name, buffer_source, task_label; /* [n_buffers], [n_buffers], [n_tasks] */
+  amk_launch_t launch;
+  amk_target_t target;
+} amk_program_tables_t;
+
+/* ---- descriptions ---------------------------------------------------------------------------------------------- */
+
+typedef enum amk_model_feature {
+  AMK_MODEL_QKV_BIAS = 1,
+  AMK_MODEL_O_BIAS = 2,
+  AMK_MODEL_MLP_BIAS = 4,
+  AMK_MODEL_QK_NORM = 8,
+  AMK_MODEL_TIED_HEAD = 16
+} amk_model_feature;
+
+/* One dense decoder. Weights by name, in `dtype`, row-major, i < layers:
+ *   embed [V,H]; layers.{i}.attn_norm [H]; layers.{i}.wqkv [(Q+2G)*D, H] (q, k, v rows); layers.{i}.bqkv;
+ *   layers.{i}.q_norm, layers.{i}.k_norm [D]; layers.{i}.wo [H, Q*D]; layers.{i}.bo [H]; layers.{i}.mlp_norm [H];
+ *   layers.{i}.w_gate_up [2F, H] (gate, then up rows); layers.{i}.b_gate_up [2F]; layers.{i}.w_down [H, F];
+ *   layers.{i}.b_down [H]; final_norm [H]; lm_head [V,H] (absent when tied: embed is read); rope_inv_freq f32 [D/2]. */
+typedef struct amk_model_t {
+  uint64_t struct_size;
+  int32_t dtype; /* F32, F16 or BF16 */
+  int32_t layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_seq;
+  int32_t features; /* amk_model_feature bits */
+  float eps;
+} amk_model_t;
+
+typedef enum amk_fusion {
+  AMK_FUSE_RMSNORM_GEMV = 1,  /* "rmsnorm+gemv" */
+  AMK_FUSE_GATE_UP = 2,       /* "gate+up": one op over the 2F rows */
+  AMK_FUSE_GATE_UP_SILU = 4,  /* "gate+up+silu": and the activation inside it */
+  AMK_FUSE_GEMV_ADD = 8,      /* "gemv+add" */
+  AMK_FUSE_QKV = 16,          /* "qkv": one op over the q, k and v rows */
+  AMK_FUSE_ROPE_KV_APPEND = 32 /* "rope+kv_append" */
+} amk_fusion;
+
+typedef enum amk_sm_policy {
+  AMK_SM_ROUND_ROBIN = 0,
+  AMK_SM_LOAD_BALANCE = 1,
+  AMK_SM_EXPLICIT = 2
+} amk_sm_policy;
+
+typedef enum amk_page_policy {
+  AMK_PAGES_NONE = 0,       /* one page per buffer */
+  AMK_PAGES_LINEAR = 1,     /* first fit over live ranges in program order */
+  AMK_PAGES_GRAPH_COLOR = 2 /* interference graph, largest first */
+} amk_page_policy;
+
+/* One point of the search space (Python: amk.ScheduleConfig). */
+typedef struct amk_schedule_t {
+  uint64_t struct_size;
+  int32_t gemv_n_tile; /* rows per matrix-vector tile: 0 = even split over SMs, else a multiple of AMK_ROW_GROUP */
+  int32_t attention_kv_block;
+  int32_t fusion; /* amk_fusion bits */
+  int32_t sm_policy, page_policy;
+  int32_t pipelining_depth, threads_per_block, smem_bytes_per_block, cols_per_warp, cpasync, cpa_stages, cpa_cols;
+  int64_t sm_map_count;
+  const int32_t *sm_map_task, *sm_map_sm; /* [sm_map_count] pairs for AMK_SM_EXPLICIT: every task exactly once */
+} amk_schedule_t;
+
+/* One refusal. code is the V-number of the obligation that failed; ids are -1 where they do not apply. */
+typedef struct amk_rejection_t {
+  int32_t code, task, buffer, counter;
+  const char *text; /* borrowed from the report */
+} amk_rejection_t;
+
+/* What a program costs on its target. */
+typedef struct amk_cost_t {
+  uint64_t struct_size;
+  double latency_us;     /* predicted by the cost model */
+  double bound_us;       /* streamed_bytes / published bandwidth */
+  int64_t streamed_bytes; /* weights, constants and KV rows read, each once */
+  int64_t weight_bytes;
+  int64_t arena_bytes;
+  double flops;
+} amk_cost_t;
+
+typedef struct amk_vm_options_t {
+  uint64_t struct_size;
+  uint64_t seed;    /* which legal order; 0 = program order */
+  int32_t threads;  /* 0 = one thread, order by seed; n = n threads that share the queues out */
+  int32_t guard;    /* 1 = poison the arena and outputs before each step, canaries around each region, checked after */
+} amk_vm_options_t;
+
+/* One task as the library sees it: its operands' byte ranges at a position. rows ranges of row_bytes, stride apart. */
+typedef struct amk_access_t {
+  int32_t buffer, is_write;
+  int64_t offset_bytes, row_bytes, rows, stride_bytes;
+} amk_access_t;
+
+typedef struct amk_program amk_program;
+typedef struct amk_valid_program amk_valid_program;
+typedef struct amk_report amk_report;
+typedef struct amk_image amk_image;
+typedef struct amk_vm amk_vm;
+
+/* ---- library ---------------------------------------------------------------------------------------------------- */
+
+/* major << 16 | minor of the ABI the library was built with. */
+uint32_t amk_abi_version(void);
+/* Sentence of the last failed call on this thread; "" if none. Borrowed until the next failing call on it. */
+const char *amk_last_error(void);
+const char *amk_status_name(int32_t status);
+/* One JSON object: version, build_id, compiler, cxx_flags, cuda {enabled, nvcc, flags, architectures}. Static. */
+const char *amk_build_info(void);
+/* sizeof of params, buffer, instruction, counter, binding, page, launch, target, program_tables, model, schedule,
+ * rejection, cost, vm_options, access, strings: in this order. n = room in out; returns how many there are. */
+int32_t amk_struct_sizes(uint64_t *out, int32_t n);
+/* 1 where the opcode has a law and an implementation in this build. */
+int32_t amk_op_supported(int32_t op);
+int32_t amk_dtype_bits(int32_t dtype); /* 0 for an unknown dtype */
+
+/* ---- targets ----------------------------------------------------------------------------------------------------- */
+
+int32_t amk_target_count(void);
+/* Preset i < amk_target_count(), and the document its figures come from. INVALID_ARGUMENT if i is out of range. */
+amk_status amk_target_preset(int32_t i, amk_target_t *out);
+const char *amk_target_source(int32_t i); /* NULL if i is out of range */
+/* Live GPUs. UNAVAILABLE, with the reason, without a driver, a device or a CUDA build. Opens no context. */
+amk_status amk_device_count(int32_t *out);
+amk_status amk_device_query(int32_t index, amk_target_t *out);
+
+/* ---- schedule and lowering ---------------------------------------------------------------------------------------- */
+
+/* Fills the default schedule. */
+amk_status amk_schedule_default(amk_schedule_t *out);
+/* REJECTED, naming the field, when a value is outside its domain or was not built. */
+amk_status amk_schedule_check(const amk_schedule_t *schedule, const amk_target_t *target);
+/* Model + schedule + target -> program. UNSUPPORTED or INVALID_ARGUMENT for the model, REJECTED for the schedule. */
+amk_status amk_program_lower(const amk_model_t *model, const amk_schedule_t *schedule, const amk_target_t *target,
+                             amk_program **out);
+
+/* ---- programs ------------------------------------------------------------------------------------------------------ */
+
+/* Copies the tables; judges nothing (amk_program_validate does). INVALID_ARGUMENT only for NULLs, counts over the
+ * caps and string tables that are not monotonic. */
+amk_status amk_program_from_tables(const amk_program_tables_t *tables, amk_program **out);
+/* Borrowed view, valid until the program is destroyed. out->struct_size must be set. */
+amk_status amk_program_tables(const amk_program *program, amk_program_tables_t *out);
+/* Proves V1..V25. Always AMK_OK when the judgement was made: *report says what was found and *valid is NULL unless
+ * the report is empty. Either out pointer may be NULL. The program may be destroyed afterwards. */
+amk_status amk_program_validate(const amk_program *program, amk_report **report, amk_valid_program **valid);
+/* Byte ranges task `task` touches at position pos; writes at most `room` of them, and how many there are to *n. */
+amk_status amk_program_footprint(const amk_valid_program *program, int64_t task, int32_t pos, amk_access_t *out,
+                                 int32_t room, int32_t *n);
+/* Cost at position pos on the program's own target. */
+amk_status amk_program_cost(const amk_valid_program *program, int32_t pos, amk_cost_t *out);
+void amk_program_destroy(amk_program *program);
+void amk_valid_program_destroy(amk_valid_program *program);
+
+/* Rejections found: all of them, of which the first AMK_MAX_REPORTED can be read. */
+int64_t amk_report_count(const amk_report *report);
+amk_status amk_report_entry(const amk_report *report, int32_t i, amk_rejection_t *out);
+void amk_report_destroy(amk_report *report);
+
+/* ---- images --------------------------------------------------------------------------------------------------------- */
+
+/* One flat, hashed blob with offsets for pointers; only a valid program packs. */
+amk_status amk_image_pack(const amk_valid_program *program, amk_image **out);
+/* Opens untrusted bytes: checks the certificate (MISMATCH), validates the program again (REJECTED) and requires that
+ * packing it gives the same bytes (INPUT). */
+amk_status amk_image_from_bytes(const void *bytes, uint64_t nbytes, amk_image **out);
+amk_status amk_image_bytes(const amk_image *image, const void **bytes, uint64_t *nbytes); /* borrowed */
+/* 64 lower-case hexadecimal digits and a NUL: BLAKE2b-256 of everything in the blob but the hash field itself. */
+amk_status amk_image_hash(const amk_image *image, char out[65]);
+/* The tables back out, as a new program. */
+amk_status amk_image_program(const amk_image *image, amk_program **out);
+void amk_image_destroy(amk_image *image);
+
+/* ---- machines --------------------------------------------------------------------------------------------------------- */
+
+/* The reference machine. Weights and constants are bound by source name and stay the caller's; the cache, inputs,
+ * outputs and the arena belong to the machine (cache zeroed). */
+amk_status amk_vm_create_reference(const amk_image *image, const amk_vm_options_t *options, amk_vm **out);
+/* Borrow nbytes at ptr as the storage of every buffer whose source is `name`. ptr must be 16-byte aligned. */
+amk_status amk_vm_bind(amk_vm *vm, const char *name, const void *ptr, uint64_t nbytes);
+/* Copy into / out of a KV_CACHE, STATE, IO_INPUT or (read only) IO_OUTPUT buffer, by buffer name. */
+amk_status amk_vm_write(amk_vm *vm, const char *name, uint64_t offset, const void *data, uint64_t nbytes);
+amk_status amk_vm_read(amk_vm *vm, const char *name, uint64_t offset, void *data, uint64_t nbytes);
+/* One launch at position pos. INVALID_ARGUMENT: pos outside [0, max_seq), something not bound, a token outside the
+ * table it indexes. */
+amk_status amk_vm_run(amk_vm *vm, int32_t pos);
+/* Legal order: another seed for the next runs. */
+amk_status amk_vm_reseed(amk_vm *vm, uint64_t seed);
+void amk_vm_destroy(amk_vm *vm);
+
+/* amk-cdef-end */
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
+#ifdef __cplusplus
+}
+#endif
+#endif /* AMK_H */

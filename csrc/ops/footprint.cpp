@@ -1,0 +1,178 @@
+// What each opcode reads and writes, byte for byte: the second half of the law.
+#include "base/dtype.h"
+#include "ops/op_spec.h"
+
+namespace amk {
+namespace {
+
+class Footprint {
+ public:
+  Footprint(const TaskView& view, AccessList* out) : v_(view), out_(out) { out->count = 0; }
+
+  // `count` elements from element `first` of an operand.
+  Access& read(int slot, int64_t first, int64_t count) { return flat(slot, false, first, count); }
+  Access& write(int slot, int64_t first, int64_t count) { return flat(slot, true, first, count); }
+  // `rows` runs of `count` elements, `stride` elements apart.
+  Access& rows(Access& a, int64_t rows, int64_t stride) {
+    a.rows = rows;
+    a.stride_bytes = stride * element_bytes(a);
+    return a;
+  }
+  void whole(int slot) { read(slot, 0, v_.input(slot).numel); }
+  void cache(int slot, bool write, Region region, const amk_params_t& p) {
+    const int64_t width = int64_t{p.head_dim};
+    Access& a = flat(slot, write, int64_t{p.n_off} * p.K * width, region == Region::kKvRow ? width : 0);
+    rows(a, p.N_tile, p.K * width);
+    a.region = region;
+    a.head_first = p.n_off;
+    a.head_count = p.N_tile;
+    a.head_row_bytes = width * element_bytes(a);
+    a.align_bytes = AMK_VECTOR_BYTES;
+    (region == Region::kKvRow ? a.offset_per_pos : a.row_bytes_per_pos) = a.head_row_bytes;
+  }
+  static Access& vector_aligned(Access& a) {
+    a.align_bytes = AMK_VECTOR_BYTES;
+    return a;
+  }
+
+ private:
+  int64_t element_bytes(const Access& a) const { return dtype_bits(v_.buffers[a.buffer].dtype) / 8; }
+  Access& flat(int slot, bool write, int64_t first, int64_t count) {
+    Access& a = out_->items[out_->count++];
+    a = Access{};
+    a.buffer = write ? v_.task.outputs[slot] : v_.task.inputs[slot];
+    a.slot = static_cast<int8_t>(slot);
+    a.write = write;
+    const int64_t bytes = element_bytes(a);
+    a.align_bytes = static_cast<int32_t>(bytes);
+    a.offset_bytes = first * bytes;
+    a.row_bytes = a.stride_bytes = count * bytes;
+    return a;
+  }
+  const TaskView& v_;
+  AccessList* out_;
+};
+
+void footprint_gemv(const TaskView& v, Footprint& f) {
+  const amk_params_t& p = v.task.params;
+  const FlagSlots slots = flag_slots(v.task);
+  const bool pair = p.flags & AMK_FLAG_SILU_PAIR;
+  Footprint::vector_aligned(f.read(0, p.m_off, p.K));
+  // Each row is loaded on its own, so the row length must keep the alignment too: one range per row of the tile.
+  Access& w = f.rows(f.read(1, int64_t{p.n_off} * p.K, p.K), p.N_tile, p.K);
+  Footprint::vector_aligned(w);
+  if (pair) Footprint::vector_aligned(f.rows(f.read(1, (int64_t{p.N} + p.n_off) * p.K, p.K), p.N_tile, p.K));
+  if (slots.norm >= 0) f.read(slots.norm, 0, p.K);
+  if (slots.bias >= 0) {
+    Access& b = f.read(slots.bias, p.n_off, p.N_tile);
+    if (pair) f.rows(b, 2, p.N);
+  }
+  if (slots.residual >= 0) f.read(slots.residual, p.n_off, p.N_tile);
+  f.write(0, p.n_off, p.N_tile);
+}
+
+void footprint_attention(const TaskView& v, Footprint& f) {
+  const amk_params_t& p = v.task.params;
+  const int64_t per_kv = p.n_heads / p.n_kv_heads, head = p.n_off * per_kv, heads = p.N_tile * per_kv;
+  Footprint::vector_aligned(f.read(0, p.m_off + head * p.head_dim, heads * p.head_dim));
+  for (int slot = 1; slot <= 2; ++slot) {
+    f.cache(slot, false, Region::kKvHistory, p);
+    f.cache(slot, false, Region::kKvRow, p);
+  }
+  f.rows(f.write(0, (head * p.M + p.dim) * p.head_dim, p.head_dim), heads, int64_t{p.M} * p.head_dim);
+  f.rows(f.write(1, (head * p.M + p.dim) * 2, 2), heads, int64_t{p.M} * 2);
+}
+
+}  // namespace
+
+uint32_t op_in_place_mask(const amk_instruction_t& task) {
+  switch (task.op) {
+    case AMK_OP_ADD:
+    case AMK_OP_MUL: return 0b11;
+    case AMK_OP_GEMV_TILE:
+      if (task.params.flags & AMK_FLAG_RESIDUAL) return 1u << flag_slots(task).residual;
+      return 0;
+    default: return 0;
+  }
+}
+
+void op_footprint(const TaskView& v, AccessList* out) {
+  const amk_params_t& p = v.task.params;
+  Footprint f(v, out);
+  const FlagSlots slots = flag_slots(v.task);
+  switch (v.task.op) {
+    case AMK_OP_COPY:
+      f.read(0, p.m_off, p.N_tile);
+      f.write(0, p.n_off, p.N_tile);
+      break;
+    case AMK_OP_EMBED:
+      f.whole(0);
+      // Which row is read depends on the token: the tile's columns of every row.
+      f.rows(f.read(1, p.n_off, p.N_tile), p.vocab, p.hidden);
+      f.write(0, p.n_off, p.N_tile);
+      break;
+    case AMK_OP_RMSNORM:
+      f.read(0, p.m_off, int64_t{p.M_tile} * p.hidden);
+      f.whole(1);
+      f.write(0, p.n_off, int64_t{p.M_tile} * p.hidden);
+      break;
+    case AMK_OP_GEMV_TILE: footprint_gemv(v, f); break;
+    case AMK_OP_ATTENTION_TILE: footprint_attention(v, f); break;
+    case AMK_OP_ROPE:
+      f.read(0, p.m_off, int64_t{p.n_heads} * p.head_dim);
+      f.whole(1);
+      if (slots.norm >= 0) f.whole(slots.norm);
+      f.write(0, p.n_off, int64_t{p.n_heads} * p.head_dim);
+      break;
+    case AMK_OP_SILU_MUL:
+      f.rows(f.read(0, p.n_off, p.N_tile), 2, p.N);
+      f.write(0, p.n_off, p.N_tile);
+      break;
+    case AMK_OP_ADD:
+    case AMK_OP_MUL:
+      f.read(0, p.n_off, p.N_tile);
+      f.read(1, p.n_off, p.N_tile);
+      f.write(0, p.n_off, p.N_tile);
+      break;
+    case AMK_OP_KV_APPEND:
+      f.read(0, p.m_off, int64_t{p.N_tile} * p.head_dim);
+      if (slots.rope >= 0) f.whole(slots.rope);
+      if (slots.norm >= 0) f.whole(slots.norm);
+      f.cache(0, true, Region::kKvRow, p);
+      break;
+    case AMK_OP_SAMPLE_ARGMAX:
+      f.read(0, p.n_off, p.N_tile);
+      f.write(0, p.dim, 1);
+      f.write(1, p.dim, 1);
+      break;
+    case AMK_OP_ATTENTION_COMBINE: {
+      const int64_t head = p.n_off, per_head = int64_t{p.M} * p.head_dim;
+      f.read(0, head * per_head, p.N_tile * per_head);
+      f.read(1, head * p.M * 2, int64_t{p.N_tile} * p.M * 2);
+      f.write(0, head * p.head_dim, int64_t{p.N_tile} * p.head_dim);
+      break;
+    }
+    case AMK_OP_ARGMAX_COMBINE:
+      f.whole(0);
+      f.whole(1);
+      f.write(0, 0, 1);
+      break;
+    default: break;  // NOP touches nothing; op_check refuses the rest
+  }
+}
+
+double op_flops(const TaskView& view, int32_t pos) {
+  const amk_params_t& p = view.task.params;
+  switch (view.task.op) {
+    case AMK_OP_GEMV_TILE: return 2.0 * p.K * p.N_tile * (p.flags & AMK_FLAG_SILU_PAIR ? 2 : 1);
+    case AMK_OP_ATTENTION_TILE:
+      return 4.0 * p.head_dim * (p.n_heads / p.n_kv_heads) * p.N_tile * (double(pos) + 1) / p.M;
+    case AMK_OP_RMSNORM: return 4.0 * p.M_tile * p.hidden;
+    case AMK_OP_ATTENTION_COMBINE: return 3.0 * p.N_tile * p.M * p.head_dim;
+    case AMK_OP_ROPE: return 3.0 * p.n_heads * p.head_dim;
+    case AMK_OP_KV_APPEND: return 3.0 * p.N_tile * p.head_dim;
+    default: return p.N_tile;
+  }
+}
+
+}  // namespace amk

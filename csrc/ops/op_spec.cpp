@@ -1,0 +1,429 @@
+#include "ops/op_spec.h"
+
+#include <cmath>
+
+#include "base/dtype.h"
+#include "base/error.h"
+
+namespace amk {
+namespace {
+
+using P = amk_params_t;
+
+constexpr ParamField kFields[kParamFieldCount] = {
+    {"K", &P::K, nullptr},
+    {"N", &P::N, nullptr},
+    {"M", &P::M, nullptr},
+    {"N_tile", &P::N_tile, nullptr},
+    {"M_tile", &P::M_tile, nullptr},
+    {"n_off", &P::n_off, nullptr},
+    {"m_off", &P::m_off, nullptr},
+    {"hidden", &P::hidden, nullptr},
+    {"vocab", &P::vocab, nullptr},
+    {"head_dim", &P::head_dim, nullptr},
+    {"n_heads", &P::n_heads, nullptr},
+    {"n_kv_heads", &P::n_kv_heads, nullptr},
+    {"kv_start", &P::kv_start, nullptr},
+    {"kv_len", &P::kv_len, nullptr},
+    {"pos", &P::pos, nullptr},
+    {"qdtype", &P::qdtype, nullptr},
+    {"group", &P::group, nullptr},
+    {"flags", &P::flags, nullptr},
+    {"dim", &P::dim, nullptr},
+    {"eps", nullptr, &P::eps},
+    {"scale", nullptr, &P::scale},
+    {"theta", nullptr, &P::theta},
+};
+static_assert(sizeof(P) == kParamFieldCount * 4, "a parameter was added: name it here");
+
+// Bits of kFields, for "which parameters does this opcode use".
+enum : uint32_t {
+  kK = 1u << 0,
+  kN = 1u << 1,
+  kM = 1u << 2,
+  kNTile = 1u << 3,
+  kMTile = 1u << 4,
+  kNOff = 1u << 5,
+  kMOff = 1u << 6,
+  kHidden = 1u << 7,
+  kVocab = 1u << 8,
+  kHeadDim = 1u << 9,
+  kHeads = 1u << 10,
+  kKvHeads = 1u << 11,
+  kDim = 1u << 18,
+  kEps = 1u << 19,
+  kScale = 1u << 20,
+};
+// V19's own business: it refuses them in any opcode with a better sentence.
+constexpr uint32_t kPositionFields = 1u << 12 | 1u << 13 | 1u << 14;
+constexpr uint32_t kFlagsField = 1u << 17;
+
+// One row per opcode. arity_in counts the inputs without those that flags add.
+struct OpRow {
+  int32_t op;
+  const char* name;
+  bool supported;
+  int arity_in, arity_out;
+  uint32_t flags, params;
+};
+
+constexpr uint32_t kGemvFlags = AMK_FLAG_NORM | AMK_FLAG_BIAS | AMK_FLAG_SILU_PAIR | AMK_FLAG_RESIDUAL;
+
+constexpr OpRow kRows[] = {
+    {AMK_OP_NOP, "NOP", true, 0, 0, 0, 0},
+    {AMK_OP_COPY, "COPY", true, 1, 1, 0, kNTile | kNOff | kMOff},
+    {AMK_OP_EMBED, "EMBED", true, 2, 1, 0, kVocab | kHidden | kNTile | kNOff},
+    {AMK_OP_RMSNORM, "RMSNORM", true, 2, 1, 0, kHidden | kMTile | kNOff | kMOff | kEps},
+    {AMK_OP_LAYERNORM, "LAYERNORM", false, 0, 0, 0, 0},
+    {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kNOff | kMOff},
+    {AMK_OP_GEMM_TILE, "GEMM_TILE", false, 0, 0, 0, 0},
+    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, 0,
+     kHeads | kKvHeads | kHeadDim | kK | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
+    {AMK_OP_ROPE, "ROPE", true, 2, 1, AMK_FLAG_NORM, kHeads | kHeadDim | kMOff | kNOff},
+    {AMK_OP_SILU_MUL, "SILU_MUL", true, 1, 1, 0, kN | kNTile | kNOff},
+    {AMK_OP_GELU, "GELU", false, 0, 0, 0, 0},
+    {AMK_OP_ADD, "ADD", true, 2, 1, 0, kNTile | kNOff},
+    {AMK_OP_MUL, "MUL", true, 2, 1, 0, kNTile | kNOff},
+    {AMK_OP_DEQUANT, "DEQUANT", false, 0, 0, 0, 0},
+    {AMK_OP_SOFTMAX, "SOFTMAX", false, 0, 0, 0, 0},
+    {AMK_OP_ALLREDUCE_SHARD, "ALLREDUCE_SHARD", false, 0, 0, 0, 0},
+    {AMK_OP_KV_APPEND, "KV_APPEND", true, 1, 1, AMK_FLAG_NORM | AMK_FLAG_ROPE,
+     kKvHeads | kHeadDim | kK | kNOff | kNTile | kMOff},
+    {AMK_OP_SAMPLE_ARGMAX, "SAMPLE_ARGMAX", true, 1, 2, 0, kVocab | kNTile | kNOff | kM | kDim},
+    {AMK_OP_ATTENTION_COMBINE, "ATTENTION_COMBINE", true, 2, 1, 0, kHeads | kHeadDim | kM | kNOff | kNTile},
+    {AMK_OP_FUSED, "FUSED", false, 0, 0, 0, 0},
+    {AMK_OP_ARGMAX_COMBINE, "ARGMAX_COMBINE", true, 2, 1, 0, kM},
+};
+constexpr int kOpCount = sizeof(kRows) / sizeof(kRows[0]);
+static_assert(kOpCount == AMK_OP_ARGMAX_COMBINE + 1, "an opcode was added: give it its row here");
+
+const OpRow* find_row(int32_t op) { return op >= 0 && op < kOpCount ? &kRows[op] : nullptr; }
+
+int flag_inputs(int32_t flags) {
+  return !!(flags & AMK_FLAG_NORM) + !!(flags & AMK_FLAG_BIAS) + !!(flags & AMK_FLAG_RESIDUAL) +
+         !!(flags & AMK_FLAG_ROPE);
+}
+
+bool is_immutable(int32_t kind) {
+  return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST || kind == AMK_KIND_IO_INPUT;
+}
+
+// Collects the first broken rule. Each helper returns true when its rule holds, so checks chain with &&.
+class Checker {
+ public:
+  Checker(const TaskView& view, Problem* problem) : v(view), p(view.task.params), problem_(problem) {}
+
+  bool fail(int code, int32_t buffer, std::string message) {
+    problem_->code = code;
+    problem_->buffer = buffer;
+    problem_->text = text("%s: %s", find_row(v.task.op)->name, message.c_str());
+    return false;
+  }
+  bool in_dtype(int slot, int32_t want, const char* what) {
+    return v.input(slot).dtype == want || bad_dtype(v.task.inputs[slot], v.input(slot), want, what);
+  }
+  bool out_dtype(int slot, int32_t want, const char* what) {
+    return v.output(slot).dtype == want || bad_dtype(v.task.outputs[slot], v.output(slot), want, what);
+  }
+  bool compute_dtype(int slot, const char* what) {
+    if (is_compute_dtype(v.input(slot).dtype)) return true;
+    return fail(3, v.task.inputs[slot],
+                text("%s has dtype %s, expected f32, f16 or bf16", what, dtype_name(v.input(slot).dtype)));
+  }
+  // Operand kinds: the cache appears only where a cache is meant.
+  bool plain_operands(uint32_t cache_inputs, uint32_t cache_outputs) {
+    for (int i = 0; i < v.task.n_inputs; ++i) {
+      bool is_cache = v.input_kind(i) == AMK_KIND_KV_CACHE, wanted = cache_inputs >> i & 1;
+      if (is_cache != wanted) return bad_kind(v.task.inputs[i], "input", i, wanted);
+    }
+    for (int i = 0; i < v.task.n_outputs; ++i) {
+      bool is_cache = v.output_kind(i) == AMK_KIND_KV_CACHE, wanted = cache_outputs >> i & 1;
+      if (is_cache != wanted) return bad_kind(v.task.outputs[i], "output", i, wanted);
+    }
+    return true;
+  }
+  bool immutable(int slot, const char* what) {
+    if (is_immutable(v.input_kind(slot))) return true;
+    return fail(3, v.task.inputs[slot], text("%s must be a WEIGHT, CONST or IO_INPUT buffer", what));
+  }
+  bool positive(const char* name, int32_t value) {
+    return value >= 1 || fail(4, -1, text("%s is %d, expected >= 1", name, value));
+  }
+  bool equal(const char* name, int64_t value, const char* what, int64_t want, int32_t buffer) {
+    return value == want ||
+           fail(4, buffer, text("%s is %lld, but %s is %lld", name, (long long)value, what, (long long)want));
+  }
+  // V5 for a tile: [first, first + count) lies in [0, limit). Wide arithmetic: any int32 values are fine here.
+  bool within(const char* what, int64_t first, __int128 count, int64_t limit, int32_t buffer = -1) {
+    if (first >= 0 && count >= 0 && first + count <= limit) return true;
+    return fail(5, buffer,
+                text("%s: elements [%lld, %lld) of %lld", what, (long long)first, (long long)(first + count),
+                     (long long)limit));
+  }
+  bool in_range(int slot, const char* what, int64_t first, __int128 count) {
+    return within(what, first, count, v.input(slot).numel, v.task.inputs[slot]);
+  }
+  bool out_range(int slot, const char* what, int64_t first, __int128 count) {
+    return within(what, first, count, v.output(slot).numel, v.task.outputs[slot]);
+  }
+  bool finite_positive(const char* name, float value) {
+    return (std::isfinite(value) && value > 0) ||
+           fail(4, -1, text("%s is %g, expected a finite number > 0", name, (double)value));
+  }
+  bool shape(const amk_buffer_t& b, int32_t id, const char* what, int rank, int64_t d0, int64_t d1, int64_t d2 = 0) {
+    if (b.rank == rank && b.shape[0] == d0 && (rank < 2 || b.shape[1] == d1) && (rank < 3 || b.shape[2] == d2))
+      return true;
+    std::string got, want = text("[%lld, %lld", (long long)d0, (long long)d1);
+    want += rank > 2 ? text(", %lld]", (long long)d2) : "]";
+    for (int i = 0; i < b.rank && i < AMK_MAX_RANK; ++i) got += text(i ? ", %lld" : "%lld", (long long)b.shape[i]);
+    return fail(4, id, text("%s has shape [%s], expected %s", what, got.c_str(), want.c_str()));
+  }
+  bool numel_in(int slot, const char* what, int64_t want) {
+    return equal("numel", v.input(slot).numel, what, want, v.task.inputs[slot]);
+  }
+  bool numel_out(int slot, const char* what, int64_t want) {
+    return equal("numel", v.output(slot).numel, what, want, v.task.outputs[slot]);
+  }
+  bool even_head_dim() {
+    return positive("head_dim", p.head_dim) &&
+           (p.head_dim % 2 == 0 || fail(4, -1, text("head_dim is %d, expected an even number", p.head_dim)));
+  }
+
+  const TaskView& v;
+  const P& p;
+
+ private:
+  bool bad_dtype(int32_t buffer, const amk_buffer_t& b, int32_t want, const char* what) {
+    return fail(3, buffer, text("%s has dtype %s, expected %s", what, dtype_name(b.dtype), dtype_name(want)));
+  }
+  bool bad_kind(int32_t buffer, const char* side, int slot, bool wanted) {
+    return fail(3, buffer,
+                text("%s %d %s", side, slot,
+                     wanted ? "must be a KV_CACHE buffer"
+                            : "is a KV_CACHE buffer; only attention and KV_APPEND may touch the cache"));
+  }
+  Problem* problem_;
+};
+
+bool check_copy(Checker& c) {
+  if (dtype_bits(c.v.input(0).dtype) < 8) return c.fail(3, c.v.task.inputs[0], "elements narrower than a byte");
+  return c.out_dtype(0, c.v.input(0).dtype, "out") && c.positive("N_tile", c.p.N_tile) &&
+         c.in_range(0, "in", c.p.m_off, c.p.N_tile) && c.out_range(0, "out", c.p.n_off, c.p.N_tile);
+}
+
+bool check_embed(Checker& c) {
+  return c.in_dtype(0, AMK_DTYPE_I32, "token") && c.compute_dtype(1, "table") && c.immutable(1, "table") &&
+         c.out_dtype(0, c.v.input(1).dtype, "out") && c.positive("vocab", c.p.vocab) &&
+         c.positive("hidden", c.p.hidden) && c.numel_in(0, "the token operand", 1) &&
+         c.shape(c.v.input(1), c.v.task.inputs[1], "table", 2, c.p.vocab, c.p.hidden) &&
+         c.numel_out(0, "hidden", c.p.hidden) && c.positive("N_tile", c.p.N_tile) &&
+         c.out_range(0, "out", c.p.n_off, c.p.N_tile);
+}
+
+bool check_rmsnorm(Checker& c) {
+  return c.compute_dtype(0, "x") && c.in_dtype(1, c.v.input(0).dtype, "weight") &&
+         c.out_dtype(0, c.v.input(0).dtype, "out") && c.positive("hidden", c.p.hidden) &&
+         c.positive("M_tile", c.p.M_tile) && c.numel_in(1, "hidden", c.p.hidden) && c.finite_positive("eps", c.p.eps) &&
+         c.in_range(0, "x", c.p.m_off, __int128{c.p.M_tile} * c.p.hidden) &&
+         c.out_range(0, "out", c.p.n_off, __int128{c.p.M_tile} * c.p.hidden);
+}
+
+bool check_gemv(Checker& c) {
+  const int32_t dtype = c.v.input(0).dtype;
+  const FlagSlots slots = flag_slots(c.v.task);
+  const bool pair = c.p.flags & AMK_FLAG_SILU_PAIR;
+  if (!(c.compute_dtype(0, "x") && c.in_dtype(1, dtype, "weight") && c.immutable(1, "weight"))) return false;
+  if (slots.norm >= 0 && !c.in_dtype(slots.norm, dtype, "norm weight")) return false;
+  if (slots.bias >= 0 && !c.in_dtype(slots.bias, dtype, "bias")) return false;
+  if (slots.residual >= 0 && !c.in_dtype(slots.residual, dtype, "residual")) return false;
+  if (c.v.output(0).dtype != AMK_DTYPE_F32 && !c.out_dtype(0, dtype, "out")) return false;
+  if (!(c.positive("K", c.p.K) && c.positive("N", c.p.N) && c.positive("N_tile", c.p.N_tile))) return false;
+  if (int64_t{c.p.K} * dtype_bits(dtype) / 8 % AMK_VECTOR_BYTES != 0)
+    return c.fail(5, c.v.task.inputs[1],
+                  text("rows of %d %s are no multiple of %d bytes", c.p.K, dtype_name(dtype), AMK_VECTOR_BYTES));
+  const int64_t weight_rows = pair ? 2 * int64_t{c.p.N} : c.p.N;
+  if (!c.shape(c.v.input(1), c.v.task.inputs[1], "weight", 2, weight_rows, c.p.K)) return false;
+  if (slots.norm >= 0 && !(c.numel_in(slots.norm, "K", c.p.K) && c.finite_positive("eps", c.p.eps))) return false;
+  if (slots.bias >= 0 && !c.numel_in(slots.bias, "the weight's row count", weight_rows)) return false;
+  if (slots.residual >= 0 && !c.numel_in(slots.residual, "N", c.p.N)) return false;
+  return c.numel_out(0, "N", c.p.N) && c.in_range(0, "x", c.p.m_off, c.p.K) &&
+         c.out_range(0, "out", c.p.n_off, c.p.N_tile);
+}
+
+bool check_heads(Checker& c) {
+  if (!(c.positive("n_heads", c.p.n_heads) && c.positive("n_kv_heads", c.p.n_kv_heads))) return false;
+  if (c.p.n_heads % c.p.n_kv_heads != 0)
+    return c.fail(4, -1, text("n_heads %d is not a multiple of n_kv_heads %d", c.p.n_heads, c.p.n_kv_heads));
+  return true;
+}
+
+bool check_attention(Checker& c) {
+  const amk_instruction_t& t = c.v.task;
+  const int32_t dtype = c.v.input(0).dtype;
+  if (int64_t{c.p.head_dim} * dtype_bits(dtype) / 8 % AMK_VECTOR_BYTES != 0)
+    return c.fail(
+        5, t.inputs[1],
+        text("cache rows of %d %s are no multiple of %d bytes", c.p.head_dim, dtype_name(dtype), AMK_VECTOR_BYTES));
+  return c.compute_dtype(0, "q") && c.in_dtype(1, dtype, "k cache") && c.in_dtype(2, dtype, "v cache") &&
+         c.out_dtype(0, AMK_DTYPE_F32, "part_o") && c.out_dtype(1, AMK_DTYPE_F32, "part_ml") && check_heads(c) &&
+         c.even_head_dim() && c.positive("K", c.p.K) && c.positive("M", c.p.M) && c.positive("M_tile", c.p.M_tile) &&
+         c.positive("N_tile", c.p.N_tile) && c.finite_positive("scale", c.p.scale) &&
+         (c.p.dim >= 0 && c.p.dim < c.p.M ? true : c.fail(4, -1, text("split dim is %d of M = %d", c.p.dim, c.p.M))) &&
+         c.shape(c.v.input(1), t.inputs[1], "k cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
+         c.shape(c.v.input(2), t.inputs[2], "v cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
+         c.shape(c.v.output(0), t.outputs[0], "part_o", 3, c.p.n_heads, c.p.M, c.p.head_dim) &&
+         c.shape(c.v.output(1), t.outputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
+         c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
+         c.in_range(0, "q", c.p.m_off, __int128{c.p.n_heads} * c.p.head_dim);
+}
+
+bool check_combine(Checker& c) {
+  const amk_instruction_t& t = c.v.task;
+  if (!is_compute_dtype(c.v.output(0).dtype))
+    return c.fail(3, t.outputs[0],
+                  text("out has dtype %s, expected f32, f16 or bf16", dtype_name(c.v.output(0).dtype)));
+  return c.in_dtype(0, AMK_DTYPE_F32, "part_o") && c.in_dtype(1, AMK_DTYPE_F32, "part_ml") &&
+         c.positive("n_heads", c.p.n_heads) && c.positive("head_dim", c.p.head_dim) && c.positive("M", c.p.M) &&
+         c.positive("N_tile", c.p.N_tile) &&
+         c.shape(c.v.input(0), t.inputs[0], "part_o", 3, c.p.n_heads, c.p.M, c.p.head_dim) &&
+         c.shape(c.v.input(1), t.inputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
+         c.numel_out(0, "n_heads * head_dim", int64_t{c.p.n_heads} * c.p.head_dim) &&
+         c.within("heads", c.p.n_off, c.p.N_tile, c.p.n_heads);
+}
+
+bool check_rotation_operands(Checker& c, const FlagSlots& slots, int inv_freq) {
+  const int32_t dtype = c.v.input(0).dtype;
+  if (inv_freq >= 0 && !(c.in_dtype(inv_freq, AMK_DTYPE_F32, "inv_freq") && c.even_head_dim() &&
+                         c.numel_in(inv_freq, "head_dim / 2", c.p.head_dim / 2)))
+    return false;
+  return slots.norm < 0 || (c.in_dtype(slots.norm, dtype, "norm weight") && c.positive("head_dim", c.p.head_dim) &&
+                            c.numel_in(slots.norm, "head_dim", c.p.head_dim) && c.finite_positive("eps", c.p.eps));
+}
+
+bool check_rope(Checker& c) {
+  return c.compute_dtype(0, "x") && c.out_dtype(0, c.v.input(0).dtype, "out") &&
+         check_rotation_operands(c, flag_slots(c.v.task), 1) && c.positive("n_heads", c.p.n_heads) &&
+         c.in_range(0, "x", c.p.m_off, __int128{c.p.n_heads} * c.p.head_dim) &&
+         c.out_range(0, "out", c.p.n_off, __int128{c.p.n_heads} * c.p.head_dim);
+}
+
+bool check_kv_append(Checker& c) {
+  const FlagSlots slots = flag_slots(c.v.task);
+  return c.compute_dtype(0, "src") && c.out_dtype(0, c.v.input(0).dtype, "cache") &&
+         check_rotation_operands(c, slots, slots.rope) && c.positive("head_dim", c.p.head_dim) &&
+         c.positive("n_kv_heads", c.p.n_kv_heads) && c.positive("K", c.p.K) && c.positive("N_tile", c.p.N_tile) &&
+         c.shape(c.v.output(0), c.v.task.outputs[0], "cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
+         c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
+         c.in_range(0, "src", c.p.m_off, __int128{c.p.N_tile} * c.p.head_dim);
+}
+
+bool check_silu_mul(Checker& c) {
+  return c.compute_dtype(0, "gate_up") && c.out_dtype(0, c.v.input(0).dtype, "out") && c.positive("N", c.p.N) &&
+         c.positive("N_tile", c.p.N_tile) && c.numel_in(0, "2 * N", 2 * int64_t{c.p.N}) && c.numel_out(0, "N", c.p.N) &&
+         c.out_range(0, "out", c.p.n_off, c.p.N_tile);
+}
+
+bool check_elementwise(Checker& c) {
+  const int32_t dtype = c.v.input(0).dtype;
+  return c.compute_dtype(0, "a") && c.in_dtype(1, dtype, "b") && c.out_dtype(0, dtype, "out") &&
+         c.positive("N_tile", c.p.N_tile) && c.in_range(0, "a", c.p.n_off, c.p.N_tile) &&
+         c.in_range(1, "b", c.p.n_off, c.p.N_tile) && c.out_range(0, "out", c.p.n_off, c.p.N_tile);
+}
+
+bool check_argmax(Checker& c) {
+  return c.in_dtype(0, AMK_DTYPE_F32, "logits") && c.out_dtype(0, AMK_DTYPE_F32, "best_value") &&
+         c.out_dtype(1, AMK_DTYPE_I32, "best_index") && c.positive("vocab", c.p.vocab) && c.positive("M", c.p.M) &&
+         c.positive("N_tile", c.p.N_tile) && c.numel_in(0, "vocab", c.p.vocab) && c.numel_out(0, "M", c.p.M) &&
+         c.numel_out(1, "M", c.p.M) && c.in_range(0, "logits", c.p.n_off, c.p.N_tile) &&
+         (c.p.dim >= 0 && c.p.dim < c.p.M ? true : c.fail(4, -1, text("entry dim is %d of M = %d", c.p.dim, c.p.M)));
+}
+
+bool check_argmax_combine(Checker& c) {
+  return c.in_dtype(0, AMK_DTYPE_F32, "best_value") && c.in_dtype(1, AMK_DTYPE_I32, "best_index") &&
+         c.out_dtype(0, AMK_DTYPE_I32, "out") && c.positive("M", c.p.M) && c.numel_in(0, "M", c.p.M) &&
+         c.numel_in(1, "M", c.p.M) && c.numel_out(0, "one", 1);
+}
+
+uint32_t used_params(const OpRow& row, int32_t flags) {
+  uint32_t used = row.params | kPositionFields;
+  if (row.flags) used |= kFlagsField;
+  if (flags & AMK_FLAG_NORM) used |= kEps;
+  return used;
+}
+
+// Arity, flags, and parameters nobody asked for.
+bool check_signature(Checker& c, const OpRow& row) {
+  const amk_instruction_t& t = c.v.task;
+  if (t.params.flags & ~static_cast<int32_t>(row.flags))
+    return c.fail(3, -1, text("flags 0x%x, allowed 0x%x", t.params.flags, row.flags));
+  const int want_inputs = row.arity_in + flag_inputs(t.params.flags);
+  if (t.n_inputs != want_inputs) return c.fail(3, -1, text("%d inputs, expected %d", t.n_inputs, want_inputs));
+  if (t.n_outputs != row.arity_out) return c.fail(3, -1, text("%d outputs, expected %d", t.n_outputs, row.arity_out));
+  const uint32_t used = used_params(row, t.params.flags);
+  for (int i = 0; i < kParamFieldCount; ++i) {
+    const ParamField& f = kFields[i];
+    // `!(x == 0)` so that a NaN in an unused float is refused too.
+    const bool set = f.as_int ? t.params.*f.as_int != 0 : !(t.params.*f.as_float == 0);
+    if (set && !(used >> i & 1)) return c.fail(3, -1, text("parameter %s is set, but this opcode has none", f.name));
+  }
+  return true;
+}
+
+}  // namespace
+
+const char* op_name(int32_t op) {
+  const OpRow* row = find_row(op);
+  return row ? row->name : nullptr;
+}
+
+bool op_supported(int32_t op) {
+  const OpRow* row = find_row(op);
+  return row && row->supported;
+}
+
+FlagSlots flag_slots(const amk_instruction_t& task) {
+  FlagSlots slots;
+  const OpRow* row = find_row(task.op);
+  if (!row) return slots;
+  int next = row->arity_in;
+  if (task.params.flags & AMK_FLAG_ROPE) slots.rope = next++;
+  if (task.params.flags & AMK_FLAG_NORM) slots.norm = next++;
+  if (task.params.flags & AMK_FLAG_BIAS) slots.bias = next++;
+  if (task.params.flags & AMK_FLAG_RESIDUAL) slots.residual = next++;
+  return slots;
+}
+
+const ParamField* param_field(int index) { return index >= 0 && index < kParamFieldCount ? &kFields[index] : nullptr; }
+
+bool op_check(const TaskView& view, Problem* problem) {
+  const OpRow* row = find_row(view.task.op);
+  if (!row || !row->supported) {
+    *problem = {3, -1,
+                row ? text("opcode %s has no implementation in this build", row->name)
+                    : text("unknown opcode %d", view.task.op)};
+    return false;
+  }
+  Checker c(view, problem);
+  if (!check_signature(c, *row)) return false;
+  const bool is_append = row->op == AMK_OP_KV_APPEND, is_attention = row->op == AMK_OP_ATTENTION_TILE;
+  if (!c.plain_operands(is_attention ? 0b110 : 0, is_append ? 1 : 0)) return false;
+  switch (view.task.op) {
+    case AMK_OP_NOP: return true;
+    case AMK_OP_COPY: return check_copy(c);
+    case AMK_OP_EMBED: return check_embed(c);
+    case AMK_OP_RMSNORM: return check_rmsnorm(c);
+    case AMK_OP_GEMV_TILE: return check_gemv(c);
+    case AMK_OP_ATTENTION_TILE: return check_attention(c);
+    case AMK_OP_ROPE: return check_rope(c);
+    case AMK_OP_SILU_MUL: return check_silu_mul(c);
+    case AMK_OP_ADD:
+    case AMK_OP_MUL: return check_elementwise(c);
+    case AMK_OP_KV_APPEND: return check_kv_append(c);
+    case AMK_OP_SAMPLE_ARGMAX: return check_argmax(c);
+    case AMK_OP_ATTENTION_COMBINE: return check_combine(c);
+    case AMK_OP_ARGMAX_COMBINE: return check_argmax_combine(c);
+    default: return c.fail(3, -1, "no law");
+  }
+}
+
+}  // namespace amk
