@@ -1,0 +1,365 @@
+"""A Hugging Face checkpoint directory -> `ModelConfig` and the weight table under AMK's canonical names.
+
+In: config.json with model.safetensors, or with shards and model.safetensors.index.json. Out: numpy arrays in the
+storage dtype (bf16 as uint16), operands of one fused instruction concatenated. Every tensor is accounted for when the
+directory is opened; each byte is then read once, straight into its final place, where it is scanned for NaN and
+infinity and hashed while it is hot. This file must never convert a weight or keep a second copy of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError, OutOfMemory, UnsupportedModel
+from .model_config import ModelConfig, parse_config, rope_inv_freq
+from .safetensors import MAX_TENSORS, SafetensorsFile, TensorEntry, read_regular_file
+from .strict_json import parse_strict_json
+
+__all__ = ["STORAGE", "Checkpoint", "WeightSource", "Weights", "weight_plan"]
+
+STORAGE = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+FILE_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+# NaN and infinity have every exponent bit set: (unsigned view, mask) per dtype.
+_EXPONENT = {"f32": (np.uint32, 0x7F800000), "f16": (np.uint16, 0x7C00), "bf16": (np.uint16, 0x7F80)}
+
+_CHUNK_BYTES = 2 << 20  # one read, one scan, one leaf of the digest
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_INDEX_BYTES = 64 << 20
+_MAX_SHARDS = 4096
+
+_SHARD_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,243}\.safetensors")
+_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # recomputed; in old Llama files
+
+Part = tuple[str, tuple[int, ...]]  # Hugging Face name and shape
+Plan = dict[str, tuple[Part, ...]]  # canonical name -> the parts whose rows are stacked, in order
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Canonical name -> array in storage dtype; `digest` covers names, dtypes, shapes and bytes."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], dtype: str, digest: str) -> None:
+        self._arrays = arrays
+        self.dtype = dtype
+        self.digest = digest
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def weight_plan(config: ModelConfig) -> Plan:
+    """Every tensor the model is made of. L layers, H hidden, Q query heads, G kv heads, D head dim, F ffn, V vocab."""
+    h, f, v = config.hidden, config.ffn, config.vocab
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    plan: Plan = {"embed": (("model.embed_tokens.weight", (v, h)),)}
+    for i in range(config.layers):
+        layer, hf = f"layers.{i}.", f"model.layers.{i}."
+        attn, mlp = hf + "self_attn.", hf + "mlp."
+        plan[layer + "attn_norm"] = ((hf + "input_layernorm.weight", (h,)),)
+        plan[layer + "wqkv"] = tuple((f"{attn}{x}_proj.weight", (n, h)) for x, n in (("q", q), ("k", kv), ("v", kv)))
+        if config.qkv_bias:
+            plan[layer + "bqkv"] = tuple((f"{attn}{x}_proj.bias", (n,)) for x, n in (("q", q), ("k", kv), ("v", kv)))
+        if config.qk_norm:
+            plan[layer + "q_norm"] = ((attn + "q_norm.weight", (config.head_dim,)),)
+            plan[layer + "k_norm"] = ((attn + "k_norm.weight", (config.head_dim,)),)
+        plan[layer + "wo"] = ((attn + "o_proj.weight", (h, q)),)
+        if config.o_bias:
+            plan[layer + "bo"] = ((attn + "o_proj.bias", (h,)),)
+        plan[layer + "mlp_norm"] = ((hf + "post_attention_layernorm.weight", (h,)),)
+        plan[layer + "w_gate_up"] = ((mlp + "gate_proj.weight", (f, h)), (mlp + "up_proj.weight", (f, h)))
+        if config.mlp_bias:
+            plan[layer + "b_gate_up"] = ((mlp + "gate_proj.bias", (f,)), (mlp + "up_proj.bias", (f,)))
+        plan[layer + "w_down"] = ((mlp + "down_proj.weight", (h, f)),)
+        if config.mlp_bias:
+            plan[layer + "b_down"] = ((mlp + "down_proj.bias", (h,)),)
+    plan["final_norm"] = (("model.norm.weight", (h,)),)
+    if not config.tied:
+        plan["lm_head"] = (("lm_head.weight", (v, h)),)
+    return plan
+
+
+class WeightSource(ABC):
+    """What files and embedded models share: a configuration, tensors by Hugging Face name, and the weight table."""
+
+    name: str
+    config: ModelConfig
+
+    @abstractmethod
+    def tensor_names(self) -> tuple[str, ...]:
+        """Hugging Face names of all tensors, sorted."""
+
+    @abstractmethod
+    def tensor_entry(self, name: str) -> TensorEntry:
+        """Dtype and shape of one tensor; InputError if there is none of that name."""
+
+    @abstractmethod
+    def _read_range(self, name: str, start: int, out: np.ndarray) -> None:
+        """Fills `out` (one-dimensional, storage dtype) with elements `start ...` of the tensor."""
+
+    def raw(self, name: str) -> np.ndarray:
+        """A fresh copy of one tensor under its Hugging Face name, in storage dtype (bf16 as uint16)."""
+        entry = self.tensor_entry(name)
+        if entry.dtype not in FILE_DTYPES:
+            raise InputError(f"{self.name}: tensor {name!r}: expected dtype F32, F16 or BF16, got {entry.dtype}")
+        array = _allocate(entry.shape, STORAGE[FILE_DTYPES[entry.dtype]], name)
+        self._read_range(name, 0, array.reshape(-1))
+        return array
+
+    def weights(self, *, check_finite: bool = True) -> Weights:
+        """Reads the whole model: each tensor once, directly into its rows of the operand that it belongs to."""
+        dtype = self.config.dtype
+        arrays: dict[str, np.ndarray] = {}
+        digest = _Digest()
+        try:
+            for name, parts in weight_plan(self.config).items():
+                shape = (sum(part_shape[0] for _, part_shape in parts), *parts[0][1][1:])
+                arrays[name] = _allocate(shape, STORAGE[dtype], name)
+                digest.begin(name, dtype, shape)
+                flat, start = arrays[name].reshape(-1), 0
+                for tensor, part_shape in parts:
+                    end = start + math.prod(part_shape)
+                    for chunk in self._read_chunks(tensor, flat[start:end], check_finite):
+                        digest.add(chunk)
+                    start = end
+            frequencies = arrays["rope_inv_freq"] = rope_inv_freq(self.config)
+            digest.begin("rope_inv_freq", "f32", frequencies.shape)
+            digest.add(frequencies)
+            if self.config.tied and "lm_head.weight" in self.tensor_names():
+                self._require_tied_head(arrays["embed"].reshape(-1))
+            return Weights(arrays, dtype, digest.finish())
+        except BaseException:
+            digest.cancel()
+            raise
+
+    def _read_chunks(self, tensor: str, flat: np.ndarray, check_finite: bool) -> Iterator[np.ndarray]:
+        """Fills `flat` with a whole tensor, handing over each piece as soon as it is in place."""
+        step = _CHUNK_BYTES // flat.itemsize
+        view, mask = _EXPONENT[self.config.dtype]
+        scratch = np.empty(min(step, flat.size), dtype=view)
+        for start in range(0, flat.size, step):
+            chunk = flat[start : start + step]
+            self._read_range(tensor, start, chunk)
+            if check_finite:
+                exponents = np.bitwise_and(chunk.view(view), view(mask), out=scratch[: chunk.size])
+                if exponents.max() == mask:
+                    index = start + int(np.argmax(exponents == mask))
+                    raise InputError(
+                        f"{self.name}: tensor {tensor!r}: expected finite values, got NaN or infinity at flat "
+                        f"index {index}"
+                    )
+            yield chunk
+
+    def _require_tied_head(self, embed: np.ndarray) -> None:
+        head = np.empty(min(_CHUNK_BYTES // embed.itemsize, embed.size), dtype=embed.dtype)
+        for start in range(0, embed.size, head.size):
+            chunk = head[: embed.size - start]
+            self._read_range("lm_head.weight", start, chunk)
+            if not np.array_equal(chunk.view(np.uint8), embed[start : start + chunk.size].view(np.uint8)):
+                raise UnsupportedModel(
+                    f"{self.name}: tie_word_embeddings: expected lm_head.weight to equal model.embed_tokens.weight "
+                    f"byte for byte, got a different one: set the key to false to use it",
+                    "tie_word_embeddings",
+                )
+
+
+class Checkpoint(WeightSource):
+    """An open checkpoint directory whose tensors are known to be exactly those that its configuration implies."""
+
+    def __init__(self, path: Path, config: ModelConfig, files: list[SafetensorsFile]) -> None:
+        """Use `Checkpoint.open`."""
+        self.path = path
+        self.name = path.resolve().name
+        self.config = config
+        self._files = files
+        self._where = {name: file for file in files for name in file.tensors}
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+        """Opens and checks configuration, shards and headers; reads no tensor data yet."""
+        path = Path(directory)
+        if not os.path.isdir(path):
+            raise InputError(f"{str(path)!r}: expected a checkpoint directory, got none of that name")
+        config_path = path / "config.json"
+        unknown = ""  # a config without a dtype takes that of the tensors
+        config = parse_config(read_regular_file(config_path, _MAX_CONFIG_BYTES), str(config_path), unknown)
+        files = _open_files(path)
+        try:
+            if config.dtype == unknown:
+                config = replace(config, dtype=_stored_dtype(files))
+            checkpoint = cls(path, config, files)
+            checkpoint._check_tensors()
+        except BaseException:
+            _close_all(files)
+            raise
+        return checkpoint
+
+    def tensor_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._where))
+
+    def tensor_entry(self, name: str) -> TensorEntry:
+        if name not in self._where:
+            raise InputError(f"{self.path}: no tensor is called {name!r}")
+        return self._where[name].tensors[name]
+
+    def close(self) -> None:
+        _close_all(self._files)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_range(self, name: str, start: int, out: np.ndarray) -> None:
+        self._where[name].read_into(name, out, start_byte=start * out.itemsize)
+
+    def weights(self, *, check_finite: bool = True) -> Weights:
+        weights = super().weights(check_finite=check_finite)
+        for file in self._files:
+            file.check_unchanged()
+        return weights
+
+    def _check_tensors(self) -> None:
+        """Names, shapes and dtypes against the configuration: nothing missing, nothing left over."""
+        expected = {name: shape for parts in weight_plan(self.config).values() for name, shape in parts}
+        missing = sorted(expected.keys() - self._where.keys())
+        if missing:
+            hint = " (is tie_word_embeddings meant to be true?)" if missing == ["lm_head.weight"] else ""
+            raise InputError(f"{self.path}: expected {len(expected)} tensors, missing {_listing(missing)}{hint}")
+        if self.config.tied and "lm_head.weight" in self._where:
+            expected["lm_head.weight"] = expected["model.embed_tokens.weight"]  # compared with it when read
+        extra = sorted(name for name in self._where.keys() - expected.keys() if not _IGNORED.fullmatch(name))
+        if extra:
+            raise InputError(f"{self.path}: expected {len(expected)} tensors, found besides: {_listing(extra)}")
+        for name, shape in expected.items():
+            entry = self.tensor_entry(name)
+            if FILE_DTYPES.get(entry.dtype) != self.config.dtype or entry.shape != shape:
+                raise InputError(
+                    f"{self._where[name].path}: tensor {name!r}: expected {self.config.dtype} {list(shape)}, "
+                    f"got {entry.dtype} {list(entry.shape)}"
+                )
+
+
+class _Digest:
+    """A two-level blake2b-256: of each label and of the digests of each tensor's chunks, in plan order.
+
+    Leaves are hashed on threads (hashlib works without the GIL), so that hashing hides behind reading: one blake2b runs
+    at about 0.6 GB/s. `_CHUNK_BYTES` is part of the definition.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[bytes | Future[bytes]] = []
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="amk-digest")
+
+    def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        self._items.append(f"{name} {dtype} {list(shape)}\n".encode())
+
+    def add(self, chunk: np.ndarray) -> None:
+        """The chunk must not change before `finish`."""
+        self._items.append(self._pool.submit(_leaf_digest, chunk.view(np.uint8)))
+
+    def finish(self) -> str:
+        root = hashlib.blake2b(digest_size=32)
+        for item in self._items:
+            root.update(item if isinstance(item, bytes) else item.result())
+        self._pool.shutdown()
+        return root.hexdigest()
+
+    def cancel(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leaf_digest(chunk: np.ndarray) -> bytes:
+    return hashlib.blake2b(chunk, digest_size=32).digest()
+
+
+def _open_files(path: Path) -> list[SafetensorsFile]:
+    """The single file if there is one (as Transformers chooses), else the shards of the index."""
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if os.path.lexists(single):
+        return [SafetensorsFile(single)]
+    if not os.path.lexists(index):
+        raise InputError(f"{str(path)!r}: expected {single.name} or {index.name}, got neither")
+    weight_map, total_bytes = _read_index(index)
+    files: list[SafetensorsFile] = []
+    try:
+        for shard in sorted(set(weight_map.values())):
+            file = SafetensorsFile(path / shard)
+            files.append(file)
+            listed = {name for name, where in weight_map.items() if where == shard}
+            if differing := sorted(listed ^ file.tensors.keys()):
+                raise InputError(
+                    f"{file.path}: expected the {len(listed)} tensors that {index.name} lists for it, "
+                    f"differs in {_listing(differing)}"
+                )
+        found_bytes = sum(entry.nbytes for file in files for entry in file.tensors.values())
+        if total_bytes is not None and total_bytes != found_bytes:
+            raise InputError(f"{index}: metadata.total_size: expected {found_bytes}, got {total_bytes}")
+    except BaseException:
+        _close_all(files)
+        raise
+    return files
+
+
+def _read_index(index: Path) -> tuple[dict[str, str], int | None]:
+    table = parse_strict_json(read_regular_file(index, _MAX_INDEX_BYTES), str(index))
+    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(weight_map, dict) or not 1 <= len(weight_map) <= MAX_TENSORS:
+        raise InputError(f"{index}: weight_map: expected an object of 1 to {MAX_TENSORS} tensors, got something else")
+    shards = {shard if isinstance(shard, str) else repr(shard) for shard in weight_map.values()}
+    for shard in shards:
+        if not _SHARD_NAME.fullmatch(shard):
+            raise InputError(f"{index}: weight_map: expected plain file names *.safetensors, got {shard[:200]!r}")
+    if len(shards) > _MAX_SHARDS:
+        raise InputError(f"{index}: weight_map: expected at most {_MAX_SHARDS} shards, got {len(shards)}")
+    metadata = table.get("metadata") or {}
+    total_bytes = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or (total_bytes is not None and type(total_bytes) is not int):
+        raise InputError(f"{index}: metadata.total_size: expected an integer, got {str(total_bytes)[:80]}")
+    return weight_map, total_bytes
+
+
+def _stored_dtype(files: list[SafetensorsFile]) -> str:
+    found = {entry.dtype for file in files for entry in file.tensors.values() if not _IGNORED.fullmatch(entry.name)}
+    if len(found) != 1 or not found <= FILE_DTYPES.keys():
+        raise InputError(f"{files[0].path}: expected one dtype of F32, F16, BF16 throughout, got {sorted(found)}")
+    return FILE_DTYPES[found.pop()]
+
+
+def _close_all(files: list[SafetensorsFile]) -> None:
+    for file in files:
+        file.close()
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> np.ndarray:
+    try:
+        return np.empty(shape, dtype=dtype)
+    except MemoryError as error:
+        wanted = math.prod(shape) * dtype.itemsize
+        raise OutOfMemory(f"tensor {name!r}: expected room for {wanted} bytes {list(shape)}, got none") from error
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(repr(name[:200]) for name in names[:8]) + more

@@ -1,0 +1,335 @@
+"""Independent float64 decoder: the reference every machine's logits are judged against.
+
+In: a model description, a function that returns one tensor by its Hugging Face name, tokens, positions, K and V rows.
+Out: float64 logits [n, V], the largest acceptable logit error per storage dtype, and an on-disk cache of logits.
+Written from the papers: RMSNorm (arXiv 1910.07467), rotary embedding (2104.09864, the rotate-half pairing of dimension
+i with i + D/2), grouped-query attention (2305.13245), SwiGLU (2002.05202), per-head q/k norm (2302.05442).
+It must never import another amk module: an error there must not be able to reach both sides of a comparison.
+It works layer by layer over all positions at once; a weight is converted in row chunks, never as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+Rows = list[tuple[F64, F64]]  # per layer: K [n, G, D] (normed and rotated) and V [n, G, D]
+KvSource = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
+_Attend = Callable[[int, F64, F64, F64], F64]
+
+CHUNK_BYTES = 64 << 20  # of float64, the most that one converted piece of a weight may take
+UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
+
+
+def to_float64(array: NDArray[Any], dtype: str) -> F64:
+    """Values of `array`. uint16 is read as the bits of `dtype` (f16 or bf16); a float array holds the values itself."""
+    if array.dtype == np.uint16 and dtype == "bf16":
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return (array.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    if array.dtype == np.uint16 and dtype == "f16":
+        return array.view(np.float16).astype(np.float64)
+    if dtype in UNIT_ROUNDOFF and array.dtype in (np.float16, np.float32, np.float64):
+        return array.astype(np.float64)
+    raise ValueError(f"cannot read an array of {array.dtype} as {dtype}")
+
+
+def round_to(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Nearest-even storage form: float32, float16, or the uint16 bits of bf16. Overflow gives inf, NaN stays NaN."""
+    wide = np.asarray(array, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype == "f16":
+            return wide.astype(np.float16)
+        single = wide.astype(np.float32)
+    if dtype == "f32":
+        return single
+    if dtype != "bf16":
+        raise ValueError(f"unknown dtype {dtype!r}, expected one of {sorted(UNIT_ROUNDOFF)}")
+    # float64 -> float32 -> bf16 would round twice. Going through float32 rounded to odd is exact (Boldo & Melquiond,
+    # 2008): truncate toward zero, then set the last bit if anything was lost.
+    bits = single.view(np.uint32)
+    back = single.astype(np.float64)
+    bits = (bits - (np.abs(back) > np.abs(wide))) | (back != wide)
+    bits = (bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    return np.where(np.isnan(wide), np.uint64(0x7FC0), bits).astype(np.uint16)
+
+
+def inverse_frequencies(config: Any) -> F64:
+    """[D/2] rotary frequencies in radians per position, `llama3` and `linear` scaling applied, all in float64."""
+    freq = float(config.rope_theta) ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+
+    def field(name: str) -> Any:
+        value = scaling.get(name) if isinstance(scaling, Mapping) else getattr(scaling, name, None)
+        if value is None:
+            raise ValueError(f"rope_scaling lacks {name}")
+        return value
+
+    kind = field("rope_type")
+    if kind == "default":
+        return freq
+    if kind == "linear":
+        return freq / float(field("factor"))
+    if kind != "llama3":
+        raise ValueError(f"rope_scaling.rope_type {kind!r} is not modelled, expected 'llama3' or 'linear'")
+    # Long wavelengths (fewer than `low` turns in the original context) are stretched by `factor`, short ones (more
+    # than `high` turns) are kept, and those between are blended linearly in the number of turns.
+    low, high = float(field("low_freq_factor")), float(field("high_freq_factor"))
+    turns = float(field("original_max_position_embeddings")) * freq / (2.0 * math.pi)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return keep * freq + (1.0 - keep) * freq / float(field("factor"))
+
+
+def synthetic_kv(config: Any, max_rows: int, seed: int, layer: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Seeded K and V [G, S, D] float32, every value exact in the storage dtype. Row s does not depend on `max_rows`.
+
+    A query with unit-variance entries meets scores of standard deviation 2 after the 1/sqrt(D) scale: peaked enough
+    that a wrong scale, rotation or mask moves the logits, flat enough that many rows still matter.
+    """
+    mask = (1 << 64) - 1
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed & mask, layer & mask], dtype=np.uint64)))
+    rows = generator.standard_normal((max_rows, 2, config.n_kv_heads, config.head_dim), dtype=np.float32)
+    rows[:, 0] *= 2.0
+    exact = to_float64(round_to(rows, config.dtype), config.dtype).astype(np.float32).transpose(1, 2, 0, 3)
+    return np.ascontiguousarray(exact[0]), np.ascontiguousarray(exact[1])
+
+
+class Oracle:
+    """Decodes in float64. `raw(name)` returns a tensor in storage dtype (bf16 as uint16 bits), afresh at each call."""
+
+    def __init__(self, config: Any, raw: Callable[[str], NDArray[Any]]) -> None:
+        if config.n_heads % config.n_kv_heads or config.head_dim % 2:
+            raise ValueError(
+                f"n_heads {config.n_heads} must be a multiple of n_kv_heads {config.n_kv_heads}, head_dim even"
+            )
+        self.config = config
+        self._raw = raw
+        self._freq = inverse_frequencies(config)
+
+    def probe(self, tokens: Sequence[int], positions: Sequence[int], kv: KvSource, *, rows: Rows | None = None) -> F64:
+        """Logits [n, V] of n independent steps: tokens[i] at positions[i] over history rows [0, positions[i]).
+
+        `kv(layer)` -> (K, V), each [G, S, D] with K already normed and rotated. An item's own row comes after its
+        history and is never rounded. `rows`, when given, is a list that receives each layer's new (K, V), [n, G, D].
+        """
+        if len(tokens) != len(positions):
+            raise ValueError(f"{len(tokens)} tokens but {len(positions)} positions")
+        cfg = self.config
+
+        def attend(layer: int, q: F64, k: F64, v: F64) -> F64:
+            past_k, past_v = kv(layer)
+            longest = max(positions)
+            for name, past in (("K", past_k), ("V", past_v)):
+                if past.ndim != 3 or (past.shape[0], past.shape[2]) != k.shape[1:] or past.shape[1] < longest:
+                    raise ValueError(f"layer {layer} {name} is {past.shape}, expected [G, >= {longest}, D]")
+            out = np.empty_like(q)
+            for g in range(cfg.n_kv_heads):
+                head_k = to_float64(past_k[g, :longest], cfg.dtype)
+                head_v = to_float64(past_v[g, :longest], cfg.dtype)
+                for i, pos in enumerate(positions):
+                    item_k = np.concatenate([head_k[:pos], k[i, g : g + 1]])
+                    item_v = np.concatenate([head_v[:pos], v[i, g : g + 1]])
+                    out[i, g] = _softmax(q[i, g] @ item_k.T / math.sqrt(cfg.head_dim)) @ item_v
+            return out
+
+        return self._decode(tokens, positions, attend, rows)
+
+    def prefill(self, tokens: Sequence[int], *, rows: Rows | None = None) -> F64:
+        """Logits [n, V] of a decode from an empty cache: positions 0..n-1 at once, each seeing itself and before."""
+        cfg = self.config
+        hidden_future = np.triu(np.full((len(tokens), len(tokens)), -np.inf), k=1)
+
+        def attend(layer: int, q: F64, k: F64, v: F64) -> F64:
+            out = np.empty_like(q)
+            for g in range(cfg.n_kv_heads):
+                for r in range(q.shape[2]):
+                    scores = q[:, g, r] @ k[:, g].T / math.sqrt(cfg.head_dim)
+                    out[:, g, r] = _softmax(scores + hidden_future) @ v[:, g]
+            return out
+
+        return self._decode(tokens, range(len(tokens)), attend, rows)
+
+    def _decode(self, tokens: Sequence[int], positions: Sequence[int], attend: _Attend, rows: Rows | None) -> F64:
+        cfg, n = self.config, len(tokens)
+        if n == 0:
+            raise ValueError("no tokens")
+        if not all(0 <= t < cfg.vocab for t in tokens) or min(positions) < 0:
+            raise ValueError(f"tokens must lie in [0, {cfg.vocab}) and positions must not be negative")
+        q_width, kv_width = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+        kv_shape = (n, cfg.n_kv_heads, cfg.head_dim)
+        angle = np.asarray(positions, dtype=np.float64)[:, None] * self._freq
+        cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+
+        def norm(x: F64, name: str) -> F64:
+            weight = self._tensor(name, (x.shape[-1],))
+            return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + cfg.eps) * to_float64(weight, cfg.dtype)
+
+        x = to_float64(self._tensor("model.embed_tokens.weight", (cfg.vocab, cfg.hidden))[list(tokens)], cfg.dtype)
+        for layer in range(cfg.layers):
+            at = f"model.layers.{layer}."
+            h = norm(x, at + "input_layernorm.weight")
+            q = self._project(h, at + "self_attn.q_proj", q_width, cfg.qkv_bias).reshape(n, cfg.n_heads, cfg.head_dim)
+            k = self._project(h, at + "self_attn.k_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
+            v = self._project(h, at + "self_attn.v_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
+            if cfg.qk_norm:
+                q = norm(q, at + "self_attn.q_norm.weight")
+                k = norm(k, at + "self_attn.k_norm.weight")
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            if rows is not None:
+                rows.append((k, v))
+            # Query head j reads kv head j // (n_heads / n_kv_heads), so [Q, D] splits as [G, Q/G, D].
+            mixed = attend(layer, q.reshape(n, cfg.n_kv_heads, -1, cfg.head_dim), k, v).reshape(n, q_width)
+            x = x + self._project(mixed, at + "self_attn.o_proj", cfg.hidden, cfg.o_bias)
+            h = norm(x, at + "post_attention_layernorm.weight")
+            gate = self._project(h, at + "mlp.gate_proj", cfg.ffn, cfg.mlp_bias)
+            up = self._project(h, at + "mlp.up_proj", cfg.ffn, cfg.mlp_bias)
+            x = x + self._project(_silu(gate) * up, at + "mlp.down_proj", cfg.hidden, cfg.mlp_bias)
+        head = "model.embed_tokens" if cfg.tied else "lm_head"
+        return self._project(norm(x, "model.norm.weight"), head, cfg.vocab, False)
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        tensor = self._raw(name)
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tensor.shape}, expected {shape}")
+        return tensor
+
+    def _project(self, x: F64, name: str, n_out: int, bias: bool) -> F64:
+        """x: [n, K] -> [n, N] = x W^T (+ b), W [N, K] taken a chunk of rows at a time."""
+        weight = self._tensor(name + ".weight", (n_out, x.shape[1]))
+        out = np.empty((x.shape[0], n_out))
+        step = max(1, CHUNK_BYTES // (8 * x.shape[1]))
+        for first in range(0, n_out, step):
+            out[:, first : first + step] = x @ to_float64(weight[first : first + step], self.config.dtype).T
+        return out + to_float64(self._tensor(name + ".bias", (n_out,)), self.config.dtype) if bias else out
+
+
+def _rotate(x: F64, cos: F64, sin: F64) -> F64:
+    """x: [n, heads, D], cos and sin: [n, 1, D/2]. Turns the plane of dimensions (i, i + D/2) by the angle of i."""
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _softmax(scores: F64) -> F64:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _silu(x: F64) -> F64:
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit, -0
+        return x / (1.0 + np.exp(-x))
+
+
+def logit_error(got: NDArray[Any], ref: F64) -> float:
+    """Largest row of max|got - ref| / max|ref|; inf if shapes differ, a row is all 0, or a value is not finite."""
+    if got.shape != ref.shape or not ref.size or not (np.isfinite(got).all() and np.isfinite(ref).all()):
+        return math.inf
+    got, ref = np.atleast_2d(got), np.atleast_2d(ref)
+    scale = np.abs(ref).max(axis=-1)
+    return float(np.max(np.abs(got - ref).max(axis=-1) / scale)) if scale.all() else math.inf
+
+
+def error_limit(dtype: str, config: Any, *, position: int = 0) -> float:
+    """Largest acceptable `logit_error` of a machine that stores in `dtype`, sums in f32 in any order, up to `position`.
+
+    Errors are taken as independent, so their squares add (u is the unit roundoff, all figures relative and rms):
+    - A stored activation: at most u / sqrt(3). A layer stores 12: norm, qkv, rope, attention, o, add, norm, gate, up,
+      silu * up, down, add; q/k norm is a 13th. The last norm and the logits are 2 more. The residual stream carries
+      each one to the end with a gain near 1, hence the square root of layers.
+    - A sum of K terms in f32, one after another: partial sum k has size sqrt(k), so K roundings leave
+      u32 * sqrt(K / 6). Sums in lanes or trees leave less. A layer's chain has K = H, Q D, H, H, F; the head has H.
+    - Attention over S rows: u32 * sqrt(S / 6) for p V, and sqrt(S / 9) for the sum of p, whose terms are all positive.
+    - A rotary angle position * f in f32: f and the product are each rounded, for q and for k. f = 1 is exact.
+      It counts in full, although a mean over many independent V rows (as in `synthetic_kv`) hides most of it.
+    The limit is 3 times the total. The factor covers what the model leaves out: the gain of the softmax and of
+    gate * up, and the largest of V logits. The emulator in tests/python/test_oracle.py stays between 0.05 and 1.
+    """
+    u, u32 = UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF["f32"]
+    stored = config.layers * (13 if config.qk_norm else 12) + 2
+    summed = config.layers * (3 * config.hidden + config.n_heads * config.head_dim + config.ffn) + config.hidden
+    turned = 4 / 3 * position**2 * float(np.sum(inverse_frequencies(config)[1:] ** 2)) / (config.head_dim / 2)
+    square = u**2 * stored / 3 + u32**2 * (summed / 6 + config.layers * (position * (1 / 6 + 1 / 9) + turned))
+    return 3.0 * math.sqrt(square)
+
+
+class OracleCache:
+    """Float64 logits as .npy files in one directory, each followed by its SHA-256, which readers of .npy ignore.
+
+    A file that is missing, damaged or of another shape counts as absent and is rewritten. A directory that cannot be
+    written disables the cache and nothing else. At most `max_entries` files are kept, the newest.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None, *, max_entries: int = 64) -> None:
+        if directory is None:
+            base = os.environ.get("XDG_CACHE_HOME", "")
+            directory = (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "amk"
+        self.directory = Path(directory)
+        self.max_entries = max_entries
+
+    @staticmethod
+    def key(
+        config: Any, weight_digest: str, tokens: Sequence[int], positions: Sequence[int], kv_seed: int, kind: str
+    ) -> str:
+        """Covers everything the logits depend on: the model, the question, and the text of this file."""
+        names = "hidden layers n_heads n_kv_heads head_dim ffn vocab eps dtype tied qkv_bias o_bias mlp_bias qk_norm"
+        shape = {name: str(getattr(config, name)) for name in names.split()}
+        question = (weight_digest, [int(t) for t in tokens], [int(p) for p in positions], int(kv_seed), kind)
+        text = hashlib.sha256(repr((shape, question)).encode())
+        text.update(inverse_frequencies(config).tobytes())
+        text.update(Path(__file__).read_bytes())
+        return text.hexdigest()
+
+    def fetch(self, key: str, shape: tuple[int, ...], compute: Callable[[], F64]) -> F64:
+        """The logits stored under `key`, or `compute()`, which is then stored."""
+        path = self.directory / f"oracle-{key}.npy"
+        found = self._load(path, shape)
+        if found is not None:
+            return found
+        logits = np.ascontiguousarray(compute(), dtype=np.float64)
+        if logits.shape != shape:
+            raise ValueError(f"oracle gave logits of shape {logits.shape}, expected {shape}")
+        self._store(path, logits)
+        return logits
+
+    def _load(self, path: Path, shape: tuple[int, ...]) -> F64 | None:
+        try:
+            if not path.is_file() or path.stat().st_size > 8 * math.prod(shape) + 4096:  # NOTE: a FIFO would block
+                return None
+            data = path.read_bytes()
+            if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+                return None
+            logits = np.load(io.BytesIO(data[:-32]), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return logits if logits.shape == shape and logits.dtype == np.float64 else None
+
+    def _store(self, path: Path, logits: F64) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, logits, allow_pickle=False)
+        data = buffer.getvalue()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix="oracle-", suffix=".tmp", dir=self.directory)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data + hashlib.sha256(data).digest())
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            # An abandoned temporary file of a killed process ages out with the entries.
+            aged = sorted(self.directory.glob("oracle-*"), key=lambda p: (p != path, -p.lstat().st_mtime_ns))
+            for old in aged[self.max_entries :]:
+                old.unlink(missing_ok=True)
+        except OSError:
+            return

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds and installs libamk into a scratch prefix, then builds the two programs beside this file against it: through
+# find_package, through pkg-config (where it is installed), and through the wheel's own CMake files (where amk is).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+cmake -S "$here/../.." -B "$scratch/build" -DAMK_CUDA=OFF -DAMK_BUILD_TESTS=OFF -DCMAKE_INSTALL_PREFIX="$scratch/prefix" >/dev/null
+cmake --build "$scratch/build" -j2 >/dev/null
+cmake --install "$scratch/build" >/dev/null
+
+cmake -S "$here" -B "$scratch/consumer" -DCMAKE_PREFIX_PATH="$scratch/prefix" >/dev/null
+cmake --build "$scratch/consumer" >/dev/null
+first=$("$scratch/consumer/consumer_c")
+"$scratch/consumer/consumer_cxx"
+echo "find_package: $first"
+
+if command -v pkg-config >/dev/null; then
+  export PKG_CONFIG_PATH=$(dirname "$(find "$scratch/prefix" -name amk.pc)")
+  # shellcheck disable=SC2046
+  cc -std=c99 "$here/consumer.c" -o "$scratch/by_pkg_config" $(pkg-config --cflags --libs amk)
+  second=$(LD_LIBRARY_PATH=$(pkg-config --variable=libdir amk) "$scratch/by_pkg_config")
+  [ "$first" = "$second" ] || { echo "pkg-config build printed $second"; exit 1; }
+  echo "pkg-config: the same"
+fi

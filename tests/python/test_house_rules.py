@@ -1,0 +1,161 @@
+"""The rules of CONTRIBUTING.md that a machine can read: arrows of dependency, file sizes, one home per fact."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOFT, HARD = 400, 600
+
+# room -> rooms of csrc/ it may include, besides itself, amk.h and base/.
+CXX_ARROWS = {
+    "base": set(),
+    "ops": set(),
+    "graph": {"ops"},
+    "program": {"ops"},
+    "cost": {"ops", "program"},
+    "lower": {"ops", "graph", "program", "cost"},
+    "validate": {"ops", "program"},  # never lower/: the judge does not include the maker
+    "pack": {"program", "validate"},
+    "vm": {"ops"},
+}
+VM_MAY_ALSO = {"pack/layout.h"}
+CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h"}
+
+# python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
+PY_ARROWS = {
+    "errors": set(),
+    "strict_json": {"errors"},
+    "safetensors": {"errors", "strict_json"},
+    "model_config": {"errors", "strict_json"},
+    "checkpoint": {"errors", "strict_json", "safetensors", "model_config"},
+    "embedded": {"errors", "model_config", "checkpoint"},
+    "oracle": set(),  # the judge of everything shares nothing with it
+    "_lib": {"errors", "_amk_abi"},
+    "config": {"_lib", "errors"},
+    "targets": {"_lib", "errors"},
+    "program": {"_lib", "errors", "strict_json", "config", "targets", "model_config"},
+    "vm": {"_lib", "errors", "program"},
+}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *patterns], cwd=ROOT, capture_output=True)
+    if out.returncode:  # an unpacked sdist has no git
+        return [p for pattern in patterns for p in ROOT.glob(pattern.replace("/*", "/**/*"))]
+    return [ROOT / line for line in out.stdout.decode().splitlines() if (ROOT / line).exists()]
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.M)
+
+
+CXX = [p for p in tracked("csrc/*", "cuda/*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+
+
+def test_there_is_something_to_check():
+    rooms = {p.relative_to(ROOT / "csrc").parts[0] for p in CXX if "csrc" in p.parts and p.parent.name != "csrc"}
+    assert rooms == set(CXX_ARROWS)
+    assert sum(len(includes(p)) for p in CXX) > 50
+
+
+@pytest.mark.parametrize("path", CXX, ids=lambda p: str(p.relative_to(ROOT)))
+def test_cxx_arrows(path):
+    room = path.relative_to(ROOT).parts[0 if path.is_relative_to(ROOT / "cuda") else 1]
+    for target in includes(path):
+        if target == "amk.h" or target.startswith("base/"):
+            continue
+        assert "cuda/" not in target, f"{path.name} includes {target}: csrc never includes cuda/"
+        if path.is_relative_to(ROOT / "cuda"):
+            assert target in CUDA_MAY or (ROOT / "cuda" / target).exists(), f"{path.name} includes {target}"
+        elif room == "c_api.cpp":
+            continue
+        else:
+            allowed = target.split("/")[0] in CXX_ARROWS[room] | {room}
+            assert allowed or (room == "vm" and target in VM_MAY_ALSO), f"{room}/ may not include {target}"
+
+
+def amk_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            if node.level == 1 and node.module:
+                found.add(node.module.split(".")[0])
+            elif node.level == 1:
+                found.update(alias.name for alias in node.names)
+            elif node.module and node.module.split(".")[0] == "amk":
+                found.update(node.module.split(".")[1:2] or [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            found.update(a.name.split(".")[1] for a in node.names if a.name.startswith("amk."))
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(PY_ARROWS))
+def test_python_arrows(module):
+    path = ROOT / "python" / "amk" / f"{module}.py"
+    assert amk_imports(path) <= PY_ARROWS[module], f"{module} imports {amk_imports(path) - PY_ARROWS[module]}"
+
+
+def test_only_lib_talks_to_cffi():
+    for path in (ROOT / "python" / "amk").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if path.name not in {"_lib.py", "_amk_abi.py"}:
+            assert not re.search(r"^\s*(import|from)\s+_?cffi", source, re.M), path.name
+            assert "_amk_abi" not in source, path.name
+
+
+def test_no_file_is_a_monster():
+    long = {}
+    for path in tracked("csrc/*", "cuda/*", "python/*", "tests/*", "benchmarks/*", "cmake/*"):
+        if path.suffix in {".h", ".c", ".cpp", ".cu", ".cuh", ".py", ".cmake"}:
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            if lines > (HARD if path.name != "amk.h" else HARD):
+                long[str(path.relative_to(ROOT))] = lines
+    assert not long, f"over {HARD} lines (aim for {SOFT}): {long}"
+
+
+def test_no_drawer_files():
+    names = {p.stem for p in tracked("csrc/*", "cuda/*", "python/*", "tests/*", "benchmarks/*")}
+    assert not names & {"utils", "util", "common", "helpers", "misc"}
+
+
+def test_the_root_stays_simple():
+    names = {p.relative_to(ROOT).parts[0] for p in tracked("*")}
+    allowed = {"csrc", "cuda", "python", "cmake", "benchmarks", "tests", "docs", "CMakeLists.txt", "pyproject.toml"}
+    allowed |= {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "AGENTS.md"}
+    assert {n for n in names if not n.startswith(".")} <= allowed
+
+
+def test_opcodes_have_one_home():
+    """No Python or C++ file writes an opcode, dtype or limit as a number of its own."""
+    numbers = dict(
+        re.findall(r"^\s*(AMK_(?:OP|DTYPE|KIND|SPACE)_[A-Z0-9_]+) = (\d+)", (ROOT / "csrc/amk.h").read_text(), re.M)
+    )
+    assert len(numbers) > 35
+    for path in tracked("csrc/*", "cuda/*", "python/*"):
+        if path.name == "amk.h" or path.suffix not in {".h", ".cpp", ".cu", ".cuh", ".py"}:
+            continue
+        text = path.read_text(encoding="utf-8")
+        for name in numbers:
+            assert not re.search(rf"{name}\s*=\s*\d", text), f"{path.name} redefines {name}"
+
+
+def test_frozen_numbers():
+    """The pinned numbers of the format: changing one breaks every stored program and image."""
+    header = (ROOT / "csrc/amk.h").read_text()
+    pinned = {
+        "AMK_DTYPE": "F32 0 F16 1 BF16 2 F8E4M3 3 F8E5M2 4 I32 5 I8 6 I4 7 U8 8 BOOL 9",
+        "AMK_SPACE": "HBM 0 GLOBAL_SCRATCH 1 SMEM 2 REGISTER 3",
+        "AMK_KIND": "WEIGHT 0 ACTIVATION 1 KV_CACHE 2 IO_INPUT 3 IO_OUTPUT 4 CONST 5 STATE 6",
+        "AMK_OP": "NOP 0 COPY 1 EMBED 2 RMSNORM 3 LAYERNORM 4 GEMV_TILE 5 GEMM_TILE 6 ATTENTION_TILE 7 ROPE 8 "
+        "SILU_MUL 9 GELU 10 ADD 11 MUL 12 DEQUANT 13 SOFTMAX 14 ALLREDUCE_SHARD 15 KV_APPEND 16 SAMPLE_ARGMAX 17 "
+        "ATTENTION_COMBINE 18 FUSED 19 ARGMAX_COMBINE 20",
+    }
+    for prefix, row in pinned.items():
+        words = row.split()
+        want = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        got = {n: int(v) for n, v in re.findall(rf"^\s*{prefix}_([A-Z0-9_]+) = (\d+)", header, re.M)}
+        assert got == want
