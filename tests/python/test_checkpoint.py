@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
+
 from amk.checkpoint import Checkpoint, Weights, WeightSource, weight_plan
 from amk.embedded import EMBEDDED, EmbeddedModel, open_model
 from amk.errors import AmkError, InputError, OutOfMemory, UnsupportedModel
 from amk.model_config import rope_inv_freq
 from families import FAMILIES, build_checkpoint, rewrite_config_in_v4_style
-from safetensors.numpy import load_file, save_file
 
 TORCH_VIEW = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 INDEX = "model.safetensors.index.json"

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amk.errors import InputError, UnsupportedModel
-from amk.model_config import ModelConfig, RopeScaling, parse_config, rope_inv_freq
-from families import FAMILIES, build_model, rewrite_config_in_v4_style
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, SmolLM3Config
+
+from amk.errors import InputError, UnsupportedModel
+from amk.model_config import ModelConfig, RopeScaling, parse_config, rope_inv_freq
+from families import FAMILIES, build_model, rewrite_config_in_v4_style
 
 # The config.json of Llama 3.2 1B, as Transformers 4 wrote it.
 LLAMA: dict[str, Any] = {

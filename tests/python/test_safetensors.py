@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from amk.errors import InputError
-from amk.safetensors import SafetensorsFile
-from amk.strict_json import parse_strict_json
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+
+from amk.errors import InputError
+from amk.safetensors import SafetensorsFile
+from amk.strict_json import parse_strict_json
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 
