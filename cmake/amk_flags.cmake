@@ -3,6 +3,9 @@ set(AMK_CXX_FLAGS
   -Wall -Wextra -O3
   -ffp-contract=off # the same rounding on every machine: no fused multiply-add behind the source's back
   -fstack-protector-strong)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  list(APPEND AMK_CXX_FLAGS -Wno-restrict) # GCC 12 warns of std::string's own code (GCC bug 105651)
+endif()
 if(AMK_WARNINGS_AS_ERRORS)
   list(APPEND AMK_CXX_FLAGS -Werror)
 endif()

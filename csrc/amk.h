@@ -332,7 +332,9 @@ typedef struct amk_vm_options_t {
   uint64_t struct_size;
   uint64_t seed;    /* which legal order; 0 = program order */
   int32_t threads;  /* 0 = one thread, order by seed; n = n threads that share the queues out */
-  int32_t guard;    /* 1 = poison the arena and outputs before each step, canaries around each region, checked after */
+  int32_t guard;    /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
+                       (a GPU machine poisons and has no canaries) */
+  int32_t deadline_ms; /* GPU: a step without progress for so long is ended; 0 = 2,000 */
 } amk_vm_options_t;
 
 /* One task as the library sees it: its operands' byte ranges at a position. rows ranges of row_bytes, stride apart. */
@@ -436,6 +438,29 @@ amk_status amk_vm_run(amk_vm *vm, int32_t pos);
 /* Legal order: another seed for the next runs. */
 amk_status amk_vm_reseed(amk_vm *vm, uint64_t seed);
 void amk_vm_destroy(amk_vm *vm);
+
+/* The GPU machine on device `device`: the same image, the same calls, one cooperative launch per step. seed and threads
+ * of the options must be 0. UNAVAILABLE: no CUDA build, driver or device, or no machine code for this device (the
+ * message lists both sides). REJECTED, before anything is launched: grid, threads or shared memory do not fit the live
+ * device, or a task is too large for the kernel. MISMATCH: another build's image (V24). OUT_OF_MEMORY: bytes asked and
+ * free. A failed or timed-out launch gives DEVICE_FAULT or TIMEOUT from the call that notices it; after a fault of the
+ * device, or a step that could not be ended, every later call is POISONED. reseed is UNAVAILABLE here.
+ * The cache's row `pos` is undefined after a failed step. */
+amk_status amk_vm_create_cuda(const amk_image *image, const amk_vm_options_t *options, int32_t device, amk_vm **out);
+/* Copies what is bound to the device, once; weights rebound later are copied by the next prepare. run does it too. */
+amk_status amk_vm_prepare(amk_vm *vm);
+/* Enqueues one step on a cudaStream_t (NULL: the machine's own) and returns; no host synchronisation. One step may be
+ * in flight. The stream may be capturing: aim, replay the graph, synchronise, finish. */
+amk_status amk_vm_launch(amk_vm *vm, int32_t pos, void *stream);
+/* The position that the next replay of a captured launch decodes. No replay may be in flight. */
+amk_status amk_vm_aim(amk_vm *vm, int32_t pos);
+/* Waits for the step in flight and checks its completion proof: every counter at its producers, every task done, the
+ * number of this step echoed. INVALID_ARGUMENT without one; TIMEOUT names SM, task and counter. */
+amk_status amk_vm_finish(amk_vm *vm);
+/* n steps at position pos, each launched and finished alone; us[i] = CUDA events around all that step i enqueues. */
+amk_status amk_vm_time(amk_vm *vm, int32_t pos, int32_t n, float *us);
+/* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
+amk_status amk_vm_cancel(amk_vm *vm);
 
 /* amk-cdef-end */
 

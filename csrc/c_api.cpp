@@ -347,4 +347,57 @@ amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed) {
 
 void amk_vm_destroy(amk_vm* vm) { delete vm; }
 
+amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* options, int32_t device, amk_vm** out) {
+  return guarded([&] {
+    AMK_REQUIRE(image);
+    AMK_REQUIRE(out);
+    require_size(options, "options");
+    std::shared_ptr<const std::vector<uint8_t>> bytes(image->image, &image->image->bytes());
+    *out = new amk_vm{amk::make_cuda_vm(std::move(bytes), *options, device)};
+  });
+}
+
+amk_status amk_vm_prepare(amk_vm* vm) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    vm->vm->prepare();
+  });
+}
+
+amk_status amk_vm_launch(amk_vm* vm, int32_t pos, void* stream) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    vm->vm->launch(pos, stream);
+  });
+}
+
+amk_status amk_vm_aim(amk_vm* vm, int32_t pos) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    vm->vm->aim(pos);
+  });
+}
+
+amk_status amk_vm_finish(amk_vm* vm) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    vm->vm->finish();
+  });
+}
+
+amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    AMK_REQUIRE(us);
+    vm->vm->time(pos, n, us);
+  });
+}
+
+amk_status amk_vm_cancel(amk_vm* vm) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    vm->vm->cancel();
+  });
+}
+
 }  // extern "C"

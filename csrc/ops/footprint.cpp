@@ -108,7 +108,7 @@ void op_footprint(const TaskView& v, AccessList* out) {
     case AMK_OP_EMBED:
       f.whole(0);
       // Which row is read depends on the token: the tile's columns of every row.
-      f.rows(f.read(1, p.n_off, p.N_tile), p.vocab, p.hidden);
+      f.rows(f.read(1, p.n_off, p.N_tile), p.vocab, p.hidden).any_row = true;
       f.write(0, p.n_off, p.N_tile);
       break;
     case AMK_OP_RMSNORM:

@@ -1,0 +1,13 @@
+// A dense decoder of the Llama kind as a Graph.
+// In: amk_model_t, which may hold anything. Out: its Graph, or Error (INVALID_ARGUMENT: a field outside its domain;
+// UNSUPPORTED: well-formed, but no opcode computes it).
+#pragma once
+
+#include "amk.h"
+#include "graph/graph.h"
+
+namespace amk {
+
+Graph build_decoder(const amk_model_t& model);
+
+}  // namespace amk

@@ -1,0 +1,77 @@
+// Who needs whose results: op by op, from the byte ranges of the law table.
+#include <algorithm>
+#include <limits>
+
+#include "lower/passes.h"
+#include "ops/op_spec.h"
+
+namespace amk {
+namespace {
+
+// The bytes of one buffer between the first and the last that the tasks of an op touch. The ops of a lowering touch
+// runs without holes, so nothing is lost; a hole would only add an edge.
+struct Span {
+  int32_t op, buffer;
+  bool write;
+  int64_t begin, end;
+};
+
+bool is_bound_input(int32_t kind) {
+  return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST || kind == AMK_KIND_IO_INPUT;
+}
+
+void add_to_spans(const Access& access, int32_t op, std::vector<Span>& spans) {
+  // A cache is one thing here: its rows are ordered by their append.
+  const bool plain = access.region == Region::kPlain;
+  const int64_t begin = plain ? access.offset_bytes : 0;
+  const int64_t end =
+      plain ? begin + (access.rows - 1) * access.stride_bytes + access.row_bytes : std::numeric_limits<int64_t>::max();
+  for (Span& span : spans) {
+    if (span.buffer != access.buffer || span.write != access.write) continue;
+    span.begin = std::min(span.begin, begin);
+    span.end = std::max(span.end, end);
+    return;
+  }
+  spans.push_back({op, access.buffer, access.write, begin, end});
+}
+
+std::vector<Span> spans_of(const Plan& plan, int32_t op) {
+  const Program& p = plan.program;
+  std::vector<Span> spans;
+  AccessList accesses;
+  const int32_t first = plan.ops[op].first_task, end = first + plan.ops[op].task_count;
+  for (int32_t task = first; task < end; ++task) {
+    op_footprint({p.tasks[task], p.buffers.data(), p.bindings.data()}, &accesses);
+    for (const Access& access : accesses)
+      if (!is_bound_input(p.bindings[access.buffer].kind)) add_to_spans(access, op, spans);
+  }
+  return spans;
+}
+
+void insert_sorted(std::vector<int32_t>& ids, int32_t id) {
+  auto at = std::lower_bound(ids.begin(), ids.end(), id);
+  if (at == ids.end() || *at != id) ids.insert(at, id);
+}
+
+}  // namespace
+
+OpGraph find_dependencies(const Plan& plan) {
+  OpGraph order;
+  order.preds.resize(plan.ops.size());
+  order.uses.resize(plan.program.buffers.size());
+  std::vector<std::vector<Span>> seen(plan.program.buffers.size());
+  for (int32_t op = 0; op < static_cast<int32_t>(plan.ops.size()); ++op) {
+    const std::vector<Span> spans = spans_of(plan, op);
+    for (const Span& span : spans) {
+      for (const Span& earlier : seen[span.buffer])
+        if ((span.write || earlier.write) && span.begin < earlier.end && earlier.begin < span.end)
+          insert_sorted(order.preds[op], earlier.op);
+      OpGraph::Use& use = order.uses[span.buffer];
+      insert_sorted(span.write ? use.writers : use.readers, op);
+    }
+    for (const Span& span : spans) seen[span.buffer].push_back(span);
+  }
+  return order;
+}
+
+}  // namespace amk

@@ -1,0 +1,96 @@
+#include "lower/schedule.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace amk {
+namespace {
+
+constexpr int32_t kMaxGemvTile = 8192;
+constexpr int32_t kKvBlockStep = 16, kMaxKvBlock = 1024;
+constexpr int32_t kAllFusions = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU | AMK_FUSE_GEMV_ADD |
+                                AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND;
+// gate+up is inside gate+up+silu.
+constexpr int32_t kDefaultFusions = kAllFusions & ~AMK_FUSE_GATE_UP;
+
+// Knobs of the kernel's launch and the one value of each that this build acts on. A new variant widens its row.
+struct LaunchKnob {
+  const char* name;
+  int32_t amk_schedule_t::* field;
+  int32_t built;
+};
+constexpr LaunchKnob kLaunchKnobs[] = {
+    {"pipelining_depth", &amk_schedule_t::pipelining_depth, 0},
+    {"threads_per_block", &amk_schedule_t::threads_per_block, 256},
+    {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 0},
+    {"kernel_knobs.cols_per_warp", &amk_schedule_t::cols_per_warp, 0},
+    {"kernel_knobs.cpasync", &amk_schedule_t::cpasync, 0},
+    {"kernel_knobs.cpa_stages", &amk_schedule_t::cpa_stages, 0},
+    {"kernel_knobs.cpa_cols", &amk_schedule_t::cpa_cols, 0},
+};
+
+void check_target(const amk_target_t& t) {
+  AMK_CHECK(std::memchr(t.name, '\0', sizeof t.name), AMK_ERR_INVALID_ARGUMENT, "target.name is not terminated");
+  AMK_CHECK(t.sm_count >= 1 && t.sm_count <= AMK_MAX_QUEUES, AMK_ERR_INVALID_ARGUMENT,
+            "target.sm_count is %d, allowed 1..%d", t.sm_count, AMK_MAX_QUEUES);
+  AMK_CHECK(std::isfinite(t.hbm_gb_per_s) && t.hbm_gb_per_s > 0, AMK_ERR_INVALID_ARGUMENT,
+            "target.hbm_gb_per_s is %g, expected finite and > 0", t.hbm_gb_per_s);
+  AMK_CHECK(t.clock_mhz >= 1, AMK_ERR_INVALID_ARGUMENT, "target.clock_mhz is %d, expected >= 1", t.clock_mhz);
+}
+
+void check_sm_map(const amk_schedule_t& s) {
+  const bool is_explicit = s.sm_policy == AMK_SM_EXPLICIT;
+  AMK_CHECK(s.sm_map_count >= 0, AMK_ERR_INVALID_ARGUMENT, "schedule.sm_map_count is %lld", (long long)s.sm_map_count);
+  AMK_CHECK(is_explicit || s.sm_map_count == 0, AMK_ERR_REJECTED,
+            "sm_assignment: a map of %lld tasks, but the policy is not explicit", (long long)s.sm_map_count);
+  AMK_CHECK(s.sm_map_count == 0 || (s.sm_map_task && s.sm_map_sm), AMK_ERR_INVALID_ARGUMENT,
+            "schedule.sm_map_task or sm_map_sm is NULL");
+}
+
+}  // namespace
+
+amk_schedule_t default_schedule() {
+  amk_schedule_t s{};
+  s.struct_size = sizeof s;
+  s.gemv_n_tile = 0;
+  s.attention_kv_block = 64;
+  s.fusion = kDefaultFusions;
+  s.sm_policy = AMK_SM_ROUND_ROBIN;
+  s.page_policy = AMK_PAGES_LINEAR;
+  for (const LaunchKnob& knob : kLaunchKnobs) s.*knob.field = knob.built;
+  return s;
+}
+
+void check_schedule(const amk_schedule_t& s, const amk_target_t& target) {
+  AMK_CHECK(s.struct_size >= sizeof s, AMK_ERR_INVALID_ARGUMENT, "schedule.struct_size is %llu, expected %zu",
+            (unsigned long long)s.struct_size, sizeof s);
+  check_target(target);
+  const bool tile_ok =
+      s.gemv_n_tile == 0 || (s.gemv_n_tile > 0 && s.gemv_n_tile <= kMaxGemvTile && s.gemv_n_tile % AMK_ROW_GROUP == 0);
+  AMK_CHECK(tile_ok, AMK_ERR_REJECTED,
+            "tiling.gemv.N_tile is %d, allowed: 0 (even split over the SMs) or a multiple of %d in %d..%d",
+            s.gemv_n_tile, AMK_ROW_GROUP, AMK_ROW_GROUP, kMaxGemvTile);
+  AMK_CHECK(s.attention_kv_block >= kKvBlockStep && s.attention_kv_block <= kMaxKvBlock &&
+                s.attention_kv_block % kKvBlockStep == 0,
+            AMK_ERR_REJECTED, "tiling.attention.kv_block is %d, allowed: a multiple of %d in %d..%d",
+            s.attention_kv_block, kKvBlockStep, kKvBlockStep, kMaxKvBlock);
+  AMK_CHECK((s.fusion & ~kAllFusions) == 0, AMK_ERR_REJECTED, "fusion_grouping is 0x%x, allowed bits 0x%x", s.fusion,
+            kAllFusions);
+  AMK_CHECK(s.sm_policy >= AMK_SM_ROUND_ROBIN && s.sm_policy <= AMK_SM_EXPLICIT, AMK_ERR_REJECTED,
+            "sm_assignment is %d, allowed: %d (round_robin), %d (load_balance), %d (explicit map)", s.sm_policy,
+            AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE, AMK_SM_EXPLICIT);
+  AMK_CHECK(s.page_policy >= AMK_PAGES_NONE && s.page_policy <= AMK_PAGES_GRAPH_COLOR, AMK_ERR_REJECTED,
+            "page_allocation is %d, allowed: %d (none), %d (linear), %d (graph_color)", s.page_policy, AMK_PAGES_NONE,
+            AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR);
+  for (const LaunchKnob& knob : kLaunchKnobs)
+    AMK_CHECK(s.*knob.field == knob.built, AMK_ERR_REJECTED, "%s is %d, which was not built (built: %d)", knob.name,
+              s.*knob.field, knob.built);
+  AMK_CHECK(s.threads_per_block <= target.max_threads_per_block, AMK_ERR_REJECTED,
+            "threads_per_block is %d, but target %s allows %d", s.threads_per_block, target.name,
+            target.max_threads_per_block);
+  check_sm_map(s);
+}
+
+}  // namespace amk

@@ -1,0 +1,115 @@
+// ATTENTION_TILE and ATTENTION_COMBINE: a softmax over the cache in T splits that are merged afterwards (Milakov &
+// Gimelshein 2018, arXiv:1805.02867; Dao et al., flash-decoding). Within a split the maximum runs on in steps of
+// kStepRows rows, in row order, so the result depends on neither the machine nor the order of tasks.
+#include <algorithm>
+#include <limits>
+
+#include "vm/ref_number.h"
+#include "vm/ref_ops.h"
+
+namespace amk {
+namespace {
+
+constexpr int64_t kStepRows = 32;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+struct Rows {
+  int64_t first, end;
+};
+
+// The rows of split `dim` at a position, as the law of ATTENTION_TILE cuts them.
+Rows split_rows(const amk_params_t& p, int32_t pos) {
+  const int64_t rows = int64_t{pos} + 1, blocks = (rows + p.M_tile - 1) / p.M_tile;
+  const auto start = [&](int64_t d) { return std::min(rows, blocks * d / p.M * p.M_tile); };
+  return {start(p.dim), start(int64_t{p.dim} + 1)};
+}
+
+// One head of one split: what was summed so far. o: [D]. The step's rows: k, v: [count, D].
+struct Running {
+  float* o;
+  float* ml;  // maximum, sum
+
+  void step(const float* query, const float* k, const float* v, int64_t count, int64_t dim, float scale) const {
+    float score[kStepRows], largest = ml[0];
+    for (int64_t r = 0; r < count; ++r) {
+      score[r] = scale * dot(k + r * dim, query, dim);
+      largest = std::max(largest, score[r]);
+    }
+    // Nothing was summed while the maximum is -inf, and exp(-inf - -inf) would be NaN.
+    const float shrink = ml[0] == kMinusInfinity ? 0.0f : exp_f32(ml[0] - largest);
+    float sum = ml[1] * shrink;
+    for (int64_t d = 0; d < dim; ++d) o[d] *= shrink;
+    for (int64_t r = 0; r < count; ++r) {
+      const float weight = exp_f32(score[r] - largest);
+      sum += weight;
+      for (int64_t d = 0; d < dim; ++d) o[d] += weight * v[r * dim + d];
+    }
+    ml[0] = largest;
+    ml[1] = sum;
+  }
+};
+
+template <class T>
+void attention(const OpCall& c) {
+  const amk_params_t& p = c.params();
+  const int64_t dim = p.head_dim, group = p.n_heads / p.n_kv_heads;
+  const Rows rows = split_rows(p, c.pos);
+  const T* q = reinterpret_cast<const T*>(c.in[0]) + p.m_off;
+  float* part_o = reinterpret_cast<float*>(c.out[0]);
+  float* part_ml = reinterpret_cast<float*>(c.out[1]);
+  float* query = c.scratch.floats(Scratch::kQuery, group * dim);
+  float* k = c.scratch.floats(Scratch::kRows, 2 * kStepRows * dim);
+  float* v = k + kStepRows * dim;
+
+  for (int64_t g = p.n_off; g < int64_t{p.n_off} + p.N_tile; ++g) {
+    const auto running = [&](int64_t i) {
+      const int64_t part = (g * group + i) * p.M + p.dim;
+      return Running{part_o + part * dim, part_ml + part * 2};
+    };
+    widen(q + g * group * dim, group * dim, query);
+    for (int64_t i = 0; i < group; ++i) {
+      std::fill_n(running(i).o, dim, 0.0f);
+      running(i).ml[0] = kMinusInfinity;
+      running(i).ml[1] = 0.0f;
+    }
+    for (int64_t first = rows.first; first < rows.end; first += kStepRows) {
+      const int64_t count = std::min(kStepRows, rows.end - first), at = (g * p.K + first) * dim;
+      widen(reinterpret_cast<const T*>(c.in[1]) + at, count * dim, k);
+      widen(reinterpret_cast<const T*>(c.in[2]) + at, count * dim, v);
+      for (int64_t i = 0; i < group; ++i) running(i).step(query + i * dim, k, v, count, dim, p.scale);
+    }
+  }
+}
+
+}  // namespace
+
+void ref_attention(const OpCall& c) {
+  with_storage(c.view.input(0).dtype, [&]<class T>(T) { attention<T>(c); });
+}
+
+void ref_attention_combine(const OpCall& c) {
+  with_storage(c.view.output(0).dtype, [&]<class T>(T) {
+    const amk_params_t& p = c.params();
+    const int64_t dim = p.head_dim, splits = p.M;
+    const float* part_o = reinterpret_cast<const float*>(c.in[0]);
+    const float* part_ml = reinterpret_cast<const float*>(c.in[1]);
+    float* sum_o = c.scratch.floats(Scratch::kX, dim);
+    for (int64_t h = p.n_off; h < int64_t{p.n_off} + p.N_tile; ++h) {
+      const float* ml = part_ml + h * splits * 2;
+      float largest = kMinusInfinity, sum = 0;
+      for (int64_t d = 0; d < splits; ++d) largest = std::max(largest, ml[2 * d]);
+      std::fill_n(sum_o, dim, 0.0f);
+      for (int64_t d = 0; d < splits; ++d) {
+        if (ml[2 * d] == kMinusInfinity) continue;  // an empty split
+        const float weight = exp_f32(ml[2 * d] - largest);
+        const float* o = part_o + (h * splits + d) * dim;
+        sum += weight * ml[2 * d + 1];
+        for (int64_t j = 0; j < dim; ++j) sum_o[j] += weight * o[j];
+      }
+      T* out = reinterpret_cast<T*>(c.out[0]) + h * dim;
+      for (int64_t j = 0; j < dim; ++j) store(out + j, sum_o[j] / sum);
+    }
+  });
+}
+
+}  // namespace amk

@@ -1,0 +1,42 @@
+// GEMV_TILE: N_tile rows of weight times x, with the fusions its flags name. The machine spends its time here, so x is
+// widened (and normalised) once per task and each weight row is streamed once.
+#include "vm/ref_number.h"
+#include "vm/ref_ops.h"
+
+namespace amk {
+namespace {
+
+template <class T, class Out>
+void gemv(const OpCall& c) {
+  const amk_params_t& p = c.params();
+  const FlagSlots slots = flag_slots(c.view.task);
+  const auto operand = [&](int slot) { return slot < 0 ? nullptr : reinterpret_cast<const T*>(c.in[slot]); };
+  const T *weight = operand(1), *bias = operand(slots.bias), *residual = operand(slots.residual);
+  Out* out = reinterpret_cast<Out*>(c.out[0]);
+
+  float* x = c.scratch.floats(Scratch::kX, p.K);
+  widen(operand(0) + p.m_off, p.K, x);
+  if (slots.norm >= 0) rms_normalise(x, operand(slots.norm), p.K, p.eps);
+
+  const auto row = [&](int64_t n) {
+    const float y = dot(weight + n * p.K, x, p.K);
+    return bias ? y + to_f32(bias[n]) : y;
+  };
+  for (int64_t n = p.n_off, end = n + p.N_tile; n < end; ++n) {
+    float y = row(n);
+    if (p.flags & AMK_FLAG_SILU_PAIR) y = silu(y) * row(p.N + n);
+    if (residual) y += to_f32(residual[n]);
+    store(out + n, y);
+  }
+}
+
+}  // namespace
+
+void ref_gemv(const OpCall& c) {
+  with_storage(c.view.input(0).dtype, [&]<class T>(T) {
+    if (c.view.output(0).dtype == AMK_DTYPE_F32) return gemv<T, float>(c);
+    gemv<T, T>(c);
+  });
+}
+
+}  // namespace amk

@@ -1,0 +1,54 @@
+// Vm: what a machine offers. It owns the cache, the inputs, the outputs and the arena; weights are borrowed.
+// In: an image's bytes and, by name, weights and inputs. Out: outputs by name. A machine synchronises, ops compute.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "amk.h"
+#include "base/error.h"
+
+namespace amk {
+
+class Vm {
+ public:
+  virtual ~Vm() = default;
+  // Borrows nbytes at ptr as the storage `name` of weights or constants. INVALID_ARGUMENT: no such storage, another
+  // size, or ptr not 16-byte aligned.
+  virtual void bind(const std::string& name, const void* ptr, uint64_t nbytes) = 0;
+  // Copies into / out of a buffer by name. Writable: KV_CACHE, STATE, IO_INPUT; readable: those and IO_OUTPUT.
+  virtual void write(const std::string& name, uint64_t offset, const void* data, uint64_t nbytes) = 0;
+  virtual void read(const std::string& name, uint64_t offset, void* data, uint64_t nbytes) = 0;
+  // One step. INVALID_ARGUMENT before anything is touched: pos outside [0, max_seq), something unbound, a token
+  // outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken promise of the program or of
+  // the machine; every later run is then POISONED.
+  virtual void run(int32_t pos) = 0;
+  virtual void reseed(uint64_t seed) = 0;
+
+  // What only a machine with a device offers; amk.h says what each does. UNAVAILABLE from any other machine.
+  virtual void prepare() { no_device(); }
+  virtual void launch(int32_t /*pos*/, void* /*stream*/) { no_device(); }
+  virtual void aim(int32_t /*pos*/) { no_device(); }
+  virtual void finish() { no_device(); }
+  virtual void time(int32_t /*pos*/, int32_t /*iterations*/, float* /*out_us*/) { no_device(); }
+  virtual void cancel() { no_device(); }
+
+ private:
+  [[noreturn]] static void no_device() {
+    throw Error(AMK_ERR_UNAVAILABLE, "this machine has no device: create it with amk_vm_create_cuda");
+  }
+};
+
+// The reference machine: one CPU, any legal order, every counter asserted. image_bytes must be those of an Image (the
+// hash is checked again here, V24). OUT_OF_MEMORY names the region and its bytes.
+std::unique_ptr<Vm> make_reference_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                                      const amk_vm_options_t& options);
+
+// The GPU machine: one cooperative launch of the persistent kernel per step on device `device`, over the same bytes.
+// UNAVAILABLE: no CUDA build, driver, device or machine code for it; REJECTED: the image does not fit the live device.
+std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                                 const amk_vm_options_t& options, int32_t device);
+
+}  // namespace amk
