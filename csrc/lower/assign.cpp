@@ -31,7 +31,10 @@ void assign_least_loaded(Plan& plan, const OpGraph& order, const amk_target_t& t
   const int32_t pos = (p.launch.max_seq - 1) / 2;
   const std::vector<int32_t> level = levels_of(order);
   std::vector<double> total(target.sm_count, 0.0);
+  // Loads of a level, dropped after its last op.
   std::vector<std::vector<double>> in_level(level.empty() ? 0 : *std::max_element(level.begin(), level.end()) + 1);
+  std::vector<size_t> last_op(in_level.size());
+  for (size_t op = 0; op < level.size(); ++op) last_op[level[op]] = op;
   using Entry = std::tuple<double, double, int32_t>;  // time in the level, in all, SM: the lowest SM wins a tie
   std::vector<Entry> heap;
   for (size_t op = 0; op < plan.ops.size(); ++op) {
@@ -51,6 +54,7 @@ void assign_least_loaded(Plan& plan, const OpGraph& order, const amk_target_t& t
       heap.back() = {load[sm], total[sm], sm};
       std::push_heap(heap.begin(), heap.end(), std::greater<>());
     }
+    if (op == last_op[level[op]]) std::vector<double>().swap(load);
   }
 }
 
