@@ -26,7 +26,7 @@ function(amk_apply_link_flags target)
   get_target_property(type ${target} TYPE)
   if(type STREQUAL "SHARED_LIBRARY" AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
     target_link_options(${target} PRIVATE
-      -Wl,-z,relro,-z,now -Wl,--exclude-libs,ALL
+      -Wl,-z,relro,-z,now,-z,defs -Wl,--exclude-libs,ALL
       -Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map)
     set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/exports.map)
     if(NOT AMK_SANITIZE)

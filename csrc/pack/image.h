@@ -27,7 +27,8 @@ class Image {
 
  private:
   friend Image pack(const ValidProgram& valid);
-  Image(std::shared_ptr<const std::vector<uint8_t>> bytes, const ImageView& view) : bytes_(std::move(bytes)), view_(view) {}
+  Image(std::shared_ptr<const std::vector<uint8_t>> bytes, const ImageView& view)
+      : bytes_(std::move(bytes)), view_(view) {}
 
   std::shared_ptr<const std::vector<uint8_t>> bytes_;
   ImageView view_;

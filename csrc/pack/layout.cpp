@@ -34,8 +34,9 @@ class SectionReader {
   ImageStrings strings(ImageSection bytes_at, size_t n, const char* name) const {
     const auto offset_at = static_cast<ImageSection>(static_cast<uint32_t>(bytes_at) + 1);
     ImageStrings out{section<char>(bytes_at, name), section<uint64_t>(offset_at, name)};
-    bool rises = out.offset.empty() ? out.bytes.empty() : out.offset.size() == n + 1 && out.offset.front() == 0 &&
-                                                              out.offset.back() == out.bytes.size();
+    bool rises = out.offset.empty()
+                     ? out.bytes.empty()
+                     : out.offset.size() == n + 1 && out.offset.front() == 0 && out.offset.back() == out.bytes.size();
     for (size_t i = 0; rises && i + 1 < out.offset.size(); ++i) rises = out.offset[i] <= out.offset[i + 1];
     AMK_CHECK(rises, AMK_ERR_INPUT, "image: section %s is not a table of %zu strings", name, n);
     return out;
@@ -78,17 +79,15 @@ std::string printable(const ImageCertificate& certificate) {
 }
 
 void check_certificate(const ImageHeader& h, const ImageHash& actual) {
-  AMK_CHECK(h.hash == actual, AMK_ERR_MISMATCH,
-            "V24: the image carries hash %s, but its bytes hash to %s", to_hex(h.hash.data(), h.hash.size()).c_str(),
-            to_hex(actual.data(), actual.size()).c_str());
-  AMK_CHECK(h.abi_major == AMK_ABI_VERSION_MAJOR && h.abi_minor == AMK_ABI_VERSION_MINOR &&
-                h.ir_version == AMK_IR_VERSION,
-            AMK_ERR_MISMATCH, "V24: the image has ABI %u.%u and IR %u, this library has ABI %d.%d and IR %d",
-            h.abi_major, h.abi_minor, h.ir_version, AMK_ABI_VERSION_MAJOR, AMK_ABI_VERSION_MINOR, AMK_IR_VERSION);
+  AMK_CHECK(h.hash == actual, AMK_ERR_MISMATCH, "V24: the image carries hash %s, but its bytes hash to %s",
+            to_hex(h.hash.data(), h.hash.size()).c_str(), to_hex(actual.data(), actual.size()).c_str());
+  AMK_CHECK(
+      h.abi_major == AMK_ABI_VERSION_MAJOR && h.abi_minor == AMK_ABI_VERSION_MINOR && h.ir_version == AMK_IR_VERSION,
+      AMK_ERR_MISMATCH, "V24: the image has ABI %u.%u and IR %u, this library has ABI %d.%d and IR %d", h.abi_major,
+      h.abi_minor, h.ir_version, AMK_ABI_VERSION_MAJOR, AMK_ABI_VERSION_MINOR, AMK_IR_VERSION);
   const ImageCertificate mine = build_certificate();
-  AMK_CHECK(mine == h.certificate, AMK_ERR_MISMATCH,
-            "V24: the image was packed by build %s, this library is build %s", printable(h.certificate).c_str(),
-            printable(mine).c_str());
+  AMK_CHECK(mine == h.certificate, AMK_ERR_MISMATCH, "V24: the image was packed by build %s, this library is build %s",
+            printable(h.certificate).c_str(), printable(mine).c_str());
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Proof 1c: what each task touches, as physical bytes: inside its operand and aligned (V5), never written where it is
 // read-only (V7), never overlapping itself except in place (V18); and partial results on bytes of their own (V22).
-// In: a program that passed V1..V6. Out: the accesses to mutable memory, each distinct range once. Must know what an
-// opcode touches only through op_footprint.
+// In: a program that passed V1..V6. Out: the accesses to mutable memory. Must know what an opcode touches only through
+// op_footprint.
 #include <algorithm>
 #include <cstddef>
 
@@ -15,37 +15,27 @@ namespace {
 
 using ll = long long;
 
-// Distinct ranges by open addressing: a matrix-vector phase reads one vector from every queue, so most ranges repeat.
+// Finds the ranges that repeat: in a matrix-vector phase every queue reads the same vector. A small cache that forgets
+// is enough, since a range kept twice costs time and nothing else; and no choice of ranges can make it slow.
 class RangeIndex {
  public:
-  explicit RangeIndex(std::vector<Range>* ranges) : ranges_(ranges), slots_(1024, -1) {}
+  explicit RangeIndex(std::vector<Range>* ranges) : ranges_(ranges), slots_(kSlots, -1) {}
 
   int32_t find_or_add(const Range& range) {
-    if (ranges_->size() * 2 >= slots_.size()) grow();
-    size_t i = hash(range) & (slots_.size() - 1);
-    for (; slots_[i] >= 0; i = (i + 1) & (slots_.size() - 1))
-      if ((*ranges_)[slots_[i]] == range) return slots_[i];
-    slots_[i] = static_cast<int32_t>(ranges_->size());
+    int32_t& slot = slots_[hash(range) % kSlots];
+    if (slot >= 0 && (*ranges_)[slot] == range) return slot;
+    slot = static_cast<int32_t>(ranges_->size());
     ranges_->push_back(range);
-    return slots_[i];
+    return slot;
   }
 
  private:
+  static constexpr size_t kSlots = 8192;
   static uint64_t hash(const Range& r) {
-    uint64_t h = 0x9e3779b97f4a7c15u;
-    for (int64_t v : {int64_t{r.buffer}, r.first, r.row_bytes, r.rows, r.stride}) {
-      h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdu;
-      h ^= h >> 32;
-    }
-    return h;
-  }
-  void grow() {
-    slots_.assign(slots_.size() * 2, -1);
-    for (size_t r = 0; r < ranges_->size(); ++r) {
-      size_t i = hash((*ranges_)[r]) & (slots_.size() - 1);
-      while (slots_[i] >= 0) i = (i + 1) & (slots_.size() - 1);
-      slots_[i] = static_cast<int32_t>(r);
-    }
+    uint64_t h = static_cast<uint64_t>(r.first) * 0xff51afd7ed558ccdu;
+    h ^= h >> 32 ^ static_cast<uint64_t>(r.row_bytes) ^ static_cast<uint64_t>(r.buffer) << 20;
+    h *= 0x9e3779b97f4a7c15u;
+    return h >> 40;
   }
   std::vector<Range>* ranges_;
   std::vector<int32_t> slots_;
@@ -153,9 +143,8 @@ class AccessProof {
   }
   bool aligned(const Access& a, const Place& place, int32_t task) {
     const int64_t at = place.offset_bytes + a.offset_bytes;
-    if (at % a.align_bytes == 0 && (a.rows == 1 || a.stride_bytes % a.align_bytes == 0) &&
-        a.offset_per_pos % a.align_bytes == 0)
-      return true;
+    const int64_t all = at | (a.rows == 1 ? 0 : a.stride_bytes) | a.offset_per_pos;
+    if ((all & (a.align_bytes - 1)) == 0) return true;  // alignments are powers of two
     AMK_REJECT(report_, 5, task, a.buffer, -1,
                "%s needs %d-byte alignment of %s, but starts at byte %lld of its storage with a stride of %lld",
                task_text(p_, task).c_str(), a.align_bytes, buffer_text(p_, a.buffer).c_str(), (ll)at,

@@ -105,10 +105,13 @@ class HazardPass {
   // ---- bytes ----
 
   bool cut_segments() {
+    // A buffer's tiles mostly come one after another: then a boundary is the last one seen in that buffer.
+    std::vector<int64_t> last_bound(p_.buffers.size(), -1);
     for (const Range& r : accesses_.ranges) {
       for (int64_t i = 0; i < r.rows; ++i) {
-        bounds_.push_back(r.first + i * r.stride);
-        bounds_.push_back(r.first + i * r.stride + r.row_bytes);
+        const int64_t first = r.first + i * r.stride, end = first + r.row_bytes;
+        if (first != last_bound[r.buffer]) bounds_.push_back(first);
+        bounds_.push_back(last_bound[r.buffer] = end);
       }
     }
     for (const Area& a : accesses_.areas) {
@@ -119,19 +122,24 @@ class HazardPass {
     bounds_.erase(std::unique(bounds_.begin(), bounds_.end()), bounds_.end());
     segments_.resize(bounds_.size());
     states_.resize(accesses_.ranges.size());
+    std::vector<int32_t> last_segment(p_.buffers.size(), 0);
     int64_t total = 0;
     for (size_t k = 0; k < accesses_.ranges.size(); ++k) {
       const Range& r = accesses_.ranges[k];
       states_[k].first_run = static_cast<int64_t>(runs_.size());
       for (int64_t i = 0; i < r.rows; ++i) {
         const int64_t at = r.first + i * r.stride;
-        runs_.push_back({segment_at(at), segment_at(at + r.row_bytes)});
-        total += runs_.back().end - runs_.back().first;
+        const int32_t first = segment_at(at, last_segment[r.buffer]);
+        const int32_t end = last_segment[r.buffer] = segment_at(at + r.row_bytes, first + 1);
+        runs_.push_back({first, end});
+        total += end - first;
       }
     }
     return total <= kMaxRangeSegments;
   }
-  int32_t segment_at(int64_t address) const {
+  // The segment that starts at a boundary; `guess` is tried first.
+  int32_t segment_at(int64_t address, int32_t guess = 0) const {
+    if (guess < static_cast<int32_t>(bounds_.size()) && bounds_[guess] == address) return guess;
     return static_cast<int32_t>(std::lower_bound(bounds_.begin(), bounds_.end(), address) - bounds_.begin());
   }
   template <class Visit>
@@ -223,7 +231,8 @@ class HazardPass {
     std::fill_n(writers, lanes_, Lane{0});
     each_segment(id, [&](int32_t s) {
       const Segment& g = segments_[s];
-      if (g.writer_lane >= 0) writers[g.writer_lane] = std::max(writers[g.writer_lane], static_cast<Lane>(g.writer_rank));
+      if (g.writer_lane < 0) return;
+      writers[g.writer_lane] = std::max(writers[g.writer_lane], static_cast<Lane>(g.writer_rank));
     });
     rows_.at(r.readers)[lane_] = static_cast<Lane>(rank_);
   }

@@ -18,7 +18,7 @@ namespace amk {
 // that needs more is refused under V1 instead of being judged forever.
 constexpr int64_t kMaxBufferBytes = int64_t{1} << 47;
 constexpr int64_t kMaxRangeRows = int64_t{1} << 24;       // rows of ranges in mutable memory, over all tasks
-constexpr int64_t kMaxRangeSegments = int64_t{1} << 26;   // segments under the distinct ranges
+constexpr int64_t kMaxRangeSegments = int64_t{1} << 26;   // segments under all entries of AccessTable::ranges
 constexpr int64_t kMaxSegmentVisits = int64_t{1} << 31;   // segments walked by the hazard pass
 constexpr int64_t kMaxClockBytes = int64_t{1} << 30;      // vector clocks alive at one time
 
@@ -31,7 +31,8 @@ struct Area {
   int32_t kind = -1;              // amk_buffer_kind of that buffer. KV_CACHE: row `pos` alone, heads back to back
 };
 
-// A distinct (buffer, bytes) that tasks read or write. rows runs of row_bytes, stride apart, on the line of areas.
+// A (buffer, bytes) that tasks read or write; mostly, not always, one entry for all tasks that do.
+// `rows` runs of row_bytes bytes, stride apart, on the line of areas.
 struct Range {
   int32_t buffer = -1;
   int64_t first = 0, row_bytes = 0, rows = 1, stride = 0;
@@ -84,7 +85,7 @@ bool prove_progress(const Program& program, const std::vector<uint32_t>& produce
 bool prove_hazards(const Program& program, const StorageMap& storage, const AccessTable& accesses,
                    const TaskOrder& order, Report* report);  // V11..V16, V19
 
-// ---- words for sentences ---------------------------------------------------------------------------------------------
+// ---- words for sentences ----
 
 std::string task_text(const Program& program, int32_t task);      // "task 17 (GEMV_TILE)"
 std::string buffer_text(const Program& program, int32_t buffer);  // "buffer 4 (x)"; strange names are cut and masked

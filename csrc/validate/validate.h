@@ -42,7 +42,7 @@ struct Judgement {
   std::optional<ValidProgram> valid;  // set exactly when report.ok()
 };
 
-// Proves V1..V16, V18, V19, V21, V22 (SECURITY.md says what each one promises) in the order structure, placement,
+// Proves V1..V16, V18, V19, V21 and V22, and is what V25 promises. In the order structure, placement, accesses,
 // order, hazard; a proof that needs an earlier one is skipped when that one failed.
 Judgement validate(Program program);
 

@@ -56,7 +56,8 @@ void Memory::map_arena() {
   int64_t end = 0;
   for (const amk_page_t& p : pages) {
     if (p.offset > end)
-      bands_.push_back({base_[0] + end, p.offset - end, text("between the arena's pages, at byte %lld", (long long)end)});
+      bands_.push_back(
+          {base_[0] + end, p.offset - end, text("between the arena's pages, at byte %lld", (long long)end)});
     volatile_.push_back({base_[0] + p.offset, p.nbytes, ""});
     end = p.offset + p.nbytes;
   }

@@ -13,7 +13,7 @@
 
 namespace amk {
 
-constexpr int64_t kBandBytes = 64;     // canary before and after each owned region
+constexpr int64_t kBandBytes = 64;  // canary before and after each owned region
 constexpr uint8_t kBandByte = 0xA5;
 constexpr uint8_t kPoisonByte = 0xFF;  // NaN in every float type, -1 in every integer
 

@@ -35,7 +35,8 @@ struct OpCall {
   const amk_params_t& params() const { return view.task.params; }
 };
 
-// Runs a task that passed op_check. INVALID_ARGUMENT for a token outside its table; INTERNAL for an opcode without code.
+// Runs a task that passed op_check. INVALID_ARGUMENT for a token outside its table; INTERNAL for an opcode without
+// code.
 void run_op(const OpCall& call);
 
 void ref_copy(const OpCall& call);

@@ -85,7 +85,8 @@ class ReferenceVm final : public Vm {
                  bool (*allowed)(int32_t)) const {
     const int64_t buffer = memory_.find(name);
     AMK_CHECK(buffer >= 0 && allowed(image_.bindings[buffer].kind), AMK_ERR_INVALID_ARGUMENT, "%s %s: %s", verb,
-              name.c_str(), buffer < 0 ? "the image has no buffer of that name" : "a buffer of its kind is not open to it");
+              name.c_str(),
+              buffer < 0 ? "the image has no buffer of that name" : "a buffer of its kind is not open to it");
     const uint64_t size = static_cast<uint64_t>(memory_.nbytes(buffer));
     AMK_CHECK(offset <= size && nbytes <= size - offset, AMK_ERR_INVALID_ARGUMENT,
               "%s %s: %llu bytes at offset %llu, the buffer has %llu", verb, name.c_str(), (unsigned long long)nbytes,
@@ -123,8 +124,8 @@ class ReferenceVm final : public Vm {
       if (image_.bindings[b].kind != AMK_KIND_IO_OUTPUT || buffer.dtype != AMK_DTYPE_F32) continue;
       const float* values = reinterpret_cast<const float*>(memory_.at(static_cast<int64_t>(b)));
       for (int64_t i = 0; i < buffer.numel; ++i)
-        AMK_CHECK(std::isfinite(values[i]), AMK_ERR_NONFINITE, "%s[%lld] is %g at this step", name_of(b).c_str(),
-                  (long long)i, static_cast<double>(values[i]));
+        AMK_CHECK(std::isfinite(values[i]), AMK_ERR_NONFINITE, "%s[%lld] is %s", name_of(b).c_str(), (long long)i,
+                  std::isnan(values[i]) ? "NaN" : "infinite");
     }
     for (int32_t b : choices_) {
       int32_t token;

@@ -43,8 +43,8 @@ int first_unmet(const amk_instruction_t& t, F value) {
 template <class F>
 void check_counters(const ImageView& image, F value) {
   for (size_t c = 0; c < image.producers.size(); ++c)
-    AMK_CHECK(value(c) == image.producers[c], AMK_ERR_INTERNAL, "counter %zu ended the step at %u, its producers are %u",
-              c, value(c), image.producers[c]);
+    AMK_CHECK(value(c) == image.producers[c], AMK_ERR_INTERNAL,
+              "counter %zu ended the step at %u, its producers are %u", c, value(c), image.producers[c]);
 }
 
 [[noreturn]] void fail_deadlock(size_t done, size_t total) {
@@ -87,8 +87,10 @@ class SequentialWalk {
     const amk_instruction_t& t = image_.tasks[task];
     const int unmet = first_unmet(t, [&](int32_t c) { return counters_[c]; });
     if (unmet < 0) {
-      if (ordered_) by_task_.push({task, q});
-      else any_.push_back(q);
+      if (ordered_)
+        by_task_.push({task, q});
+      else
+        any_.push_back(q);
       return;
     }
     const int32_t c = t.wait_counter[unmet];
@@ -127,9 +129,9 @@ class SequentialWalk {
   const ImageView& image_;
   Random random_;
   bool ordered_;
-  std::vector<uint32_t> counters_, next_;         // per counter; per queue, index into queue_task
-  std::vector<uint32_t> parked_on_, wake_at_;     // per counter: first queue parked, lowest threshold among them
-  std::vector<uint32_t> parked_next_;             // per queue: the next one parked on the same counter
+  std::vector<uint32_t> counters_, next_;      // per counter; per queue, index into queue_task
+  std::vector<uint32_t> parked_on_, wake_at_;  // per counter: first queue parked, lowest threshold among them
+  std::vector<uint32_t> parked_next_;          // per queue: the next one parked on the same counter
   std::priority_queue<TaskAndQueue, std::vector<TaskAndQueue>, std::greater<>> by_task_;
   std::vector<uint32_t> any_;
 };

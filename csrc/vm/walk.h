@@ -13,8 +13,8 @@ namespace amk {
 // How many workers walk() will use: threads clamped to the queues, 1 for threads = 0.
 int32_t worker_count(const ImageView& image, int32_t threads);
 
-// Calls run_task(task, worker) for every task. One thread (threads = 0): seed 0 is the table order, as far as queues and
-// counters allow it, another seed picks at random among the queues whose head is ready. Several threads: queue q
+// Calls run_task(task, worker) for every task. One thread (threads = 0): seed 0 is the table order, as far as queues
+// and counters allow it, another seed picks at random among the queues whose head is ready. Several threads: queue q
 // belongs to worker q mod threads, and the seed decides in which order a worker looks at its queues.
 // INTERNAL: a deadlock, or a counter that does not end at the number of its producers. A throwing task stops all
 // workers and its exception is rethrown here; OUT_OF_MEMORY when a thread cannot be started.

@@ -24,10 +24,13 @@ MAX_VALUES = 4_000_000  # a header of 200,000 tensors has about 1.6 million; bou
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
-def parse_strict_json(data: bytes, where: str) -> Any:
-    """Parses one JSON value; `where` names the source in the InputError that any defect raises."""
+def parse_strict_json(data: bytes, where: str, *, max_values: int = MAX_VALUES, wide_integers: bool = False) -> Any:
+    """Parses one JSON value; `where` names the source in the InputError that any defect raises.
+
+    wide_integers: integers beyond 64 bits are passed on, for a reader that judges them by name.
+    """
     text = _decode(data, where)
-    _check_structure(data, where)
+    _check_structure(data, where, max_values)
 
     def reject_constant(token: str) -> NoReturn:
         raise InputError(f"{where}: expected a finite number, got {token}")
@@ -58,7 +61,7 @@ def parse_strict_json(data: bytes, where: str) -> Any:
             text,
             object_pairs_hook=unique_keys,
             parse_constant=reject_constant,
-            parse_int=parse_int,
+            parse_int=None if wide_integers else parse_int,
             parse_float=parse_float,
         )
         if "\\u" in text:  # only an escape can smuggle in a lone surrogate
@@ -78,14 +81,14 @@ def _decode(data: bytes, where: str) -> str:
         raise InputError(f"{where}: expected UTF-8 text, got byte 0x{byte:02x} at {at}") from error
 
 
-def _check_structure(data: bytes, where: str) -> None:
+def _check_structure(data: bytes, where: str, max_values: int) -> None:
     """Bounds nesting and value count on the punctuation outside strings, so that the parser meets only sane input."""
     symbols = np.frombuffer(_STRING.sub(b"", data), dtype=np.uint8)
     opens = (symbols == ord("{")) | (symbols == ord("["))
     closes = (symbols == ord("}")) | (symbols == ord("]"))
     value_count = int(np.count_nonzero(opens)) + int(np.count_nonzero(symbols == ord(",")))
-    if value_count > MAX_VALUES:
-        raise InputError(f"{where}: expected at most {MAX_VALUES} JSON values, got {value_count}")
+    if value_count > max_values:
+        raise InputError(f"{where}: expected at most {max_values} JSON values, got {value_count}")
     steps = opens.astype(np.int8) - closes.astype(np.int8)
     depth = int(np.cumsum(steps[steps != 0], dtype=np.int32).max(initial=0))
     if depth > MAX_DEPTH:

@@ -6,7 +6,8 @@ namespace {
 
 std::string digest_of(const std::string& data, size_t digest_bytes, size_t piece_bytes) {
   amk::Blake2b hash(digest_bytes);
-  for (size_t i = 0; i < data.size(); i += piece_bytes) hash.update(data.data() + i, std::min(piece_bytes, data.size() - i));
+  for (size_t i = 0; i < data.size(); i += piece_bytes)
+    hash.update(data.data() + i, std::min(piece_bytes, data.size() - i));
   uint8_t out[64];
   hash.finish(out);
   return amk::to_hex(out, digest_bytes);

@@ -31,7 +31,7 @@ void check_borders(const Format& f) {
     const double a = f.widen(static_cast<uint16_t>(low));
     // The step above the largest finite number is where infinity would be if the exponent went on.
     const double b = low + 1u < f.infinity ? static_cast<double>(f.widen(static_cast<uint16_t>(low + 1)))
-                                          : 2 * a - f.widen(static_cast<uint16_t>(low - 1));
+                                           : 2 * a - f.widen(static_cast<uint16_t>(low - 1));
     const float middle = static_cast<float>((a + b) / 2);
     if (static_cast<double>(middle) != (a + b) / 2) continue;  // below f32's own subnormals
     const uint16_t even = static_cast<uint16_t>(low % 2 == 0 ? low : low + 1);

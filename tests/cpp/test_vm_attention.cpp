@@ -38,8 +38,10 @@ struct Attention {
     c.M = s.splits;
     const int cut = heads() / 2;
     for (c.n_off = 0, c.N_tile = cut; c.n_off < heads(); c.n_off += c.N_tile, c.N_tile = heads() - cut)
-      if (c.N_tile > 0) lab.run(AMK_OP_ATTENTION_COMBINE, {part_o, part_ml}, {out}, c, pos);
-      else c.N_tile = 0;
+      if (c.N_tile > 0)
+        lab.run(AMK_OP_ATTENTION_COMBINE, {part_o, part_ml}, {out}, c, pos);
+      else
+        c.N_tile = 0;
   }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(s.head_dim)); }
 

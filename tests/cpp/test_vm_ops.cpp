@@ -19,7 +19,8 @@ std::vector<double> normalised(const OpLab& lab, int x, int64_t first, int64_t c
 }
 
 // One head at `first`, normalised where a weight is given, turned where inv_freq is.
-std::vector<double> turned(const OpLab& lab, int x, int64_t first, int dim, int norm, float eps, int inv_freq, int pos) {
+std::vector<double> turned(const OpLab& lab, int x, int64_t first, int dim, int norm, float eps, int inv_freq,
+                           int pos) {
   std::vector<double> in = normalised(lab, x, first, dim, norm, eps), out = in;
   if (inv_freq < 0) return out;
   for (int i = 0; i < dim / 2; ++i) {
@@ -162,10 +163,14 @@ TEST(kv_append_in_all_its_forms) {
       const int norm = seed & 2 ? lab.weight(dtype, {p.head_dim}) : -1;
       p.flags = (freq >= 0 ? AMK_FLAG_ROPE : 0) | (norm >= 0 ? AMK_FLAG_NORM : 0);
       p.eps = norm >= 0 ? 1e-5f : 0.0f;
-      if (freq >= 0 && norm >= 0) lab.run(AMK_OP_KV_APPEND, {src, freq, norm}, {cache}, p, pos);
-      else if (freq >= 0) lab.run(AMK_OP_KV_APPEND, {src, freq}, {cache}, p, pos);
-      else if (norm >= 0) lab.run(AMK_OP_KV_APPEND, {src, norm}, {cache}, p, pos);
-      else lab.run(AMK_OP_KV_APPEND, {src}, {cache}, p, pos);
+      if (freq >= 0 && norm >= 0)
+        lab.run(AMK_OP_KV_APPEND, {src, freq, norm}, {cache}, p, pos);
+      else if (freq >= 0)
+        lab.run(AMK_OP_KV_APPEND, {src, freq}, {cache}, p, pos);
+      else if (norm >= 0)
+        lab.run(AMK_OP_KV_APPEND, {src, norm}, {cache}, p, pos);
+      else
+        lab.run(AMK_OP_KV_APPEND, {src}, {cache}, p, pos);
       for (int i = 0; i < p.N_tile; ++i) {
         const auto want = turned(lab, src, p.m_off + i * p.head_dim, p.head_dim, norm, p.eps, freq, pos);
         for (int j = 0; j < p.head_dim; ++j)
@@ -187,7 +192,8 @@ TEST(elementwise_with_and_without_place) {
       const int a = lab.activation(dtype, {n}), b = lab.activation(dtype, {n});
       const int out = seed % 5 == 0 ? a : seed % 5 == 1 ? b : lab.activation(dtype, {n});
       std::vector<double> want;
-      for (int i = 0; i < n; ++i) want.push_back(op == AMK_OP_ADD ? lab.at(a, i) + lab.at(b, i) : lab.at(a, i) * lab.at(b, i));
+      for (int i = 0; i < n; ++i)
+        want.push_back(op == AMK_OP_ADD ? lab.at(a, i) + lab.at(b, i) : lab.at(a, i) * lab.at(b, i));
       lab.run(op, {a, b}, {out}, p);
       for (int i = p.n_off; i < p.n_off + p.N_tile; ++i) lab.expect(out, i, want[i], 0);
 
@@ -251,8 +257,8 @@ TEST(argmax_ties_nan_and_infinities) {
   const struct {
     std::vector<float> logits;
     int want;
-  } kCases[] = {{{1, 3, 2, 3, 0}, 1},    {{-1, -1, -1, -1, -1}, 0}, {{-inf, -inf, -inf, -inf, -inf}, 0},
-                {{0, 1, 2, 3, 4}, 4},    {{0, nan, 5, 6, 7}, -1},   {{0, 1, 2, 3, nan}, -1},
+  } kCases[] = {{{1, 3, 2, 3, 0}, 1},     {{-1, -1, -1, -1, -1}, 0}, {{-inf, -inf, -inf, -inf, -inf}, 0},
+                {{0, 1, 2, 3, 4}, 4},     {{0, nan, 5, 6, 7}, -1},   {{0, 1, 2, 3, nan}, -1},
                 {{0, 0, inf, 0, inf}, 2}, {{5, 1, 1, 1, 5}, 0},      {{-0.0f, 0, 0, 0, 0}, 0}};
   for (const auto& c : kCases)
     for (const std::vector<int>& cuts : std::vector<std::vector<int>>{{0, 5}, {0, 2, 5}, {0, 1, 2, 3, 4, 5}}) {

@@ -124,8 +124,10 @@ class OpLab {
     int stray = 0, unstable = 0;
     for (size_t b = 0; b < bytes.size(); ++b)
       for (size_t i = 0; i < bytes[b].size(); ++i) {
-        if (may_write[b][i]) unstable += bytes[b][i] != result[b][i];
-        else stray += result[b][i] != before[b][i] || bytes[b][i] != poisoned[b][i];
+        if (may_write[b][i])
+          unstable += bytes[b][i] != result[b][i];
+        else
+          stray += result[b][i] != before[b][i] || bytes[b][i] != poisoned[b][i];
       }
     CHECK_EQ(stray, 0);
     CHECK_EQ(unstable, 0);

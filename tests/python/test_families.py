@@ -1,4 +1,4 @@
-"""The whole chain against transformers: a checkpoint it saved, lowered, proved, packed and run by the reference machine.
+"""The whole chain against transformers: a checkpoint that it saved, lowered, proved, packed and run on the CPU.
 
 Small random checkpoints of every family; transformers is the judge of tokens (f32) and of logits (bf16, f16).
 """
@@ -47,6 +47,15 @@ def decode(machine: amk.ReferenceVM) -> tuple[list[int], np.ndarray]:
     return tokens, np.array(logits)
 
 
+def unit_gain(family: str) -> float:
+    """The deviation of weights that keeps a rounding error its size, which is what `error_limit` assumes of a model.
+
+    NOTE: at 1.8 times this (smollm with the 0.15 of families.py) attention is so peaked that bf16 steps leave the limit
+    now and then, those of transformers in bf16 more often than ours.
+    """
+    return FAMILIES[family][2]["hidden_size"] ** -0.5
+
+
 def peer_logits(model: Any, tokens: list[int]) -> np.ndarray:
     """[n, V] of the same weights in float64."""
     with torch.no_grad():
@@ -71,7 +80,8 @@ def test_greedy_decoding_equals_transformers_token_for_token(family: str, tmp_pa
     ("family", "dtype"), [(family, dtype) for family in FAMILIES for dtype in ("f32", "bf16")] + [("qwen3", "f16")]
 )
 def test_logits_stay_within_the_limit_at_every_step(family: str, dtype: str, tmp_path: Path) -> None:
-    model = build_checkpoint(tmp_path / "model", family, dtype=DTYPES[dtype], sharded=family == "mistral", seed=2)
+    rounded = {"dtype": DTYPES[dtype], "initializer_range": unit_gain(family)}
+    model = build_checkpoint(tmp_path / "model", family, sharded=family == "mistral", seed=2, **rounded)
     machine, config = open_machine(tmp_path / "model", threads=2)
     assert config.dtype == dtype
     tokens, got = decode(machine)
@@ -82,7 +92,8 @@ def test_logits_stay_within_the_limit_at_every_step(family: str, dtype: str, tmp
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evaluate_is_right_about_every_family(family: str, tmp_path: Path) -> None:
-    build_checkpoint(tmp_path / "model", family, dtype=torch.bfloat16, seed=3)
+    rounded = {"dtype": torch.bfloat16, "initializer_range": unit_gain(family)}
+    build_checkpoint(tmp_path / "model", family, seed=3, **rounded)
     verdict = amk.evaluate(tmp_path / "model", "h100", max_seq=200)
     assert verdict.correct, verdict.notes
     assert verdict.latency_kind == "predicted" and verdict.latency_us > verdict.bound_us

@@ -32,13 +32,27 @@ PY_ARROWS = {
     "safetensors": {"errors", "strict_json"},
     "model_config": {"errors", "strict_json"},
     "checkpoint": {"errors", "strict_json", "safetensors", "model_config"},
-    "embedded": {"errors", "model_config", "checkpoint"},
+    "embedded": {"errors", "model_config", "checkpoint", "safetensors"},
     "oracle": set(),  # the judge of everything shares nothing with it
     "_lib": {"errors", "_amk_abi"},
-    "config": {"_lib", "errors"},
     "targets": {"_lib", "errors"},
-    "program": {"_lib", "errors", "strict_json", "config", "targets", "model_config"},
+    "config": {"_lib", "errors", "targets"},
+    "columns": {"_lib", "errors"},
+    "tables": {"_lib", "errors"},
+    "program_read": {"_lib", "errors", "strict_json", "config", "targets", "columns", "tables"},
+    "program_write": {"errors", "config", "targets", "columns", "tables", "program_read"},
+    "program": {
+        *{"_lib", "errors", "config", "targets", "model_config"},
+        *{"columns", "tables", "program_read", "program_write"},
+    },
     "vm": {"_lib", "errors", "program"},
+    "exam": {"errors", "oracle"},  # the questions and the marks: no lowering, no machine
+    "verdict": {"errors"},
+    "output": {"errors"},
+    "evaluate": {
+        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "oracle", "program", "targets", "verdict", "vm"}
+    },
+    "propose": {"config", "embedded", "errors", "evaluate", "targets"},  # it never judges
 }
 
 

@@ -1,0 +1,135 @@
+"""The `amk` command: arguments in, one result on stdout, an exit code.
+
+stdout carries the result and nothing else (text, or one JSON object with --json); progress, logs and error sentences go
+to stderr. What a verb does lives in `verbs.py`; here are parsing, printing and the meaning of exit codes. No input,
+however bad, may end in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import errors
+from .verbs import EXIT_CODES, VERBS, Option, Outcome, Verb, failure
+
+__all__ = ["main"]
+
+SCHEMA_VERSION = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code (see EXIT_CODES); argparse itself exits with 2 on a usage error."""
+    arguments = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+    verb: Verb | None = getattr(arguments, "verb", None)
+    as_json, quiet = getattr(arguments, "json", False), getattr(arguments, "quiet", False)
+    if verb is None:
+        _parser().print_help(sys.stderr)
+        return 2
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(f"amk: {text}", file=sys.stderr, flush=True)
+
+    error: BaseException | None = None
+    try:
+        outcome = verb.run(arguments, say)
+    except KeyboardInterrupt as interrupt:
+        error, outcome = interrupt, failure(130, "interrupted", "interrupted")
+    except errors.AmkError as refusal:
+        error, outcome = refusal, failure(_code_of(refusal), refusal.code, str(refusal))
+    except MemoryError as shortage:
+        error, outcome = shortage, failure(4, "out-of-memory", str(shortage) or "out of memory")
+    except OSError as trouble:
+        error, outcome = trouble, failure(4, "environment", str(trouble))
+    except Exception as bug:  # a bug in AMK: said in one line, with what a report needs
+        text = f"{type(bug).__name__}: {bug} (a bug in AMK; please report it with `amk doctor --json`)"
+        error, outcome = bug, failure(70, "internal", text)
+    if error is not None:
+        print(f"amk {verb.name}: {outcome.text}", file=sys.stderr)
+    return _print_result(verb, outcome, as_json, failed=error is not None)
+
+
+def _print_result(verb: Verb, outcome: Outcome, as_json: bool, *, failed: bool) -> int:
+    """A reader that went away (`amk targets | head -1`) is no error of ours: the verb's own code stands."""
+    if as_json:
+        schema = "amk.error" if failed else f"amk.{verb.name}"
+        head = {"schema": schema, "schema_version": SCHEMA_VERSION, "status": outcome.status, "exit_code": outcome.code}
+        text = json.dumps({**head, **outcome.result}, indent=2, allow_nan=False)
+    else:
+        text = "" if failed else outcome.text
+    try:
+        if text:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+    except OSError as trouble:  # a full disk behind a redirection: the result is lost, and that is an error
+        print(f"amk {verb.name}: the result could not be written: {trouble}", file=sys.stderr)
+        return outcome.code or 4
+    return outcome.code
+
+
+def _code_of(refusal: errors.AmkError) -> int:
+    codes: tuple[tuple[type[errors.AmkError], int], ...] = (
+        (errors.Rejected, 1),
+        (errors.NonFinite, 1),
+        (errors.InputError, 2),
+        (errors.UnsupportedModel, 3),
+        (errors.DeviceError, 4),
+        (errors.BuildMismatch, 4),
+        (errors.OutOfMemory, 4),
+    )
+    return next((code for kind, code in codes if isinstance(refusal, kind)), 70)
+
+
+def _parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = argparse.ArgumentParser(
+        prog="amk",
+        description="Compiles one LLM decode step into one persistent kernel, proves it, and judges it.",
+        epilog=f"exit codes:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
+    verbs = parser.add_subparsers(metavar="VERB")
+    for verb in VERBS:
+        child = verbs.add_parser(verb.name, help=verb.help, description=verb.help, allow_abbrev=False)
+        child.set_defaults(verb=verb)
+        for option in verb.options:
+            _add_option(child, option)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    keywords: dict[str, Any] = {"help": option.help}
+    if option.kind == "flag":
+        keywords["action"] = "store_true"
+    else:
+        keywords |= {"type": int if option.kind == "int" else str, "default": option.default, "metavar": option.metavar}
+        if option.choices:
+            keywords["choices"] = option.choices
+        if option.flag.startswith("-"):
+            keywords["required"] = option.required
+        elif not option.required:
+            keywords["nargs"] = "?"
+    parser.add_argument(option.flag, **keywords)
+
+
+class _PrintVersion(argparse.Action):
+    """Looked up only when asked for, because that reads the installation's metadata."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .doctor import package_version
+
+        print(f"amk {package_version()}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""model + gpu + schedule -> `Verdict`: the fixed judge.
+
+In: a model name or directory, a target, a schedule to try. Out: a verdict, never an exception, for whatever the
+schedule holds; misuse (an unknown model or target, a token that does not exist, a device that is not there) raises a
+typed error. The order is fixed: the schedule is frozen, then the questions are drawn, then the machine answers, then
+the reference, and only a right answer is given a latency. A prediction is never called anything else.
+This module imports nothing heavy, so that `import amk` stays cheap.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, Rejected, Unavailable, show
+from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from .checkpoint import WeightSource
+    from .config import ScheduleConfig
+    from .exam import Grade, Questions
+    from .program import Image, Program
+    from .targets import GpuTarget
+
+__all__ = ["DEFAULT_MAX_SEQ", "evaluate", "freeze_config", "lower_and_pack"]
+
+DEFAULT_MAX_SEQ = 1024
+MAX_NOTES = 6
+THREADED_WEIGHT_BYTES = 64 << 20  # from here on, threads pay for themselves
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    gpu: str | GpuTarget,
+    config: Any = None,
+    device: str = "auto",
+    *,
+    token: int = 7,
+    batch: int = 1,
+    strict: bool = False,
+    max_seq: int | None = None,
+    position: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Judges one schedule (`ScheduleConfig`, dict, or None for the default) of one model on one target.
+
+    `max_seq` is the capacity of the cache (default: what the model was made for, at most 1,024); `position` is the
+    context that the latency is predicted for (default: half of it); `seed` draws the questions. With `strict`, a key
+    of the schedule that AMK does not know is rejected instead of named in the notes.
+    """
+    from .embedded import open_model
+    from .targets import resolve_target
+
+    say = progress or (lambda text: None)
+    source = open_model(model)
+    target = resolve_target(gpu)
+    notes = _choose_device(device)
+    max_seq = choose_max_seq(source, max_seq)
+    position = _require_int("position", max_seq // 2 if position is None else position, 0, max_seq - 1)
+    token = _require_int("token", token, 0, source.config.vocab - 1)
+    seed = _require_int("seed", seed, 0, (1 << 64) - 1)
+
+    asked: dict[str, Any] = {"model": source.name, "gpu": target.name, "device": "cpu", "max_seq": max_seq}
+    frozen: dict[str, Any] = {"schedule_id": "", "schedule_config": {}}
+    try:
+        if type(batch) is not int or batch != 1:
+            raise Rejected(f"batch: expected 1, the only batch that a program decodes, got {show(batch)}")
+        schedule, dropped = freeze_config(config, strict)
+        notes += dropped
+        frozen = {"schedule_id": schedule.schedule_id, "schedule_config": schedule.to_dict()}
+        say(f"lowering {source.name} for {target.name}")
+        program, image = lower_and_pack(source, schedule, target, max_seq)
+    except Rejected as refusal:
+        return Verdict(**asked, **frozen, valid=False, rejected_reason=str(refusal), seed=seed, notes=tuple(notes))
+
+    from .exam import make_questions
+
+    questions = make_questions(source.config, token, program.launch["kv_block"], max_seq, seed)
+    mark, digest, weight_mb = _examine(source, image, questions, say)
+    notes += mark.notes if len(mark.notes) <= MAX_NOTES else (
+        *mark.notes[:MAX_NOTES], f"and {len(mark.notes) - MAX_NOTES} more steps like these"
+    )  # fmt: skip
+    price, why = _price(program, position, target.name) if mark.correct else ({}, [])
+    notes += why
+    return Verdict(
+        **asked, **frozen, **price,
+        valid=True, correct=mark.correct,
+        max_abs_err=mark.max_abs_err, rel_err=mark.rel_err, err_limit=mark.err_limit,
+        top1_agreement=mark.top1_agreement,
+        tasks=program.n_tasks, n_buffers=program.n_buffers, n_counters=program.n_counters, weight_mb=weight_mb,
+        positions=tuple(sorted(questions.probe_positions)), decode_steps=len(questions.decode_tokens), seed=seed,
+        notes=tuple(notes), provenance=_provenance(image.hash, digest),
+    )  # fmt: skip
+
+
+def freeze_config(config: Any, strict: bool = False) -> tuple[ScheduleConfig, list[str]]:
+    """The schedule that will run, and a note per key that was dropped. Anything that is no schedule is Rejected."""
+    from .config import ScheduleConfig
+
+    if config is None:
+        return ScheduleConfig.default(), []
+    if isinstance(config, ScheduleConfig):
+        return config, []
+    if not isinstance(config, Mapping):
+        raise Rejected(f"config: expected an object, got {type(config).__name__}")
+    schedule, notes = ScheduleConfig.from_dict(dict(config), strict=strict)
+    return schedule, list(notes)
+
+
+def choose_max_seq(source: WeightSource, max_seq: int | None) -> int:
+    """The capacity of the cache: as asked, within what the model was made for."""
+    limit = source.config.max_position
+    return _require_int("max_seq", min(limit, DEFAULT_MAX_SEQ) if max_seq is None else max_seq, 1, limit)
+
+
+def lower_and_pack(
+    source: WeightSource, schedule: ScheduleConfig, target: GpuTarget, max_seq: int
+) -> tuple[Program, Image]:
+    """The program of one model under one schedule, proved and packed; Rejected names what was refused."""
+    from .program import lower
+
+    program = lower(source.config, schedule, target, max_seq)
+    return program, program.pack()
+
+
+def _examine(
+    source: WeightSource, image: Image, questions: Questions, say: Callable[[str], None]
+) -> tuple[Grade, str, float]:
+    """The grade, the digest of the weights and their size in MB. Never holds the weights and the reference at once."""
+    from . import vm
+    from .exam import ask_machine, ask_oracle, grade
+    from .oracle import OracleCache
+
+    say(f"reading the weights of {source.name}")
+    weights = source.weights()
+    digest, nbytes = weights.digest, weights.nbytes
+    threads = min(os.cpu_count() or 1, 8) if nbytes >= THREADED_WEIGHT_BYTES else 0
+    with vm.ReferenceVM(image, weights, threads=threads) as machine:
+        answers = ask_machine(machine, source.config, questions, say)
+    del machine, weights
+    cache = OracleCache(os.environ.get("AMK_CACHE_DIR") or None)
+    reference = ask_oracle(source.config, source.raw, digest, questions, cache, say)
+    return grade(source.config, questions, answers, reference), digest, nbytes / 1e6
+
+
+def _price(program: Program, position: int, gpu: str) -> tuple[dict[str, Any], list[str]]:
+    """The predicted latency at one position, withheld if it contradicts the floor."""
+    cost = program.cost(position)
+    price: dict[str, Any] = {"latency_position": position, "bound_us": cost.bound_us}
+    if not cost.latency_us >= cost.bound_us > 0:
+        note = f"latency withheld: a prediction of {cost.latency_us:.3f} us is below the floor {cost.bound_us:.3f} us"
+        return price, [note]
+    price |= {
+        "latency_us": cost.latency_us,
+        "latency_kind": "predicted",
+        "pct_of_roofline": 100.0 * cost.bound_us / cost.latency_us,
+    }
+    return price, [f"latency is the cost model's prediction for {gpu} at position {position}, not a measurement"]
+
+
+def _choose_device(device: Any) -> list[str]:
+    if device == "cpu":
+        return []
+    if device == "auto":
+        return ["device auto: judged on the cpu reference machine, because this build has no GPU kernel yet"]
+    if isinstance(device, str) and device.split(":")[0] in ("cuda", "gpu"):
+        raise Unavailable(f"device {device!r}: this build has no GPU kernel yet; use 'cpu' or 'auto'")
+    raise InputError(f"device: expected 'auto', 'cpu' or 'cuda', got {show(device)}")
+
+
+def _require_int(name: str, value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{name}: expected an integer in {low}..{high}, got {show(value)}")
+    return value
+
+
+def _provenance(image_hash: str, weights_digest: str) -> dict[str, Any]:
+    from . import _lib
+
+    build = _lib.build_info()
+    return {
+        "image_hash": image_hash,
+        "weights_digest": weights_digest,
+        "library_build_id": build.get("build_id", ""),
+        "library_version": build.get("version", ""),
+        "abi_version": f"{_lib.limit('ABI_VERSION_MAJOR')}.{_lib.limit('ABI_VERSION_MINOR')}",
+        "host_cpu": host_cpu(),
+        "driver": None,
+        "clocks": None,
+    }
+
+
+def host_cpu() -> str:
+    """The processor's own name for itself."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

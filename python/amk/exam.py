@@ -1,0 +1,214 @@
+"""The examination that a machine must pass: what is asked, what the reference answers, and how answers are graded.
+
+In: a model's configuration, a seed, and two sides that answer independently: a machine with `step(token, pos)` and the
+float64 oracle. Out: a `Grade`. Questions are (a) single steps at several positions over a populated cache, whose rows
+both sides are given, and (b) a short decode from an empty cache, where the machine reads back rows it wrote itself.
+The machine finds NaN in every cache row that it may not read. A grade never depends on the clock, on how the machine
+was lowered, or on anything that the machine says about itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DeviceError, NonFinite
+from .oracle import Oracle, OracleCache, error_limit, logit_error, round_to, synthetic_kv
+
+__all__ = ["Answers", "Grade", "Machine", "Questions", "ask_machine", "ask_oracle", "grade", "make_questions"]
+
+DECODE_STEPS = 8
+PROGRESS_SECONDS = 2.0
+
+Progress = Callable[[str], None]
+
+
+class Machine(Protocol):
+    """What the examination needs of a machine; both kinds of `amk` machines offer it."""
+
+    @property
+    def next_token(self) -> int: ...
+
+    def step(self, token: int, pos: int) -> NDArray[np.float32]: ...
+
+    def set_kv(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Probes in descending position, so that the row a probe appends is never history of a later one."""
+
+    seed: int
+    max_seq: int
+    probe_tokens: tuple[int, ...]
+    probe_positions: tuple[int, ...]
+    decode_tokens: tuple[int, ...]
+
+    @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """(token, position) of every step, probes first."""
+        probes = zip(self.probe_tokens, self.probe_positions, strict=True)
+        return (*probes, *((token, pos) for pos, token in enumerate(self.decode_tokens)))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits of every step, in the order of `Questions.steps`: [n, V]."""
+
+    logits: NDArray[Any]
+    faults: tuple[str, ...] = ()  # ways in which the machine contradicts itself
+
+
+@dataclass(frozen=True)
+class Grade:
+    correct: bool
+    max_abs_err: float
+    rel_err: float  # of the worst step, as a part of its largest reference logit
+    err_limit: float  # at that step
+    top1_agreement: float
+    notes: tuple[str, ...]
+
+
+def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: int) -> Questions:
+    """Positions: both ends, the first ones, around the edge of a KV block, the middle, and one that the seed draws."""
+    wanted = {0, 1, 17, kv_block - 1, kv_block, max_seq // 2, max_seq - 1, _draw(seed, "position", 0, max_seq)}
+    positions = sorted((pos for pos in wanted if 0 <= pos < max_seq), reverse=True)
+    n_decode = min(DECODE_STEPS, max_seq)
+    tokens, i = [token], 0
+    while len(tokens) < len(positions) + n_decode:
+        drawn = _draw(seed, "token", i, config.vocab)
+        if drawn not in tokens or len(set(tokens)) == config.vocab:
+            tokens.append(drawn)
+        i += 1
+    # The caller's token starts the decode and is the first probe (the last position) as well.
+    return Questions(
+        seed=seed,
+        max_seq=max_seq,
+        probe_tokens=tuple(tokens[: len(positions)]),
+        probe_positions=tuple(positions),
+        decode_tokens=(token, *tokens[len(positions) : len(positions) + n_decode - 1]),
+    )
+
+
+def ask_machine(machine: Machine, config: Any, questions: Questions, progress: Progress) -> Answers:
+    """Runs every step. Rows at and past the position of a probe hold NaN, and so does the whole cache of the decode."""
+    logits = np.empty((len(questions.steps), config.vocab), dtype=np.float32)
+    faults: list[str] = []
+    rows = questions.max_seq
+    history = [_stored(synthetic_kv(config, rows, questions.seed, layer), config) for layer in range(config.layers)]
+    n_probes, last_said = len(questions.probe_positions), 0.0
+    for i, (token, pos) in enumerate(questions.steps):
+        if i == 0 or time.monotonic() - last_said > PROGRESS_SECONDS:
+            progress(f"machine: step {i + 1} of {len(questions.steps)}")
+            last_said = time.monotonic()
+        first_hidden = pos if i < n_probes else 0
+        if i <= n_probes:  # before each probe, and once before the decode
+            for layer, (k, v) in enumerate(history):
+                k[:, first_hidden:rows] = v[:, first_hidden:rows] = _stored_nan(config.dtype)
+                machine.set_kv(layer, np.ascontiguousarray(k[:, :rows]), np.ascontiguousarray(v[:, :rows]))
+            rows = first_hidden + 1  # all above hold NaN already; this one is about to be appended to
+        try:
+            logits[i] = machine.step(token, pos)
+        except (DeviceError, NonFinite) as fault:  # no answer: it cannot be a right one
+            logits[i] = math.nan
+            faults.append(f"at position {pos}: {fault}")
+            if isinstance(fault, DeviceError):
+                logits[i:] = math.nan
+                break
+            continue
+        best = int(np.argmax(logits[i]))
+        if machine.next_token != best and np.isfinite(logits[i]).all():
+            faults.append(
+                f"at position {pos} next_token is {machine.next_token}, but the largest logit is that of {best}"
+            )
+    return Answers(logits, tuple(faults))
+
+
+def ask_oracle(
+    config: Any,
+    raw: Callable[[str], NDArray[Any]],
+    weight_digest: str,
+    questions: Questions,
+    cache: OracleCache,
+    progress: Progress,
+) -> Answers:
+    """The reference logits. `raw` gives tensors as the checkpoint stores them; it is not called on a cache hit."""
+    positions, tokens = questions.probe_positions, questions.probe_tokens
+    oracle, seed, vocab = Oracle(config, raw), questions.seed, config.vocab
+
+    def probe() -> NDArray[np.float64]:
+        progress(f"reference: {len(positions)} probes in float64")
+        return oracle.probe(tokens, positions, lambda layer: synthetic_kv(config, max(positions), seed, layer))
+
+    def decode() -> NDArray[np.float64]:
+        progress(f"reference: a decode of {len(questions.decode_tokens)} tokens in float64")
+        return oracle.prefill(questions.decode_tokens)
+
+    probe_key = cache.key(config, weight_digest, tokens, positions, seed, "probe")
+    decode_key = cache.key(config, weight_digest, questions.decode_tokens, [], 0, "prefill")
+    probes = cache.fetch(probe_key, (len(tokens), vocab), probe)
+    return Answers(np.concatenate([probes, cache.fetch(decode_key, (len(questions.decode_tokens), vocab), decode)]))
+
+
+def grade(config: Any, questions: Questions, machine: Answers, reference: Answers) -> Grade:
+    """Every step must lie within its limit, and the questions must be able to tell a wrong answer from a right one."""
+    got, ref = machine.logits.astype(np.float64), reference.logits
+    limits = [error_limit(config.dtype, config, position=pos) for _, pos in questions.steps]
+    errors = [logit_error(got[i], ref[i]) for i in range(len(ref))]
+    worst = int(np.argmax([error / limit for error, limit in zip(errors, limits, strict=True)]))
+    notes = list(machine.faults)
+    for i, (token, pos) in enumerate(questions.steps):
+        if not errors[i] <= limits[i]:  # a comparison that NaN cannot pass
+            kind = "probe" if i < len(questions.probe_positions) else "decode"
+            notes.append(f"{kind} at position {pos}, token {token}: error {errors[i]:.3g} exceeds {limits[i]:.3g}")
+    notes += _controls(questions, got, ref, limits)
+    finite = bool(np.isfinite(got).all() and np.isfinite(ref).all())
+    return Grade(
+        correct=not notes,
+        max_abs_err=float(np.abs(got - ref).max()) if finite else math.inf,
+        rel_err=errors[worst],
+        err_limit=limits[worst],
+        top1_agreement=float(np.mean(got.argmax(axis=-1) == ref.argmax(axis=-1))),
+        notes=tuple(notes),
+    )
+
+
+def _controls(
+    questions: Questions, got: NDArray[np.float64], ref: NDArray[np.float64], limits: Sequence[float]
+) -> list[str]:
+    """Answers that must fail: all zeros, and the right answer to another question. If one passes, so could anything."""
+    notes = []
+    n_probes = len(questions.probe_positions)
+    groups = (range(n_probes), range(n_probes, len(ref)))  # a probe at 0 and the decode's first step may agree
+    for group in groups:
+        for i in group:
+            if not logit_error(np.zeros_like(ref[i]), ref[i]) > limits[i]:
+                notes.append(f"vacuous: logits of zero would pass at position {questions.steps[i][1]}")
+            for j in group[: group.index(i)]:
+                at = f"positions {questions.steps[j][1]} and {questions.steps[i][1]}"
+                if not logit_error(ref[j], ref[i]) > limits[i]:
+                    notes.append(f"vacuous: the reference logits of {at} are too close to tell apart")
+                elif np.array_equal(got[i], got[j]):
+                    notes.append(f"stale: the machine gave the same logits at {at}")
+    return notes
+
+
+def _draw(seed: int, what: str, index: int, bound: int) -> int:
+    """A number below `bound`, the same on every platform and numpy version."""
+    text = f"amk exam {seed} {what} {index}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little") % bound
+
+
+def _stored(pair: tuple[NDArray[Any], NDArray[Any]], config: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    return round_to(pair[0], config.dtype), round_to(pair[1], config.dtype)
+
+
+def _stored_nan(dtype: str) -> Any:
+    return np.uint16(0x7FC0) if dtype == "bf16" else math.nan

@@ -1,0 +1,269 @@
+"""`ReferenceVM`: the machine that explains an image on the CPU.
+
+In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache can be set and read.
+The weights stay the caller's arrays (no copy, unless one is not aligned) and must not change while the machine lives.
+A machine may be used from several threads: calls take turns, and other Python threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from . import _lib
+from ._lib import ffi, lib
+from .errors import InputError, show
+from .program import Image
+
+__all__ = ["ReferenceVM"]
+
+_ALIGNMENT = _lib.limit("VECTOR_BYTES")  # what amk_vm_bind asks of a pointer
+_KINDS = {name: number for number, name in _lib.enum_names("amk_buffer_kind", "AMK_KIND_").items()}
+_BOUND = {_KINDS["WEIGHT"], _KINDS["CONST"]}
+_PERSISTENT = {_KINDS["KV_CACHE"], _KINDS["STATE"]}
+
+# numpy has no bf16, and none of the 8-bit floats: they travel as the integers that hold their bits.
+_STORAGE = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "F8E4M3": np.uint8,
+    "F8E5M2": np.uint8,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.uint8,
+}
+
+
+class _Buffer:
+    """What this file needs to know of one buffer."""
+
+    def __init__(self, name: str, source: str, kind: int, dtype: int, shape: tuple[int, ...]) -> None:
+        self.name, self.source, self.kind, self.shape = name, source, kind, shape
+        storage = _STORAGE.get(_lib.enum_names("amk_dtype", "AMK_DTYPE_").get(dtype, ""))
+        self.dtype = None if storage is None else np.dtype(storage)
+
+    def check(self, array: object, what: str) -> np.ndarray:
+        """The array, when it has this buffer's dtype and is C-contiguous."""
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
+            got = array.dtype if isinstance(array, np.ndarray) else show(array)
+            raise InputError(f"{what} {self.name!r}: expected an array of {self.dtype}, got {got}")
+        if not array.flags.c_contiguous:
+            raise InputError(f"{what} {self.name!r}: expected a C-contiguous array")
+        return array
+
+
+class ReferenceVM:
+    """Runs an image in any legal order (`seed`; 0 is table order) on one or more threads.
+
+    guard=True poisons scratch and outputs before each step and checks canaries around every region after it.
+    """
+
+    def __init__(
+        self, image: Image, weights: Mapping[str, np.ndarray], *, seed: int = 0, threads: int = 0, guard: bool = False
+    ) -> None:
+        self._lock = threading.Lock()
+        self._handle = None
+        program = image.program()
+        self.max_seq: int = program.launch["max_seq"]
+        self._buffers = _describe(program.tables())
+        self._bound: list[object] = []
+        options = ffi.new("amk_vm_options_t *")
+        options.struct_size = ffi.sizeof("amk_vm_options_t")
+        options.seed = _uint64("seed", seed)
+        if type(threads) is not int or not 0 <= threads <= _lib.limit("MAX_QUEUES"):
+            raise InputError(f"threads: expected an integer in 0..{_lib.limit('MAX_QUEUES')}, got {show(threads)}")
+        options.threads, options.guard = threads, bool(guard)
+        out = ffi.new("amk_vm **")
+        _lib.check(lib.amk_vm_create_reference(image._handle, options, out))
+        self._handle = _lib.owned(out, lib.amk_vm_destroy)
+        try:
+            self._bind(weights)
+        except BaseException:
+            self.close()
+            raise
+        self._by_name = {buffer.name: buffer for buffer in self._buffers if buffer.name}
+
+    # ---- one decoded token ----
+
+    def step(self, token: int, pos: int) -> np.ndarray:
+        """float32 logits [V] after `token` at position `pos`; rows below pos are taken from the cache as they are."""
+        token_id = np.array([_int32("token", token)], np.int32)
+        output = self._buffer("logits")
+        logits = np.empty(output.shape, output.dtype)
+        with self._lock:
+            self._write("token", 0, token_id)
+            self._run(pos)
+            self._read("logits", 0, logits)
+        return logits
+
+    @property
+    def next_token(self) -> int:
+        """The greedy choice of the last step."""
+        return int(self.read("next_token")[0])
+
+    def set_kv(self, layer: int, k: np.ndarray, v: np.ndarray) -> None:
+        """Sets the first rows of a layer's cache: k, v [G, rows, D] in storage dtype."""
+        for name, rows in ((f"kv.{layer}.k", k), (f"kv.{layer}.v", v)):
+            self.write_rows(name, rows)
+
+    def get_kv(self, layer: int, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The first rows (default: all) of a layer's cache: k, v [G, rows, D] in storage dtype."""
+        return self.read_rows(f"kv.{layer}.k", rows), self.read_rows(f"kv.{layer}.v", rows)
+
+    # ---- any program ----
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], kv: Mapping[str, np.ndarray] | None = None, pos: int = 0
+    ) -> dict[str, np.ndarray]:
+        """One launch: every IO_INPUT by name, and caches or state to set first; every IO_OUTPUT by name."""
+        wanted = {buffer.name for buffer in self._buffers if buffer.kind == _KINDS["IO_INPUT"]}
+        if set(inputs) != wanted:
+            raise InputError(f"inputs: expected {', '.join(sorted(wanted)) or 'none'}, got {show(sorted(inputs))}")
+        for name, array in (kv or {}).items():
+            if self._buffer(name).kind not in _PERSISTENT:
+                raise InputError(f"kv: {name!r} is neither a cache nor state")
+            self.write_rows(name, array)
+        for name, array in inputs.items():
+            self.write(name, array)
+        with self._lock:
+            self._run(pos)
+        return {buffer.name: self.read(buffer.name) for buffer in self._buffers if buffer.kind == _KINDS["IO_OUTPUT"]}
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Sets a whole cache, state or input buffer."""
+        buffer = self._buffer(name)
+        if buffer.check(array, "write").shape != buffer.shape:
+            raise InputError(f"write {name!r}: expected shape {buffer.shape}, got {array.shape}")
+        with self._lock:
+            self._write(name, 0, array)
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of a whole cache, state, input or output buffer."""
+        buffer = self._buffer(name)
+        out = np.empty(buffer.shape, buffer.dtype)
+        with self._lock:
+            self._read(name, 0, out)
+        return out
+
+    def write_rows(self, name: str, rows: np.ndarray) -> None:
+        """Sets the first rows of a cache [G, S, D] from [G, rows, D]; a buffer of another rank as a whole."""
+        buffer = self._buffer(name)
+        if len(buffer.shape) != 3:
+            return self.write(name, rows)
+        buffer.check(rows, "write")
+        groups, capacity, width = buffer.shape
+        if rows.ndim != 3 or rows.shape[::2] != (groups, width) or rows.shape[1] > capacity:
+            expected = f"({groups}, at most {capacity}, {width})"
+            raise InputError(f"write {name!r}: expected shape {expected}, got {rows.shape}")
+        with self._lock:
+            for group in range(groups if rows.shape[1] else 0):
+                self._write(name, group * capacity * width * rows.itemsize, rows[group])
+        return None
+
+    def read_rows(self, name: str, rows: int | None = None) -> np.ndarray:
+        """A copy of the first rows of a cache [G, S, D]."""
+        buffer = self._buffer(name)
+        if rows is None or len(buffer.shape) != 3:
+            return self.read(name)
+        groups, capacity, width = buffer.shape
+        if type(rows) is not int or not 0 <= rows <= capacity:
+            raise InputError(f"read {name!r}: expected 0 to {capacity} rows, got {show(rows)}")
+        out = np.empty((groups, rows, width), buffer.dtype)
+        with self._lock:
+            for group in range(groups if rows else 0):
+                self._read(name, group * capacity * width * out.itemsize, out[group])
+        return out
+
+    def reseed(self, seed: int) -> None:
+        """Another legal order for the next steps."""
+        with self._lock:
+            _lib.check(lib.amk_vm_reseed(self._open(), _uint64("seed", seed)))
+
+    def close(self) -> None:
+        """Frees the machine; using it afterwards is an InputError. Closing twice is fine."""
+        with self._lock:
+            if self._handle is not None:
+                ffi.release(self._handle)
+            self._handle = None
+            self._bound = []
+
+    def __enter__(self) -> ReferenceVM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- calls into the library; the lock is held ----
+
+    def _open(self) -> Any:
+        if self._handle is None:
+            raise InputError("the machine is closed")
+        return self._handle
+
+    def _run(self, pos: int) -> None:
+        _lib.check(lib.amk_vm_run(self._open(), _int32("pos", pos)))
+
+    def _write(self, name: str, offset: int, array: np.ndarray) -> None:
+        data = ffi.from_buffer(array)
+        _lib.check(lib.amk_vm_write(self._open(), name.encode(), offset, data, array.nbytes))
+
+    def _read(self, name: str, offset: int, out: np.ndarray) -> None:
+        data = ffi.from_buffer(out, require_writable=True)
+        _lib.check(lib.amk_vm_read(self._open(), name.encode(), offset, data, out.nbytes))
+
+    def _buffer(self, name: str) -> _Buffer:
+        self._open()
+        buffer = self._by_name.get(name) if isinstance(name, str) else None
+        if buffer is None or buffer.dtype is None:
+            raise InputError(f"expected the name of a buffer of this program, got {show(name)}")
+        return buffer
+
+    def _bind(self, weights: Mapping[str, np.ndarray]) -> None:
+        operands: dict[str, list[_Buffer]] = {}
+        for buffer in self._buffers:
+            if buffer.kind in _BOUND and buffer.source:
+                operands.setdefault(buffer.source, []).append(buffer)
+        missing = [source for source in operands if source not in weights]
+        if missing:
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise InputError(f"weights: expected {', '.join(map(repr, missing[:8]))}{more}, which are not there")
+        for source, buffers in operands.items():
+            array = buffers[0].check(weights[source], "weight")
+            shapes = {buffer.shape for buffer in buffers}
+            if array.shape not in shapes:
+                raise InputError(f"weight {source!r}: expected shape {shapes.pop()}, got {array.shape}")
+            if array.ctypes.data % _ALIGNMENT:
+                array = _lib.aligned_copy(array, _ALIGNMENT)
+            self._bound.append(array)
+            _lib.check(lib.amk_vm_bind(self._handle, source.encode(), ffi.from_buffer(array), array.nbytes))
+
+
+def _describe(tables: Any) -> list[_Buffer]:
+    names, sources = tables.buffer_name.strings(), tables.buffer_source.strings()
+    rows = zip(names, sources, tables.bindings["kind"].tolist(), tables.buffers, strict=True)
+    return [
+        _Buffer(name, source, kind, int(record["dtype"]), tuple(record["shape"][: record["rank"]].tolist()))
+        for name, source, kind, record in rows
+    ]
+
+
+def _int32(name: str, value: object) -> int:
+    if isinstance(value, np.integer):
+        value = int(value)
+    if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
+        raise InputError(f"{name}: expected a 32-bit integer, got {show(value)}")
+    return value
+
+
+def _uint64(name: str, value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise InputError(f"{name}: expected an integer in 0..2^64-1, got {show(value)}")
+    return value
