@@ -43,13 +43,13 @@ extern "C" {
 #define AMK_MAX_QUEUES 1024      /* SMs of one device */
 #define AMK_MAX_SEQ 16777216     /* 2^24 positions */
 #define AMK_MAX_LAYERS 1024
-#define AMK_MAX_HIDDEN 1048576  /* 2^20 */
-#define AMK_MAX_VOCAB 4194304   /* 2^22 */
-#define AMK_ROW_GROUP 8         /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
-#define AMK_VECTOR_BYTES 16     /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
-#define AMK_PAGE_ALIGN 256      /* alignment of pages that the lowering places */
-#define AMK_MAX_REPORTED 64     /* rejections kept in a report; the count goes on */
-#define AMK_HASH_BYTES 32       /* BLAKE2b-256 (RFC 7693) */
+#define AMK_MAX_HIDDEN 1048576 /* 2^20 */
+#define AMK_MAX_VOCAB 4194304  /* 2^22 */
+#define AMK_ROW_GROUP 8        /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
+#define AMK_VECTOR_BYTES 16    /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
+#define AMK_PAGE_ALIGN 256     /* alignment of pages that the lowering places */
+#define AMK_MAX_REPORTED 64    /* rejections kept in a report; the count goes on */
+#define AMK_HASH_BYTES 32      /* BLAKE2b-256 (RFC 7693) */
 
 /* ---- status codes: pinned, append-only ---------------------------------------------------------------------- */
 
@@ -85,7 +85,7 @@ typedef enum amk_dtype {
 } amk_dtype;
 
 typedef enum amk_space {
-  AMK_SPACE_HBM = 0,            /* storage bound from outside or owned by the machine: weights, cache, inputs, outputs */
+  AMK_SPACE_HBM = 0, /* storage bound from outside or owned by the machine: weights, cache, inputs, outputs */
   AMK_SPACE_GLOBAL_SCRATCH = 1, /* the arena that pages carve up */
   AMK_SPACE_SMEM = 2,
   AMK_SPACE_REGISTER = 3
@@ -236,8 +236,8 @@ typedef struct amk_target_t {
 
 /* n strings back to back without separators: string i = bytes[offset[i] .. offset[i + 1]), UTF-8. */
 typedef struct amk_strings_t {
-  const char *bytes;
-  const uint64_t *offset; /* n + 1 entries, or NULL when every string is empty */
+  const char* bytes;
+  const uint64_t* offset; /* n + 1 entries, or NULL when every string is empty */
 } amk_strings_t;
 
 /* A whole program as tables. Pointers are borrowed: going in, for the call; coming out, until the handle is
@@ -245,11 +245,11 @@ typedef struct amk_strings_t {
 typedef struct amk_program_tables_t {
   uint64_t struct_size;
   int64_t n_buffers, n_counters, n_tasks, n_pages;
-  const amk_buffer_t *buffers;
-  const amk_binding_t *bindings;      /* [n_buffers] */
-  const amk_counter_t *counter_init;  /* [n_counters]; zero (V8) */
-  const amk_instruction_t *tasks;
-  const amk_page_t *pages;
+  const amk_buffer_t* buffers;
+  const amk_binding_t* bindings;     /* [n_buffers] */
+  const amk_counter_t* counter_init; /* [n_counters]; zero (V8) */
+  const amk_instruction_t* tasks;
+  const amk_page_t* pages;
   amk_strings_t buffer_name, buffer_source, task_label; /* [n_buffers], [n_buffers], [n_tasks] */
   amk_launch_t launch;
   amk_target_t target;
@@ -279,19 +279,15 @@ typedef struct amk_model_t {
 } amk_model_t;
 
 typedef enum amk_fusion {
-  AMK_FUSE_RMSNORM_GEMV = 1,  /* "rmsnorm+gemv" */
-  AMK_FUSE_GATE_UP = 2,       /* "gate+up": one op over the 2F rows */
-  AMK_FUSE_GATE_UP_SILU = 4,  /* "gate+up+silu": and the activation inside it */
-  AMK_FUSE_GEMV_ADD = 8,      /* "gemv+add" */
-  AMK_FUSE_QKV = 16,          /* "qkv": one op over the q, k and v rows */
+  AMK_FUSE_RMSNORM_GEMV = 1,   /* "rmsnorm+gemv" */
+  AMK_FUSE_GATE_UP = 2,        /* "gate+up": one op over the 2F rows */
+  AMK_FUSE_GATE_UP_SILU = 4,   /* "gate+up+silu": and the activation inside it */
+  AMK_FUSE_GEMV_ADD = 8,       /* "gemv+add" */
+  AMK_FUSE_QKV = 16,           /* "qkv": one op over the q, k and v rows */
   AMK_FUSE_ROPE_KV_APPEND = 32 /* "rope+kv_append" */
 } amk_fusion;
 
-typedef enum amk_sm_policy {
-  AMK_SM_ROUND_ROBIN = 0,
-  AMK_SM_LOAD_BALANCE = 1,
-  AMK_SM_EXPLICIT = 2
-} amk_sm_policy;
+typedef enum amk_sm_policy { AMK_SM_ROUND_ROBIN = 0, AMK_SM_LOAD_BALANCE = 1, AMK_SM_EXPLICIT = 2 } amk_sm_policy;
 
 typedef enum amk_page_policy {
   AMK_PAGES_NONE = 0,       /* one page per buffer */
@@ -314,14 +310,14 @@ typedef struct amk_schedule_t {
 /* One refusal. code is the V-number of the obligation that failed; ids are -1 where they do not apply. */
 typedef struct amk_rejection_t {
   int32_t code, task, buffer, counter;
-  const char *text; /* borrowed from the report */
+  const char* text; /* borrowed from the report */
 } amk_rejection_t;
 
 /* What a program costs on its target. */
 typedef struct amk_cost_t {
   uint64_t struct_size;
-  double latency_us;     /* predicted by the cost model */
-  double bound_us;       /* streamed_bytes / published bandwidth */
+  double latency_us;      /* predicted by the cost model */
+  double bound_us;        /* streamed_bytes / published bandwidth */
   int64_t streamed_bytes; /* weights, constants and KV rows read, each once */
   int64_t weight_bytes;
   int64_t arena_bytes;
@@ -330,10 +326,10 @@ typedef struct amk_cost_t {
 
 typedef struct amk_vm_options_t {
   uint64_t struct_size;
-  uint64_t seed;    /* which legal order; 0 = program order */
-  int32_t threads;  /* 0 = one thread, order by seed; n = n threads that share the queues out */
-  int32_t guard;    /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
-                       (a GPU machine poisons and has no canaries) */
+  uint64_t seed;       /* which legal order; 0 = program order */
+  int32_t threads;     /* 0 = one thread, order by seed; n = n threads that share the queues out */
+  int32_t guard;       /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
+                          (a GPU machine poisons and has no canaries) */
   int32_t deadline_ms; /* GPU: a step without progress for so long is ended; 0 = 2,000 */
 } amk_vm_options_t;
 
@@ -354,13 +350,13 @@ typedef struct amk_vm amk_vm;
 /* major << 16 | minor of the ABI the library was built with. */
 uint32_t amk_abi_version(void);
 /* Sentence of the last failed call on this thread; "" if none. Borrowed until the next failing call on it. */
-const char *amk_last_error(void);
-const char *amk_status_name(int32_t status);
+const char* amk_last_error(void);
+const char* amk_status_name(int32_t status);
 /* One JSON object: version, build_id, compiler, cxx_flags, cuda {enabled, nvcc, flags, architectures}. Static. */
-const char *amk_build_info(void);
+const char* amk_build_info(void);
 /* sizeof of params, buffer, instruction, counter, binding, page, launch, target, program_tables, model, schedule,
  * rejection, cost, vm_options, access, strings: in this order. n = room in out; returns how many there are. */
-int32_t amk_struct_sizes(uint64_t *out, int32_t n);
+int32_t amk_struct_sizes(uint64_t* out, int32_t n);
 /* 1 where the opcode has a law and an implementation in this build. */
 int32_t amk_op_supported(int32_t op);
 int32_t amk_dtype_bits(int32_t dtype); /* 0 for an unknown dtype */
@@ -369,75 +365,79 @@ int32_t amk_dtype_bits(int32_t dtype); /* 0 for an unknown dtype */
 
 int32_t amk_target_count(void);
 /* Preset i < amk_target_count(), and the document its figures come from. INVALID_ARGUMENT if i is out of range. */
-amk_status amk_target_preset(int32_t i, amk_target_t *out);
-const char *amk_target_source(int32_t i); /* NULL if i is out of range */
+amk_status amk_target_preset(int32_t i, amk_target_t* out);
+const char* amk_target_source(int32_t i); /* NULL if i is out of range */
 /* Live GPUs. UNAVAILABLE, with the reason, without a driver, a device or a CUDA build. Opens no context. */
-amk_status amk_device_count(int32_t *out);
-amk_status amk_device_query(int32_t index, amk_target_t *out);
+amk_status amk_device_count(int32_t* out);
+amk_status amk_device_query(int32_t index, amk_target_t* out);
 
-/* ---- schedule and lowering ---------------------------------------------------------------------------------------- */
+/* ---- schedule and lowering ----------------------------------------------------------------------------------------
+ */
 
 /* Fills the default schedule. */
-amk_status amk_schedule_default(amk_schedule_t *out);
+amk_status amk_schedule_default(amk_schedule_t* out);
 /* REJECTED, naming the field, when a value is outside its domain or was not built. */
-amk_status amk_schedule_check(const amk_schedule_t *schedule, const amk_target_t *target);
+amk_status amk_schedule_check(const amk_schedule_t* schedule, const amk_target_t* target);
 /* Model + schedule + target -> program. UNSUPPORTED or INVALID_ARGUMENT for the model, REJECTED for the schedule. */
-amk_status amk_program_lower(const amk_model_t *model, const amk_schedule_t *schedule, const amk_target_t *target,
-                             amk_program **out);
+amk_status amk_program_lower(const amk_model_t* model, const amk_schedule_t* schedule, const amk_target_t* target,
+                             amk_program** out);
 
-/* ---- programs ------------------------------------------------------------------------------------------------------ */
+/* ---- programs ------------------------------------------------------------------------------------------------------
+ */
 
 /* Copies the tables; judges nothing (amk_program_validate does). INVALID_ARGUMENT only for NULLs, counts over the
  * caps and string tables that are not monotonic. */
-amk_status amk_program_from_tables(const amk_program_tables_t *tables, amk_program **out);
+amk_status amk_program_from_tables(const amk_program_tables_t* tables, amk_program** out);
 /* Borrowed view, valid until the program is destroyed. out->struct_size must be set. */
-amk_status amk_program_tables(const amk_program *program, amk_program_tables_t *out);
+amk_status amk_program_tables(const amk_program* program, amk_program_tables_t* out);
 /* Proves V1..V25. Always AMK_OK when the judgement was made: *report says what was found and *valid is NULL unless
  * the report is empty. Either out pointer may be NULL. The program may be destroyed afterwards. */
-amk_status amk_program_validate(const amk_program *program, amk_report **report, amk_valid_program **valid);
+amk_status amk_program_validate(const amk_program* program, amk_report** report, amk_valid_program** valid);
 /* Byte ranges task `task` touches at position pos; writes at most `room` of them, and how many there are to *n. */
-amk_status amk_program_footprint(const amk_valid_program *program, int64_t task, int32_t pos, amk_access_t *out,
-                                 int32_t room, int32_t *n);
+amk_status amk_program_footprint(const amk_valid_program* program, int64_t task, int32_t pos, amk_access_t* out,
+                                 int32_t room, int32_t* n);
 /* Cost at position pos on the program's own target. */
-amk_status amk_program_cost(const amk_valid_program *program, int32_t pos, amk_cost_t *out);
-void amk_program_destroy(amk_program *program);
-void amk_valid_program_destroy(amk_valid_program *program);
+amk_status amk_program_cost(const amk_valid_program* program, int32_t pos, amk_cost_t* out);
+void amk_program_destroy(amk_program* program);
+void amk_valid_program_destroy(amk_valid_program* program);
 
 /* Rejections found: all of them, of which the first AMK_MAX_REPORTED can be read. */
-int64_t amk_report_count(const amk_report *report);
-amk_status amk_report_entry(const amk_report *report, int32_t i, amk_rejection_t *out);
-void amk_report_destroy(amk_report *report);
+int64_t amk_report_count(const amk_report* report);
+amk_status amk_report_entry(const amk_report* report, int32_t i, amk_rejection_t* out);
+void amk_report_destroy(amk_report* report);
 
-/* ---- images --------------------------------------------------------------------------------------------------------- */
+/* ---- images ---------------------------------------------------------------------------------------------------------
+ */
 
 /* One flat, hashed blob with offsets for pointers; only a valid program packs. */
-amk_status amk_image_pack(const amk_valid_program *program, amk_image **out);
+amk_status amk_image_pack(const amk_valid_program* program, amk_image** out);
 /* Opens untrusted bytes: checks the certificate (MISMATCH), validates the program again (REJECTED) and requires that
  * packing it gives the same bytes (INPUT). */
-amk_status amk_image_from_bytes(const void *bytes, uint64_t nbytes, amk_image **out);
-amk_status amk_image_bytes(const amk_image *image, const void **bytes, uint64_t *nbytes); /* borrowed */
+amk_status amk_image_from_bytes(const void* bytes, uint64_t nbytes, amk_image** out);
+amk_status amk_image_bytes(const amk_image* image, const void** bytes, uint64_t* nbytes); /* borrowed */
 /* 64 lower-case hexadecimal digits and a NUL: BLAKE2b-256 of everything in the blob but the hash field itself. */
-amk_status amk_image_hash(const amk_image *image, char out[65]);
+amk_status amk_image_hash(const amk_image* image, char out[65]);
 /* The tables back out, as a new program. */
-amk_status amk_image_program(const amk_image *image, amk_program **out);
-void amk_image_destroy(amk_image *image);
+amk_status amk_image_program(const amk_image* image, amk_program** out);
+void amk_image_destroy(amk_image* image);
 
-/* ---- machines --------------------------------------------------------------------------------------------------------- */
+/* ---- machines
+ * --------------------------------------------------------------------------------------------------------- */
 
 /* The reference machine. Weights and constants are bound by source name and stay the caller's; the cache, inputs,
  * outputs and the arena belong to the machine (cache zeroed). */
-amk_status amk_vm_create_reference(const amk_image *image, const amk_vm_options_t *options, amk_vm **out);
+amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_t* options, amk_vm** out);
 /* Borrow nbytes at ptr as the storage of every buffer whose source is `name`. ptr must be 16-byte aligned. */
-amk_status amk_vm_bind(amk_vm *vm, const char *name, const void *ptr, uint64_t nbytes);
+amk_status amk_vm_bind(amk_vm* vm, const char* name, const void* ptr, uint64_t nbytes);
 /* Copy into / out of a KV_CACHE, STATE, IO_INPUT or (read only) IO_OUTPUT buffer, by buffer name. */
-amk_status amk_vm_write(amk_vm *vm, const char *name, uint64_t offset, const void *data, uint64_t nbytes);
-amk_status amk_vm_read(amk_vm *vm, const char *name, uint64_t offset, void *data, uint64_t nbytes);
+amk_status amk_vm_write(amk_vm* vm, const char* name, uint64_t offset, const void* data, uint64_t nbytes);
+amk_status amk_vm_read(amk_vm* vm, const char* name, uint64_t offset, void* data, uint64_t nbytes);
 /* One launch at position pos. INVALID_ARGUMENT: pos outside [0, max_seq), something not bound, a token outside the
  * table it indexes. */
-amk_status amk_vm_run(amk_vm *vm, int32_t pos);
+amk_status amk_vm_run(amk_vm* vm, int32_t pos);
 /* Legal order: another seed for the next runs. */
-amk_status amk_vm_reseed(amk_vm *vm, uint64_t seed);
-void amk_vm_destroy(amk_vm *vm);
+amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed);
+void amk_vm_destroy(amk_vm* vm);
 
 /* The GPU machine on device `device`: the same image, the same calls, one cooperative launch per step. seed and threads
  * of the options must be 0. UNAVAILABLE: no CUDA build, driver or device, or no machine code for this device (the
@@ -446,21 +446,21 @@ void amk_vm_destroy(amk_vm *vm);
  * free. A failed or timed-out launch gives DEVICE_FAULT or TIMEOUT from the call that notices it; after a fault of the
  * device, or a step that could not be ended, every later call is POISONED. reseed is UNAVAILABLE here.
  * The cache's row `pos` is undefined after a failed step. */
-amk_status amk_vm_create_cuda(const amk_image *image, const amk_vm_options_t *options, int32_t device, amk_vm **out);
+amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* options, int32_t device, amk_vm** out);
 /* Copies what is bound to the device, once; weights rebound later are copied by the next prepare. run does it too. */
-amk_status amk_vm_prepare(amk_vm *vm);
+amk_status amk_vm_prepare(amk_vm* vm);
 /* Enqueues one step on a cudaStream_t (NULL: the machine's own) and returns; no host synchronisation. One step may be
  * in flight. The stream may be capturing: aim, replay the graph, synchronise, finish. */
-amk_status amk_vm_launch(amk_vm *vm, int32_t pos, void *stream);
+amk_status amk_vm_launch(amk_vm* vm, int32_t pos, void* stream);
 /* The position that the next replay of a captured launch decodes. No replay may be in flight. */
-amk_status amk_vm_aim(amk_vm *vm, int32_t pos);
+amk_status amk_vm_aim(amk_vm* vm, int32_t pos);
 /* Waits for the step in flight and checks its completion proof: every counter at its producers, every task done, the
  * number of this step echoed. INVALID_ARGUMENT without one; TIMEOUT names SM, task and counter. */
-amk_status amk_vm_finish(amk_vm *vm);
+amk_status amk_vm_finish(amk_vm* vm);
 /* n steps at position pos, each launched and finished alone; us[i] = CUDA events around all that step i enqueues. */
-amk_status amk_vm_time(amk_vm *vm, int32_t pos, int32_t n, float *us);
+amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us);
 /* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
-amk_status amk_vm_cancel(amk_vm *vm);
+amk_status amk_vm_cancel(amk_vm* vm);
 
 /* amk-cdef-end */
 

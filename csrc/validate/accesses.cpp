@@ -129,12 +129,11 @@ class AccessProof {
   bool inside(const Access& a, const Place& place, int32_t task) {
     const int64_t last_pos = p_.launch.max_seq - 1;
     int64_t end = a.offset_bytes, step = 0;
-    const bool ok = a.offset_bytes >= 0 && a.row_bytes >= 0 && a.rows >= 1 && a.stride_bytes >= 0 &&
-                    a.offset_per_pos >= 0 && a.row_bytes_per_pos >= 0 &&
-                    checked_mul(a.rows - 1, a.stride_bytes, &step) && checked_add(end, step, &end) &&
-                    checked_add(end, a.row_bytes, &end) &&
-                    checked_mul(last_pos, a.offset_per_pos + a.row_bytes_per_pos, &step) &&
-                    checked_add(end, step, &end) && end <= place.nbytes;
+    const bool ok =
+        a.offset_bytes >= 0 && a.row_bytes >= 0 && a.rows >= 1 && a.stride_bytes >= 0 && a.offset_per_pos >= 0 &&
+        a.row_bytes_per_pos >= 0 && checked_mul(a.rows - 1, a.stride_bytes, &step) && checked_add(end, step, &end) &&
+        checked_add(end, a.row_bytes, &end) && checked_mul(last_pos, a.offset_per_pos + a.row_bytes_per_pos, &step) &&
+        checked_add(end, step, &end) && end <= place.nbytes;
     const bool is_cache = p_.bindings[a.buffer].kind == AMK_KIND_KV_CACHE;
     if (ok && is_cache == (a.region != Region::kPlain)) return true;
     AMK_REJECT(report_, 5, task, a.buffer, -1, "%s touches bytes outside %s", task_text(p_, task).c_str(),
@@ -180,8 +179,7 @@ class AccessProof {
   bool in_place(int32_t task, const Touched& w, const Touched& r) const {
     const int bit = w.access->slot * 8 + r.access->slot;
     return (op_in_place_mask(p_.tasks[task]) >> bit & 1) && w.range.first == r.range.first &&
-           w.range.row_bytes == r.range.row_bytes && w.range.rows == r.range.rows &&
-           w.range.stride == r.range.stride &&
+           w.range.row_bytes == r.range.row_bytes && w.range.rows == r.range.rows && w.range.stride == r.range.stride &&
            p_.buffers[w.access->buffer].dtype == p_.buffers[r.access->buffer].dtype;
   }
 
@@ -216,8 +214,8 @@ bool prove_partials(const Program& p, const StorageMap& storage, const AccessTab
       if (!accesses.uses[u].write) continue;
       const Range& r = accesses.ranges[accesses.uses[u].range];
       for (int64_t i = 0; i < r.rows; ++i)
-        pieces.push_back({r.buffer, static_cast<int32_t>(t), r.first + i * r.stride,
-                          r.first + i * r.stride + r.row_bytes});
+        pieces.push_back(
+            {r.buffer, static_cast<int32_t>(t), r.first + i * r.stride, r.first + i * r.stride + r.row_bytes});
     }
   }
   std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) {
@@ -231,9 +229,8 @@ bool prove_partials(const Program& p, const StorageMap& storage, const AccessTab
     if (last.buffer == now.buffer && now.first < last.end && now.task != reported) {
       reported = now.task;
       AMK_REJECT(report, 22, now.task, now.buffer, -1,
-                 "%s and %s both put a partial result on bytes [%lld, %lld) of %s",
-                 task_text(p, last.task).c_str(), task_text(p, now.task).c_str(),
-                 (ll)accesses.offset_in_buffer(now.buffer, now.first, storage),
+                 "%s and %s both put a partial result on bytes [%lld, %lld) of %s", task_text(p, last.task).c_str(),
+                 task_text(p, now.task).c_str(), (ll)accesses.offset_in_buffer(now.buffer, now.first, storage),
                  (ll)accesses.offset_in_buffer(now.buffer, std::min(now.end, last.end), storage),
                  buffer_text(p, now.buffer).c_str());
     }

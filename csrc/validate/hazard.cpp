@@ -52,10 +52,10 @@ class ClockRows {
 struct Segment {
   int32_t writer_lane = -1;  // -1: not written in this step
   uint32_t writer_rank = 0;
-  int32_t stamp = 0;         // of the last write
-  int32_t tag = -1;          // buffer the last writer wrote it as
-  int32_t readers = -1;      // list of ranges read since the last write
-  int32_t writes = 0;        // 0, 1, or 2 for more
+  int32_t stamp = 0;     // of the last write
+  int32_t tag = -1;      // buffer the last writer wrote it as
+  int32_t readers = -1;  // list of ranges read since the last write
+  int32_t writes = 0;    // 0, 1, or 2 for more
 };
 
 // Segments [first, end) of each row of a range, and who read the range.
@@ -83,8 +83,13 @@ class HazardPass {
  public:
   HazardPass(const Program& p, const StorageMap& map, const AccessTable& accesses, const TaskOrder& order,
              Report* report)
-      : p_(p), map_(map), accesses_(accesses), order_(order), report_(report),
-        lanes_((order.lanes + kLanePadding - 1) / kLanePadding * kLanePadding), rows_(lanes_) {}
+      : p_(p),
+        map_(map),
+        accesses_(accesses),
+        order_(order),
+        report_(report),
+        lanes_((order.lanes + kLanePadding - 1) / kLanePadding * kLanePadding),
+        rows_(lanes_) {}
 
   void run() {
     if (!cut_segments()) return too_large("bytes cut into too many pieces");
@@ -283,9 +288,8 @@ class HazardPass {
       Segment& g = segments_[s];
       if (!lost_write && g.writer_lane >= 0 && clock_[g.writer_lane] < g.writer_rank) {
         lost_write = true;
-        AMK_REJECT(report_, 12, task_, buffer, -1,
-                   "%s writes %s, but %s that wrote them too is not ordered before it", task_text(p_, task_).c_str(),
-                   bytes_text(buffer, s).c_str(),
+        AMK_REJECT(report_, 12, task_, buffer, -1, "%s writes %s, but %s that wrote them too is not ordered before it",
+                   task_text(p_, task_).c_str(), bytes_text(buffer, s).c_str(),
                    task_text(p_, order_.task_at(g.writer_lane, g.writer_rank)).c_str());
       }
       while (g.readers >= 0) {
@@ -346,9 +350,7 @@ class HazardPass {
                 (ll)accesses_.offset_in_buffer(buffer, bounds_[s + 1], map_), cache ? "this step's row of " : "",
                 buffer_text(p_, buffer).c_str());
   }
-  void too_large(const char* why) {
-    AMK_REJECT(report_, 1, -1, -1, -1, "the program is too large to judge: %s", why);
-  }
+  void too_large(const char* why) { AMK_REJECT(report_, 1, -1, -1, -1, "the program is too large to judge: %s", why); }
 
   const Program& p_;
   const StorageMap& map_;
@@ -357,7 +359,7 @@ class HazardPass {
   Report* report_;
   const int64_t lanes_;
 
-  std::vector<int64_t> bounds_;    // segment s is [bounds_[s], bounds_[s + 1])
+  std::vector<int64_t> bounds_;  // segment s is [bounds_[s], bounds_[s + 1])
   std::vector<Segment> segments_;
   std::vector<RangeState> states_;  // per range
   std::vector<Run> runs_;

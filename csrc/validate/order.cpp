@@ -75,8 +75,8 @@ bool prove_signals(const Program& p, std::vector<uint32_t>* producers, Report* r
         AMK_REJECT(report, 8, id, -1, c, "%s waits for counter %d, which it increments itself",
                    task_text(p, id).c_str(), c);
       else if (due == 0)
-        AMK_REJECT(report, 8, id, -1, c, "%s waits for counter %d, which no task increments",
-                   task_text(p, id).c_str(), c);
+        AMK_REJECT(report, 8, id, -1, c, "%s waits for counter %d, which no task increments", task_text(p, id).c_str(),
+                   c);
       else if (t.wait_threshold[w] < 1 || static_cast<uint32_t>(t.wait_threshold[w]) != due)
         AMK_REJECT(report, 8, id, -1, c, "%s waits for %d increments of counter %d, but it has %u producers",
                    task_text(p, id).c_str(), t.wait_threshold[w], c, due);

@@ -54,8 +54,8 @@ void check_paged(const Program& p, int32_t id, int64_t nbytes, Report* report) {
     AMK_REJECT(report, 6, -1, id, -1, "%s is on page %d and names a source as well", buffer_text(p, id).c_str(),
                binding.page);
   } else if (nbytes > p.pages[binding.page].nbytes) {
-    AMK_REJECT(report, 6, -1, id, -1, "%s has %lld bytes, but page %d has %lld", buffer_text(p, id).c_str(),
-               (ll)nbytes, binding.page, (ll)p.pages[binding.page].nbytes);
+    AMK_REJECT(report, 6, -1, id, -1, "%s has %lld bytes, but page %d has %lld", buffer_text(p, id).c_str(), (ll)nbytes,
+               binding.page, (ll)p.pages[binding.page].nbytes);
   }
 }
 
@@ -73,8 +73,7 @@ void check_unpaged(const Program& p, int32_t id, Report* report) {
 }
 
 bool has_public_name(int32_t kind) {
-  return kind == AMK_KIND_IO_INPUT || kind == AMK_KIND_IO_OUTPUT || kind == AMK_KIND_KV_CACHE ||
-         kind == AMK_KIND_STATE;
+  return kind == AMK_KIND_IO_INPUT || kind == AMK_KIND_IO_OUTPUT || kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE;
 }
 
 void check_names(const Program& p, Report* report) {

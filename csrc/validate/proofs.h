@@ -17,10 +17,10 @@ namespace amk {
 // Caps on the work of judging one program. The lowering of a large model uses less than a hundredth of each; a table
 // that needs more is refused under V1 instead of being judged forever.
 constexpr int64_t kMaxBufferBytes = int64_t{1} << 47;
-constexpr int64_t kMaxRangeRows = int64_t{1} << 24;       // rows of ranges in mutable memory, over all tasks
-constexpr int64_t kMaxRangeSegments = int64_t{1} << 26;   // segments under all entries of AccessTable::ranges
-constexpr int64_t kMaxSegmentVisits = int64_t{1} << 31;   // segments walked by the hazard pass
-constexpr int64_t kMaxClockBytes = int64_t{1} << 30;      // vector clocks alive at one time
+constexpr int64_t kMaxRangeRows = int64_t{1} << 24;      // rows of ranges in mutable memory, over all tasks
+constexpr int64_t kMaxRangeSegments = int64_t{1} << 26;  // segments under all entries of AccessTable::ranges
+constexpr int64_t kMaxSegmentVisits = int64_t{1} << 31;  // segments walked by the hazard pass
+constexpr int64_t kMaxClockBytes = int64_t{1} << 30;     // vector clocks alive at one time
 
 // ---- facts -----------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ struct AccessTable {
   std::vector<Area> areas;
   std::vector<int32_t> area_of_buffer;  // -1: immutable
   std::vector<Range> ranges;
-  std::vector<Use> uses;            // of all tasks, in task order
+  std::vector<Use> uses;           // of all tasks, in task order
   std::vector<int64_t> first_use;  // [tasks + 1]
 
   // Offset in its buffer (in this step's row, for a cache) of an address of the line.
@@ -61,11 +61,11 @@ struct AccessTable {
 // Queues that have tasks are lanes 0 .. lanes-1 of every clock.
 struct TaskOrder {
   int32_t lanes = 0;
-  std::vector<int32_t> lane;         // [tasks]
-  std::vector<uint32_t> rank;        // [tasks]: 1 for the first of its queue
-  std::vector<int32_t> lane_tasks;   // all tasks, queue after queue
-  std::vector<int64_t> lane_first;   // [lanes + 1]
-  std::vector<int32_t> sequence;     // all tasks in one topological order: the least task id first
+  std::vector<int32_t> lane;        // [tasks]
+  std::vector<uint32_t> rank;       // [tasks]: 1 for the first of its queue
+  std::vector<int32_t> lane_tasks;  // all tasks, queue after queue
+  std::vector<int64_t> lane_first;  // [lanes + 1]
+  std::vector<int32_t> sequence;    // all tasks in one topological order: the least task id first
   uint32_t longest_queue = 0;
 
   int32_t task_at(int32_t l, uint32_t r) const { return lane_tasks[lane_first[l] + r - 1]; }
@@ -73,14 +73,14 @@ struct TaskOrder {
 
 // ---- proofs: each returns whether it held --------------------------------------------------------------------------
 
-bool prove_tables(const Program& program, Report* report);   // V1
-bool prove_sizes(const Program& program, Report* report);    // V2, and the scalars of V10, V19, V21
-bool prove_laws(const Program& program, Report* report);     // V3, V4, V5
+bool prove_tables(const Program& program, Report* report);  // V1
+bool prove_sizes(const Program& program, Report* report);   // V2, and the scalars of V10, V19, V21
+bool prove_laws(const Program& program, Report* report);    // V3, V4, V5
 bool prove_placement(const Program& program, const StorageMap& storage, Report* report);  // V6, and V2 of the total
 bool prove_accesses(const Program& program, const StorageMap& storage, AccessTable* out, Report* report);  // V5 V7 V18
 bool prove_partials(const Program& program, const StorageMap& storage, const AccessTable& accesses,
-                    Report* report);  // V22
-bool prove_signals(const Program& program, std::vector<uint32_t>* producers, Report* report);            // V8
+                    Report* report);                                                           // V22
+bool prove_signals(const Program& program, std::vector<uint32_t>* producers, Report* report);  // V8
 bool prove_progress(const Program& program, const std::vector<uint32_t>& producers, TaskOrder* out, Report* report);
 bool prove_hazards(const Program& program, const StorageMap& storage, const AccessTable& accesses,
                    const TaskOrder& order, Report* report);  // V11..V16, V19

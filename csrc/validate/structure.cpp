@@ -26,8 +26,8 @@ void check_ids(const char* what, const int32_t* ids, int32_t used, int room, siz
   }
   for (int i = used; i < room; ++i) {
     if (ids[i] == 0) continue;
-    AMK_REJECT(report, 1, task, -1, -1, "task %d holds %s %d in slot %d, past its %d used slots", task, what, ids[i],
-               i, used);
+    AMK_REJECT(report, 1, task, -1, -1, "task %d holds %s %d in slot %d, past its %d used slots", task, what, ids[i], i,
+               used);
   }
 }
 
@@ -124,8 +124,8 @@ void check_launch(const Program& p, Report* report) {
   check_scalar(10, "launch.grid", l.grid, 1, queues, report);
   check_scalar(10, "launch.threads_per_block", l.threads_per_block, kWarp, t.max_threads_per_block, report);
   if (l.threads_per_block % kWarp != 0)
-    AMK_REJECT(report, 10, -1, -1, -1, "launch.threads_per_block is %d, expected a multiple of %d",
-               l.threads_per_block, kWarp);
+    AMK_REJECT(report, 10, -1, -1, -1, "launch.threads_per_block is %d, expected a multiple of %d", l.threads_per_block,
+               kWarp);
   check_scalar(10, "launch.smem_bytes_per_block", l.smem_bytes_per_block, 0, t.smem_optin_bytes, report);
   check_scalar(19, "launch.max_seq", l.max_seq, 1, AMK_MAX_SEQ, report);
   check_scalar(21, "launch.steps_per_launch", l.steps_per_launch, 1, 1, report);

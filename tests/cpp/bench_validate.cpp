@@ -89,8 +89,8 @@ class Decoder {
     const int x = scratch(amk::text("x.%d", i + 1), 0, kH);
 
     const int rows = (kQ + 2 * kG) * kD;
-    const int qkv_done = gemv(x_, {weight(l + "wqkv", {rows, kH}), weight(l + "attn_norm", {kH})}, qkv, kH, rows,
-                              AMK_FLAG_NORM, ready_);
+    const int qkv_done =
+        gemv(x_, {weight(l + "wqkv", {rows, kH}), weight(l + "attn_norm", {kH})}, qkv, kH, rows, AMK_FLAG_NORM, ready_);
     const int rotated = b_.counter(), appended = b_.counter(), attended = b_.counter(), combined = b_.counter();
     for (int g = 0; g < kG; ++g) {
       const int heads = kQ / kG;
@@ -148,8 +148,8 @@ class Decoder {
     const int best = b_.activation("best_value", AMK_DTYPE_F32, {kQueues});
     const int index = b_.activation("best_index", AMK_DTYPE_I32, {kQueues});
     const int next = b_.buffer("next_token", AMK_KIND_IO_OUTPUT, AMK_DTYPE_I32, {1});
-    const int logits_done = gemv(x_, {embed_, weight("final_norm", {kH})}, logits, kH, kV, AMK_FLAG_NORM, ready_,
-                                 2 * kQueues);
+    const int logits_done =
+        gemv(x_, {embed_, weight("final_norm", {kH})}, logits, kH, kV, AMK_FLAG_NORM, ready_, 2 * kQueues);
     const int sampled = b_.counter(), done = b_.counter();
     for (int t = 0; t < kQueues; ++t) {
       amk_params_t p{};

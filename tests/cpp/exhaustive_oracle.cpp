@@ -267,8 +267,8 @@ class Generator {
     const TinyBuffer& b = p_.buffers[out];
     TinyTask t{};
     for (int tries = 0; tries < 20; ++tries) {
-      t = TinyTask{Kind::kCopy, buffer_of(b.width, false), 0, out, 0, (at - b.first) / b.width, 1,
-                   pick(0, p_.queues - 1), 0, {}};
+      t = TinyTask{Kind::kCopy, buffer_of(b.width, false), 0, out, 0, (at - b.first) / b.width,
+                   1,           pick(0, p_.queues - 1),    0, {}};
       t.n = std::min(b.elements - t.out_at, p_.buffers[t.a].elements);
       if (chance(30)) t.n = 1;
       t.a_at = pick(0, p_.buffers[t.a].elements - t.n);
@@ -316,18 +316,12 @@ class Generator {
       case 2:
         if (!t.waits.empty() && chance(50)) t.waits[0].threshold_error = chance(50) ? 1 : -1;
         break;
-      case 3:
-        std::swap(p_.tasks[id], p_.tasks[pick(0, n - 1)]);
-        break;
-      case 4:
-        t.queue = pick(0, p_.queues - 1);
-        break;
+      case 3: std::swap(p_.tasks[id], p_.tasks[pick(0, n - 1)]); break;
+      case 4: t.queue = pick(0, p_.queues - 1); break;
       case 5:
         if (n < kMaxTasks) p_.tasks.push_back(t);
         break;
-      case 6:
-        p_.tasks.erase(p_.tasks.begin() + id);
-        break;
+      case 6: p_.tasks.erase(p_.tasks.begin() + id); break;
       case 7:
         if (t.waits.size() < AMK_MAX_WAITS) t.waits.push_back({pick(0, p_.counters - 1), 0});
         break;
@@ -335,15 +329,13 @@ class Generator {
         if (!t.waits.empty()) t.waits[0].counter = pick(0, p_.counters - 1);
         break;
       case 9:
-        if (chance(40)) t.counter = pick(0, p_.counters - 1);
-        else if (chance(15)) p_.preset_counter = pick(0, p_.counters - 1);
+        if (chance(40))
+          t.counter = pick(0, p_.counters - 1);
+        else if (chance(15))
+          p_.preset_counter = pick(0, p_.counters - 1);
         break;
-      case 10:
-        retarget(t);
-        break;
-      case 11:
-        shift(t);
-        break;
+      case 10: retarget(t); break;
+      case 11: shift(t); break;
       default:  // every wait at once: the queue order alone must then carry the dependencies
         t.waits.clear();
     }
@@ -379,9 +371,9 @@ class Generator {
 }  // namespace
 
 const char* verdict_name(Verdict verdict) {
-  constexpr const char* kNames[] = {"safe",          "ambiguous signal", "overlap in one task",
-                                    "race",          "deadlock",         "uninitialised read",
-                                    "stale read",    "output not written exactly once"};
+  constexpr const char* kNames[] = {
+      "safe",     "ambiguous signal",   "overlap in one task", "race",
+      "deadlock", "uninitialised read", "stale read",          "output not written exactly once"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == static_cast<size_t>(Verdict::kCount), "a verdict needs a name");
   return kNames[static_cast<int>(verdict)];
 }
@@ -409,9 +401,9 @@ amk::Program encode(const TinyProgram& p) {
     const bool arena = b.home == Home::kArena;
     out.buffers.push_back(
         amk::make_buffer(dtype, arena ? AMK_SPACE_GLOBAL_SCRATCH : AMK_SPACE_HBM, {int64_t{b.elements}}));
-    out.bindings.push_back({arena                     ? AMK_KIND_ACTIVATION
+    out.bindings.push_back({arena                    ? AMK_KIND_ACTIVATION
                             : b.home == Home::kInput ? AMK_KIND_IO_INPUT
-                                                      : AMK_KIND_IO_OUTPUT,
+                                                     : AMK_KIND_IO_OUTPUT,
                             b.page});
     out.buffer_name.push(amk::text("b%zu", i));
     out.buffer_source.push("");

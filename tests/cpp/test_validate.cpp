@@ -108,8 +108,7 @@ const Breakage kBreakages[] = {
      }},
     {6, "weights without a source", [](M& m) { m.program.buffer_source = {}; }},
     {6, "inputs and outputs without a name", [](M& m) { m.program.buffer_name = {}; }},
-    {7, "row 11: a write to the input",
-     [](M& m) { task(m, m.t_next).outputs[0] = m.token; }},
+    {7, "row 11: a write to the input", [](M& m) { task(m, m.t_next).outputs[0] = m.token; }},
     {8, "threshold + 1", [](M& m) { ++task(m, m.t_rope).wait_threshold[0]; }},
     {8, "threshold - 1", [](M& m) { --task(m, m.t_rope).wait_threshold[0]; }},
     {8, "threshold 0", [](M& m) { task(m, m.t_rope).wait_threshold[0] = 0; }},
@@ -137,8 +136,7 @@ const Breakage kBreakages[] = {
     {12, "a tile again, on another queue, wider by its neighbour's rows",
      [](M& m) { task(m, m.t_qkv + 1).params.n_off = 15; }},
     {14, "row 4: a deleted tile", [](M& m) { nop(task(m, m.t_qkv)); }},
-    {14, "row 9: in place over what nobody wrote",
-     [](M& m) { task(m, m.t_wo).inputs[2] = m.h; }},
+    {14, "row 9: in place over what nobody wrote", [](M& m) { task(m, m.t_wo).inputs[2] = m.h; }},
     {15, "the last task deleted", [](M& m) { nop(task(m, m.t_next)); }},
     {15, "an output written twice, in order",
      [](M& m) {
@@ -154,14 +152,17 @@ const Breakage kBreakages[] = {
        task(m, m.t_wo).inputs[0] = m.q;
      }},
     {18, "row 9: GEMV in place",
-     [](M& m) { task(m, m.t_wo).params.K = 8, task(m, m.t_wo).inputs[0] = m.h, buf(m, m.wo) = buf(m, m.embed),
-                buf(m, m.wo).shape[0] = 8, buf(m, m.wo).numel = 64; }},
+     [](M& m) {
+       task(m, m.t_wo).params.K = 8, task(m, m.t_wo).inputs[0] = m.h, buf(m, m.wo) = buf(m, m.embed),
+               buf(m, m.wo).shape[0] = 8, buf(m, m.wo).numel = 64;
+     }},
     {19, "rows 13, 14: a position in a task", [](M& m) { task(m, m.t_append_k).params.pos = -1; }},
     {19, "row 29: kv_start = -4", [](M& m) { task(m, m.t_attend).params.kv_start = -4; }},
     {19, "kv_len", [](M& m) { task(m, m.t_attend).params.kv_len = 3; }},
     {19, "max_seq 0", [](M& m) { m.program.launch.max_seq = 0; }},
     {19, "row 13: more positions than cache rows", [](M& m) { m.program.launch.max_seq = 17; }},
-    {19, "attention that does not wait for the append", [](M& m) {
+    {19, "attention that does not wait for the append",
+     [](M& m) {
        for (int i : {m.t_attend, m.t_attend + 1}) {
          task(m, i).n_waits = 1;
          task(m, i).wait_counter[1] = task(m, i).wait_threshold[1] = 0;

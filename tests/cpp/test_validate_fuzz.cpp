@@ -20,12 +20,10 @@ void judge(amk::Program program) {
 }
 
 int64_t interesting(Random& random) {
-  constexpr int64_t kValues[] = {0,          1,           2,         3,         4,
-                                 5,          7,           8,         9,         16,
-                                 17,         32,          -1,        -2,        255,
-                                 256,        4096,        1 << 20,   1 << 30,   INT32_MAX,
-                                 INT32_MIN,  1ll << 32,   1ll << 47, 1ll << 62, INT64_MAX,
-                                 INT64_MIN,  0x7fc00000,  0x7f800000, 0x3f800000};
+  constexpr int64_t kValues[] = {
+      0,         1,         2,         3,         4,         5,         7,          8,          9,         16,
+      17,        32,        -1,        -2,        255,       256,       4096,       1 << 20,    1 << 30,   INT32_MAX,
+      INT32_MIN, 1ll << 32, 1ll << 47, 1ll << 62, INT64_MAX, INT64_MIN, 0x7fc00000, 0x7f800000, 0x3f800000};
   return kValues[random() % (sizeof(kValues) / sizeof(kValues[0]))];
 }
 
