@@ -17,9 +17,9 @@ int main(void) {
                        .eps = 1e-5f};
   amk_schedule_t schedule;
   amk_target_t target;
-  amk_program *program = NULL;
-  amk_valid_program *valid = NULL;
-  amk_image *image = NULL;
+  amk_program* program = NULL;
+  amk_valid_program* valid = NULL;
+  amk_image* image = NULL;
   char hash[65];
   if (amk_schedule_default(&schedule) || amk_target_preset(1, &target) ||
       amk_program_lower(&model, &schedule, &target, &program) || amk_program_validate(program, NULL, &valid) ||
