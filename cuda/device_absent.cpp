@@ -1,6 +1,7 @@
 // The device interface of a library that was built without CUDA.
 #include "base/error.h"
 #include "vm/device.h"
+#include "vm/vm.h"
 
 namespace amk {
 
@@ -11,6 +12,11 @@ int device_count() {
 amk_target_t query_device(int) {
   device_count();
   return {};
+}
+
+std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>>, const amk_vm_options_t&, int32_t) {
+  device_count();
+  return nullptr;
 }
 
 }  // namespace amk

@@ -62,16 +62,16 @@ void assign_explicit(Program& program, const amk_schedule_t& schedule, int32_t s
   constexpr const char* kTiling = "an explicit map is valid only for the tiling that produced its task ids";
   const int64_t tasks = static_cast<int64_t>(program.tasks.size());
   AMK_CHECK(schedule.sm_map_count == tasks, AMK_ERR_REJECTED,
-            "sm_assignment: the map has %lld entries, but this schedule makes %lld tasks; %s",
+            "V26: sm_assignment: the map has %lld entries, but this schedule makes %lld tasks; %s",
             (long long)schedule.sm_map_count, (long long)tasks, kTiling);
   for (amk_instruction_t& task : program.tasks) task.sm = -1;
   for (int64_t i = 0; i < tasks; ++i) {
     const int32_t task = schedule.sm_map_task[i], sm = schedule.sm_map_sm[i];
-    AMK_CHECK(task >= 0 && task < tasks, AMK_ERR_REJECTED, "sm_assignment: task %d of %lld tasks; %s", task,
+    AMK_CHECK(task >= 0 && task < tasks, AMK_ERR_REJECTED, "V26: sm_assignment: task %d of %lld tasks; %s", task,
               (long long)tasks, kTiling);
-    AMK_CHECK(sm >= 0 && sm < sm_count, AMK_ERR_REJECTED, "sm_assignment: task %d on sm %d, allowed 0..%d", task, sm,
-              sm_count - 1);
-    AMK_CHECK(program.tasks[task].sm < 0, AMK_ERR_REJECTED, "sm_assignment: task %d appears twice", task);
+    AMK_CHECK(sm >= 0 && sm < sm_count, AMK_ERR_REJECTED, "V26: sm_assignment: task %d on sm %d, allowed 0..%d", task,
+              sm, sm_count - 1);
+    AMK_CHECK(program.tasks[task].sm < 0, AMK_ERR_REJECTED, "V26: sm_assignment: task %d appears twice", task);
     program.tasks[task].sm = sm;
   }
 }

@@ -44,7 +44,7 @@ void check_sm_map(const amk_schedule_t& s) {
   const bool is_explicit = s.sm_policy == AMK_SM_EXPLICIT;
   AMK_CHECK(s.sm_map_count >= 0, AMK_ERR_INVALID_ARGUMENT, "schedule.sm_map_count is %lld", (long long)s.sm_map_count);
   AMK_CHECK(is_explicit || s.sm_map_count == 0, AMK_ERR_REJECTED,
-            "sm_assignment: a map of %lld tasks, but the policy is not explicit", (long long)s.sm_map_count);
+            "V26: sm_assignment: a map of %lld tasks, but the policy is not explicit", (long long)s.sm_map_count);
   AMK_CHECK(s.sm_map_count == 0 || (s.sm_map_task && s.sm_map_sm), AMK_ERR_INVALID_ARGUMENT,
             "schedule.sm_map_task or sm_map_sm is NULL");
 }
@@ -70,25 +70,25 @@ void check_schedule(const amk_schedule_t& s, const amk_target_t& target) {
   const bool tile_ok =
       s.gemv_n_tile == 0 || (s.gemv_n_tile > 0 && s.gemv_n_tile <= kMaxGemvTile && s.gemv_n_tile % AMK_ROW_GROUP == 0);
   AMK_CHECK(tile_ok, AMK_ERR_REJECTED,
-            "tiling.gemv.N_tile is %d, allowed: 0 (even split over the SMs) or a multiple of %d in %d..%d",
+            "V26: tiling.gemv.N_tile is %d, allowed: 0 (even split over the SMs) or a multiple of %d in %d..%d",
             s.gemv_n_tile, AMK_ROW_GROUP, AMK_ROW_GROUP, kMaxGemvTile);
   AMK_CHECK(s.attention_kv_block >= kKvBlockStep && s.attention_kv_block <= kMaxKvBlock &&
                 s.attention_kv_block % kKvBlockStep == 0,
-            AMK_ERR_REJECTED, "tiling.attention.kv_block is %d, allowed: a multiple of %d in %d..%d",
+            AMK_ERR_REJECTED, "V26: tiling.attention.kv_block is %d, allowed: a multiple of %d in %d..%d",
             s.attention_kv_block, kKvBlockStep, kKvBlockStep, kMaxKvBlock);
-  AMK_CHECK((s.fusion & ~kAllFusions) == 0, AMK_ERR_REJECTED, "fusion_grouping is 0x%x, allowed bits 0x%x", s.fusion,
-            kAllFusions);
+  AMK_CHECK((s.fusion & ~kAllFusions) == 0, AMK_ERR_REJECTED, "V26: fusion_grouping is 0x%x, allowed bits 0x%x",
+            s.fusion, kAllFusions);
   AMK_CHECK(s.sm_policy >= AMK_SM_ROUND_ROBIN && s.sm_policy <= AMK_SM_EXPLICIT, AMK_ERR_REJECTED,
-            "sm_assignment is %d, allowed: %d (round_robin), %d (load_balance), %d (explicit map)", s.sm_policy,
+            "V26: sm_assignment is %d, allowed: %d (round_robin), %d (load_balance), %d (explicit map)", s.sm_policy,
             AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE, AMK_SM_EXPLICIT);
   AMK_CHECK(s.page_policy >= AMK_PAGES_NONE && s.page_policy <= AMK_PAGES_GRAPH_COLOR, AMK_ERR_REJECTED,
-            "page_allocation is %d, allowed: %d (none), %d (linear), %d (graph_color)", s.page_policy, AMK_PAGES_NONE,
-            AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR);
+            "V26: page_allocation is %d, allowed: %d (none), %d (linear), %d (graph_color)", s.page_policy,
+            AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR);
   for (const LaunchKnob& knob : kLaunchKnobs)
-    AMK_CHECK(s.*knob.field == knob.built, AMK_ERR_REJECTED, "%s is %d, which was not built (built: %d)", knob.name,
-              s.*knob.field, knob.built);
+    AMK_CHECK(s.*knob.field == knob.built, AMK_ERR_REJECTED, "V26: %s is %d, which was not built (built: %d)",
+              knob.name, s.*knob.field, knob.built);
   AMK_CHECK(s.threads_per_block <= target.max_threads_per_block, AMK_ERR_REJECTED,
-            "threads_per_block is %d, but target %s allows %d", s.threads_per_block, target.name,
+            "V26: threads_per_block is %d, but target %s allows %d", s.threads_per_block, target.name,
             target.max_threads_per_block);
   check_sm_map(s);
 }
