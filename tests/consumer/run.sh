@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and installs libamk into a scratch prefix, then builds the two programs beside this file against it: through
-# find_package, through pkg-config (where it is installed), and through the wheel's own CMake files (where amk is).
+# find_package, through pkg-config (where it is installed), and through the CMake files of an installed Python package
+# (where `python3 -c "import amk"` works).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d)
@@ -23,4 +24,12 @@ if command -v pkg-config >/dev/null; then
   second=$(LD_LIBRARY_PATH=$(pkg-config --variable=libdir amk) "$scratch/by_pkg_config")
   [ "$first" = "$second" ] || { echo "pkg-config build printed $second"; exit 1; }
   echo "pkg-config: the same"
+fi
+
+if package=$(cd / && python3 -c 'from importlib.resources import files; print(files("amk"))' 2>/dev/null); then
+  cmake -S "$here" -B "$scratch/from_package" -Damk_DIR="$package/cmake" >/dev/null
+  cmake --build "$scratch/from_package" >/dev/null
+  "$scratch/from_package/consumer_c" >/dev/null
+  "$scratch/from_package/consumer_cxx" >/dev/null
+  echo "the Python package's CMake files: both programs run"
 fi
