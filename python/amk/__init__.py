@@ -1,8 +1,8 @@
 """AMK: one decode step of an LLM as one persistent kernel, proved before it runs and judged before it is timed.
 
-Public names only. `evaluate`, `propose` and `search_space` are functions of modules that import nothing heavy; the
-rest is loaded when first asked for, so that `import amk` stays cheap and works, for `amk doctor`, even when the native
-library is missing. It must never open a GPU context.
+Public names only. `evaluate`, `generate`, `propose` and `search_space` are functions of modules that import nothing
+heavy; the rest is loaded when first asked for, so that `import amk` stays cheap and works, for `amk doctor`, even when
+the native library is missing. It must never open a GPU context.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .errors import (
     UnsupportedModel,
 )
 from .evaluate import evaluate
+from .generate import GeneratedToken, Generation, generate
 from .propose import propose, search_space
 from .verdict import Verdict
 
@@ -52,6 +53,8 @@ __all__ = [
     "BuildMismatch",
     "Checkpoint",
     "DeviceError",
+    "GeneratedToken",
+    "Generation",
     "GpuTarget",
     "Image",
     "InputError",
@@ -71,6 +74,7 @@ __all__ = [
     "build_info",
     "errors",
     "evaluate",
+    "generate",
     "lower",
     "open_model",
     "propose",

@@ -1,8 +1,8 @@
 """The `amk` command: arguments in, one result on stdout, an exit code.
 
-stdout carries the result and nothing else (text, or one JSON object with --json); progress, logs and error sentences go
-to stderr. What a verb does lives in `verbs.py`; here are parsing, printing and the meaning of exit codes. No input,
-however bad, may end in a traceback.
+stdout carries the result and nothing else (text, piece by piece where a verb makes it so, or one JSON object with
+--json); progress, logs and error sentences go to stderr. What a verb does lives in `verbs.py`; here are parsing,
+printing and the meaning of exit codes. No input, however bad, may end in a traceback.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not quiet:
             print(f"amk: {text}", file=sys.stderr, flush=True)
 
+    arguments.emit = (lambda text: None) if as_json else _emit
     error: BaseException | None = None
     try:
         outcome = verb.run(arguments, say)
@@ -52,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if error is not None:
         print(f"amk {verb.name}: {outcome.text}", file=sys.stderr)
     return _print_result(verb, outcome, as_json, failed=error is not None)
+
+
+def _emit(text: str) -> None:
+    """A piece of the result, at once. What the terminal cannot show is replaced, as nothing else is lost by it."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
 
 
 def _print_result(verb: Verb, outcome: Outcome, as_json: bool, *, failed: bool) -> int:
@@ -111,7 +122,8 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     if option.kind == "flag":
         keywords["action"] = "store_true"
     else:
-        keywords |= {"type": int if option.kind == "int" else str, "default": option.default, "metavar": option.metavar}
+        types = {"int": int, "float": float, "str": str}
+        keywords |= {"type": types[option.kind], "default": option.default, "metavar": option.metavar}
         if option.choices:
             keywords["choices"] = option.choices
         if option.flag.startswith("-"):

@@ -1,7 +1,7 @@
 """The verbs of AMK, one table: name, options and the function behind each.
 
 In: parsed arguments and `say`, which talks to the person waiting. Out: an `Outcome`: exit code, status word, plain
-dict, readable text. A verb never prints and never exits, so that other front ends can be built on this table.
+dict, readable text; pieces on the way go to `arguments.emit`. A verb never prints or exits: there are other front ends.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import BuildMismatch, DeviceError, InputError, Rejected
+from .machine import DEFAULT_GPU
 
 if TYPE_CHECKING:
     from .config import ScheduleConfig
@@ -32,7 +33,6 @@ EXIT_CODES = {
     130: "interrupted",
 }
 
-DEFAULT_GPU = "h200"
 MAX_CONFIG_BYTES = 64 << 20
 MAX_PROGRAM_BYTES = 1 << 30
 
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 class Option:
     flag: str  # "--gpu", or "MODEL" for a positional
     help: str
-    kind: str = "str"  # "str" | "int" | "flag"
+    kind: str = "str"  # "str" | "int" | "float" | "flag"
     default: Any = None
     required: bool = False
     choices: tuple[str, ...] = ()
@@ -217,6 +217,12 @@ def _compile(arguments: Namespace, say: Say) -> Outcome:
     return Outcome(0, "PASSED", result, text)
 
 
+def _generate(arguments: Namespace, say: Say) -> Outcome:
+    from .generate_verb import run_generate
+
+    return run_generate(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -327,6 +333,7 @@ _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dro
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
 _MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face checkpoint directory", required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
+_DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
 _COMMON = (_JSON, _QUIET)
 
 VERBS: tuple[Verb, ...] = (
@@ -350,7 +357,7 @@ VERBS: tuple[Verb, ...] = (
         (
             _MODEL,
             *_LOWERING,
-            Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda")),
+            _DEVICE,
             Option("--token", "the token that starts the decode", "int", default=7),
             Option("--batch", "sequences decoded at once: 1", "int", default=1),
             Option("--position", "context that the latency is for (default: half of --max-seq)", "int"),
@@ -369,6 +376,25 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _compile,
+    ),
+    Verb(
+        "generate",
+        "continue a prompt (default: the model's first token), printing tokens as they come",
+        (
+            *(_MODEL, _DEVICE, _GPU, _CONFIG),
+            Option("--prompt", "a text to continue; needs a tokenizer"),
+            Option("--ids", "token ids to continue, separated by commas"),
+            Option("--chat", "what the user says, through the model's chat template"),
+            Option("--system", "the system message before --chat"),
+            Option("--max-new-tokens", "tokens to generate at most", "int", default=64),
+            Option("--temperature", "0 is the greedy choice", "float", default=0.0),
+            Option("--top-k", "draw from this many best tokens; 0 is all", "int", default=0),
+            Option("--top-p", "draw from the fewest best tokens with this share of probability", "float", default=1.0),
+            Option("--seed", "draws the tokens", "int", default=0),
+            Option("--max-seq", "rows of the cache, prompt included (default: 1024, or what the request needs)", "int"),
+            *_COMMON,
+        ),
+        _generate,
     ),
     Verb("help", "list verbs, options and exit codes", _COMMON, _help),
 )

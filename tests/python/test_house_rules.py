@@ -52,6 +52,13 @@ PY_ARROWS = {
     "evaluate": {
         *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "oracle", "program", "targets", "verdict", "vm"}
     },
+    "machine": {"errors", "program", "targets", "vm"},  # a machine is opened here; what it is told, elsewhere
+    "sampling": {"errors"},
+    "tokenizer": {"errors", "safetensors", "strict_json"},
+    "generate": {
+        *{"checkpoint", "embedded", "errors", "evaluate", "machine", "safetensors", "sampling", "strict_json"},
+        *{"targets", "tokenizer"},
+    },
     "propose": {"config", "embedded", "errors", "evaluate", "targets"},  # it never judges
 }
 

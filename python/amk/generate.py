@@ -1,0 +1,266 @@
+"""model + prompt -> tokens, one by one: the decode loop, on any machine that can `step`.
+
+In: a model, a prompt (text, token ids or chat messages), how to choose. Out: an iterator of `GeneratedToken` that says
+at the end why it ended. Whatever is wrong with the arguments is said by the call itself, before the model is lowered;
+the tokens are made as they are asked for. The machine decides nothing here but the logits.
+This module imports nothing heavy, so that `import amk` stays cheap.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .errors import AmkError, InputError, show
+from .evaluate import DEFAULT_MAX_SEQ, choose_max_seq, freeze_config, lower_and_pack
+from .machine import Machine, choose_device, default_gpu, open_machine
+
+if TYPE_CHECKING:
+    from .checkpoint import WeightSource
+    from .sampling import Sampling
+    from .targets import GpuTarget
+    from .tokenizer import TextStream, Tokenizer
+
+__all__ = ["GeneratedToken", "Generation", "generate"]
+
+_MAX_CONFIG_BYTES = 16 << 20
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]] | None
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One chosen token. `text` is what became certain with it: empty in the middle of a character, for the token that
+    ends the generation, and for a model without a tokenizer. `logprob` is the model's own, before any cut."""
+
+    token: int
+    text: str
+    index: int
+    logprob: float
+
+
+class Generation(Iterator[GeneratedToken]):
+    """The tokens of one answer. `finish_reason` is None while there may be more, then "eos", "stop" (one of
+    `stop_tokens`), "length" (max_new_tokens) or "capacity" (the cache is full). The token that ended it is included."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        endings: Mapping[int, str],
+        text: TextStream | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Use `generate`."""
+        self.prompt_tokens = tuple(prompt)
+        self.max_seq: int = machine.max_seq
+        self.has_text = text is not None
+        self.finish_reason: str | None = None
+        self._on_close = on_close
+        self._tokens = self._decode(machine, sampling, max_new_tokens, endings, text)
+
+    def __next__(self) -> GeneratedToken:
+        try:
+            return next(self._tokens)
+        except BaseException:  # the end, or a failed step: either way no token will follow
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives back the machine, if `generate` opened it. Tokens not asked for yet are not made."""
+        self._tokens.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decode(
+        self,
+        machine: Machine,
+        sampling: Sampling,
+        max_new_tokens: int,
+        endings: Mapping[int, str],
+        text: TextStream | None,
+    ) -> Iterator[GeneratedToken]:
+        from .sampling import choose
+
+        pos = len(self.prompt_tokens) - 1
+        for before, token in enumerate(self.prompt_tokens[:-1]):
+            machine.step(token, before)
+        token = self.prompt_tokens[-1]
+        for index in range(max_new_tokens):
+            token, logprob = choose(machine.step(token, pos), sampling, index)
+            pos += 1
+            if token in endings:
+                self.finish_reason = endings[token]
+            elif index + 1 == max_new_tokens:
+                self.finish_reason = "length"
+            elif pos + 1 == self.max_seq:
+                self.finish_reason = "capacity"
+            told = "" if text is None or token in endings else text.push(token)
+            yield GeneratedToken(token, told, index, logprob)
+            if self.finish_reason is not None:
+                return
+
+
+def generate(
+    model: str | os.PathLike[str],
+    prompt: Prompt = None,
+    *,
+    gpu: str | GpuTarget | None = None,
+    config: Any = None,
+    device: str = "auto",
+    max_new_tokens: int = 64,
+    max_seq: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop_at_eos: bool = True,
+    stop_tokens: Sequence[int] = (),
+    machine: Machine | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Generation:
+    """Continues a prompt: text, token ids, or chat messages; None is the model's first token (BOS).
+
+    temperature 0 is greedy; otherwise temperature, top_k and top_p cut, in this order, and `seed` draws. `max_seq` is
+    the capacity of the cache, prompt included (default: 1,024, more if the request needs it, within what the model was
+    made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). A `machine` that
+    already holds the model is used as it is, from position 0, and stays open; gpu, config and device are then not used.
+    """
+    from .embedded import open_model
+    from .sampling import Sampling
+
+    say = progress or (lambda text: None)
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    if type(max_new_tokens) is not int or not 1 <= max_new_tokens < 1 << 31:
+        raise InputError(f"max_new_tokens: expected an integer of at least 1, got {show(max_new_tokens)}")
+    if machine is None:
+        device = choose_device(device)
+    elif max_seq is not None:
+        raise InputError(f"max_seq: expected None with a machine, which has its own, got {show(max_seq)}")
+    source = open_model(model)
+    vocab = source.config.vocab
+    endings = dict.fromkeys(_token_ids("stop_tokens", stop_tokens, vocab), "stop")
+    if stop_at_eos:
+        endings |= dict.fromkeys(_eos_tokens(source), "eos")
+    ids, tokenizer = _prompt_tokens(source, prompt, say)
+    if machine is None:
+        max_seq = _capacity(source, max_seq, len(ids) + max_new_tokens)
+    limit = max_seq if machine is None else machine.max_seq
+    if len(ids) + 1 > limit:
+        raise InputError(f"prompt: expected at most {limit - 1} tokens, one less than max_seq, got {len(ids)}")
+    on_close = None
+    if machine is None:
+        machine = opened = _load(source, gpu, config, device, limit, say)
+        on_close = opened.close
+    text = None if tokenizer is None else tokenizer.stream(ids)
+    return Generation(
+        machine, ids, sampling, max_new_tokens=max_new_tokens, endings=endings, text=text, on_close=on_close
+    )
+
+
+def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int, say: Callable[[str], None]) -> Any:
+    from .targets import resolve_target
+
+    target = resolve_target(default_gpu() if gpu is None else gpu)
+    schedule, notes = freeze_config(config)
+    for note in notes:
+        say(note)
+    say(f"lowering {source.name} for {target.name}, max_seq {max_seq}")
+    _, image = lower_and_pack(source, schedule, target, max_seq)
+    say(f"reading the weights of {source.name}")
+    return open_machine(device, image, source.weights())
+
+
+def _capacity(source: WeightSource, max_seq: int | None, wanted: int) -> int:
+    """As asked, or in steps of the default so that requests of about one length share one program."""
+    if max_seq is None and wanted > DEFAULT_MAX_SEQ:
+        steps = -(-wanted // DEFAULT_MAX_SEQ)
+        max_seq = min(steps * DEFAULT_MAX_SEQ, source.config.max_position)
+    return choose_max_seq(source, max_seq)
+
+
+def _prompt_tokens(source: WeightSource, prompt: Any, say: Callable[[str], None]) -> tuple[list[int], Tokenizer | None]:
+    """The ids to feed, and the tokenizer: required for text, used where there is one for ids."""
+    from .tokenizer import Tokenizer, check_messages
+
+    if isinstance(prompt, str) or _is_chat(prompt):
+        messages = None if isinstance(prompt, str) else check_messages(prompt)
+        tokenizer = Tokenizer.open(_directory(source))
+        found = tokenizer.encode(prompt) if messages is None else tokenizer.encode_chat(messages)
+        if not found:
+            raise InputError(f"prompt: expected at least one token, got none from {show(prompt)}")
+        return _token_ids("prompt", found, source.config.vocab), tokenizer
+    if prompt is None:
+        prompt = [_first_token(source)]
+    ids = _token_ids("prompt", prompt, source.config.vocab)
+    if not ids:
+        raise InputError("prompt: expected at least one token, got none")
+    try:
+        return ids, None if _directory(source) is None else Tokenizer.open(_directory(source))
+    except AmkError as reason:  # ids in, ids out: text is an extra
+        say(f"tokens without text: {reason}")
+        return ids, None
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _first_token(source: WeightSource) -> int:
+    bos = source.config.bos_token_id
+    if bos is not None:
+        return bos
+    if _directory(source) is None:
+        return 0
+    raise InputError(f"prompt: expected one, because {source.name} names no bos_token_id to begin with, got none")
+
+
+def _directory(source: WeightSource) -> os.PathLike[str] | None:
+    return getattr(source, "path", None)
+
+
+def _token_ids(name: str, tokens: Any, vocab: int) -> list[int]:
+    import numpy as np
+
+    if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
+        tokens = tokens.tolist()
+    if not isinstance(tokens, Sequence) or isinstance(tokens, (str, bytes, bytearray)):
+        raise InputError(f"{name}: expected token ids, got {show(tokens)}")
+    for index, token in enumerate(tokens):
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocab:
+            raise InputError(f"{name}[{index}]: expected a token id in 0..{vocab - 1}, got {show(token)}")
+    return [int(token) for token in tokens]
+
+
+def _eos_tokens(source: WeightSource) -> tuple[int, ...]:
+    """Those of generation_config.json, where chat models name the end of a turn too, else those of config.json."""
+    from .safetensors import read_regular_file
+    from .strict_json import parse_strict_json
+
+    directory = _directory(source)
+    path = None if directory is None else os.path.join(directory, "generation_config.json")
+    if path is None or not os.path.lexists(path):
+        return source.config.eos_token_ids
+    table = parse_strict_json(read_regular_file(path, _MAX_CONFIG_BYTES), path)
+    value = table.get("eos_token_id") if isinstance(table, dict) else None
+    if value is None:
+        return source.config.eos_token_ids
+    found = value if isinstance(value, list) else [value]
+    if not all(type(token) is int for token in found):
+        raise InputError(f"{path}: eos_token_id: expected a token id or a list of them, got {show(value)}")
+    return tuple(found)
