@@ -3,7 +3,7 @@
 string(JOIN " " flags ${AMK_CXX_FLAGS})
 string(JOIN " " cuda_flags ${AMK_CUDA_FLAGS})
 string(JOIN "," architectures ${AMK_CUDA_ARCHITECTURES})
-file(GLOB_RECURSE AMK_HASHED_SOURCES CONFIGURE_DEPENDS csrc/*.h csrc/*.cpp cuda/*.cu cuda/*.cuh cuda/*.cpp)
+file(GLOB_RECURSE AMK_HASHED_SOURCES CONFIGURE_DEPENDS csrc/*.h csrc/*.cpp cuda/*.cu cuda/*.cuh cuda/*.h cuda/*.cpp)
 set(info_cpp ${CMAKE_CURRENT_BINARY_DIR}/build_info.cpp)
 string(REPLACE ";" "\n" hashed_list "${AMK_HASHED_SOURCES}")
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/hashed_sources.txt "${hashed_list}")

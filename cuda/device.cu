@@ -54,4 +54,20 @@ amk_target_t query_device(int index) {
   return t;
 }
 
+std::string device_uuid(int index) {
+  const int count = device_count();
+  AMK_CHECK(index >= 0 && index < count, AMK_ERR_INVALID_ARGUMENT, "device %d of %d", index, count);
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  std::string out = "GPU";
+  for (int i = 0; i < 16; ++i) {
+    char hex[4];
+    const bool begins_a_group = i == 0 || i == 4 || i == 6 || i == 8 || i == 10;
+    std::snprintf(hex, sizeof hex, "%s%02x", begins_a_group ? "-" : "",
+                  static_cast<unsigned char>(properties.uuid.bytes[i]));
+    out += hex;
+  }
+  return out;
+}
+
 }  // namespace amk

@@ -1,0 +1,331 @@
+// ATTENTION_TILE and ATTENTION_COMBINE: a softmax over the cache in T splits that are merged afterwards (Milakov &
+// Gimelshein 2018, arXiv:1805.02867; Dao et al., flash-decoding).
+// Lanes form groups of `row_lanes`, and a group takes one cache row at a time, several rows in flight; every group
+// keeps its own running maximum, sum and output for all query heads of the pass, so a row is read once. States are
+// merged in a fixed order: groups of a warp by butterflies, then warp 0, 1, 2, ...
+// Rows below the position do not change in this launch: their way into L2 starts before the inputs are awaited.
+#pragma once
+
+#include "reduce.cuh"
+#include "tile_io.cuh"
+
+namespace amk {
+
+// Rows in flight per group of lanes: what the registers of a thread hold beside the heads' states.
+__host__ __device__ constexpr int attention_rows_ahead(int threads, int vectors) {
+  return vectors > 1 || threads > 256 ? 1 : 4;
+}
+constexpr int kLineBytes = 128;
+constexpr int kMaxHeadRowBytes = 2 * kWarpThreads * kVectorBytes;  // the widest cache row: f32 D=256, bf16 D=512
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
+
+// Query heads that one pass over the rows serves, by the registers of a thread; wide rows leave room for one.
+__host__ __device__ constexpr int attention_pass_heads(int group, int row_bytes, int threads) {
+  if (row_bytes > kWarpThreads * kVectorBytes) return 1;
+  return group > 2 && threads <= 256 ? 4 : group > 1 ? 2 : 1;
+}
+__host__ constexpr int64_t attention_shared_bytes(const amk_params_t& p, int element_bytes, int threads) {
+  const int heads = attention_pass_heads(p.n_heads / p.n_kv_heads, p.head_dim * element_bytes, threads);
+  return int64_t{threads / kWarpThreads} * heads * (p.head_dim + 2) * 4;
+}
+
+struct RowRange {
+  int first, end;
+};
+
+// The rows of split `dim` at a position, as the law of ATTENTION_TILE cuts them.
+__device__ __forceinline__ RowRange split_rows(const amk_params_t& p, int pos) {
+  const int rows = pos + 1;
+  const int64_t blocks = (rows + int64_t{p.M_tile} - 1) / p.M_tile;
+  const auto start = [&](int64_t d) {
+    const int64_t at = blocks * d / p.M * p.M_tile;
+    return static_cast<int>(at < rows ? at : rows);
+  };
+  return {start(p.dim), start(int64_t{p.dim} + 1)};
+}
+
+// Weight of a partial whose maximum is m, seen from the common maximum; 0 for one that saw no row.
+__device__ __forceinline__ float merge_weight(float m, float common) {
+  return m == minus_infinity() ? 0.0f : expf(m - common);
+}
+
+// One warp's pass over its rows of one kv head for kHeads query heads. kVectors: 16-byte vectors per lane and row.
+template <class T, int kHeads, int kVectors, int kThreads>
+struct AttentionPass {
+  static constexpr int kRowsAhead = attention_rows_ahead(kThreads, kVectors);
+  static constexpr int kElems = kVectors * kPerVector<T>;
+  float q[kHeads][kElems], o[kHeads][kElems], m[kHeads], l[kHeads];
+  int row_vectors, row_lanes, lane_in_row;
+
+  __device__ void load_vectors(const T* row, bool inside, uint4 (&v)[kVectors]) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int at = lane_in_row + i * row_lanes;
+      v[i] = inside && at < row_vectors ? load_vector(reinterpret_cast<const uint4*>(row) + at) : uint4{};
+    }
+  }
+  __device__ static void unpack_row(const uint4 (&v)[kVectors], float (&out)[kElems]) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      float e[kPerVector<T>];
+      unpack<T>(v[i], e);
+#pragma unroll
+      for (int j = 0; j < kPerVector<T>; ++j) out[i * kPerVector<T> + j] = e[j];
+    }
+  }
+
+  // heads <= kHeads of them exist; the others repeat the last and are never stored.
+  __device__ void begin(const T* query, int heads, int dim, int vectors) {
+    row_vectors = vectors;
+    row_lanes = 1;
+    while (row_lanes < vectors && row_lanes < kWarpThreads) row_lanes *= 2;
+    lane_in_row = threadIdx.x % row_lanes;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      uint4 raw[kVectors];
+      load_vectors(query + int64_t{min(h, heads - 1)} * dim, true, raw);
+      unpack_row(raw, q[h]);
+      m[h] = minus_infinity();
+      l[h] = 0;
+#pragma unroll
+      for (int e = 0; e < kElems; ++e) o[h][e] = 0;
+    }
+  }
+
+  // k, v: the kv head's first row.
+  __device__ void rows(const T* k, const T* v, RowRange range, int dim, float scale, int warp, int warps) {
+    const int slots = kWarpThreads / row_lanes, slot = threadIdx.x % kWarpThreads / row_lanes;
+    const int stride = warps * slots;
+    for (int base = range.first + warp * slots; base < range.end; base += kRowsAhead * stride) {
+      uint4 keys[kRowsAhead][kVectors], values[kRowsAhead][kVectors];
+#pragma unroll
+      for (int u = 0; u < kRowsAhead; ++u)
+        load_vectors(k + int64_t{base + u * stride + slot} * dim, base + u * stride + slot < range.end, keys[u]);
+#pragma unroll
+      for (int u = 0; u < kRowsAhead; ++u)
+        load_vectors(v + int64_t{base + u * stride + slot} * dim, base + u * stride + slot < range.end, values[u]);
+      float s[kRowsAhead][kHeads];
+#pragma unroll
+      for (int u = 0; u < kRowsAhead; ++u) {
+        if (base + u * stride >= range.end) {
+#pragma unroll
+          for (int h = 0; h < kHeads; ++h) s[u][h] = minus_infinity();
+          continue;
+        }
+        score(keys[u], scale, base + u * stride + slot < range.end, s[u]);
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        float largest = m[h];
+#pragma unroll
+        for (int u = 0; u < kRowsAhead; ++u) largest = fmaxf(largest, s[u][h]);
+        const float shrink = merge_weight(m[h], largest);
+        l[h] *= shrink;
+#pragma unroll
+        for (int e = 0; e < kElems; ++e) o[h][e] *= shrink;
+        m[h] = largest;
+#pragma unroll
+        for (int u = 0; u < kRowsAhead; ++u) {
+          s[u][h] = merge_weight(s[u][h], largest);
+          l[h] += s[u][h];
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kRowsAhead; ++u) {
+        float e[kElems];
+        unpack_row(values[u], e);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < kElems; ++i) o[h][i] = fmaf(s[u][h], e[i], o[h][i]);
+        }
+      }
+    }
+  }
+
+  __device__ void score(const uint4 (&key)[kVectors], float scale, bool inside, float (&s)[kHeads]) const {
+    float e[kElems];
+    unpack_row(key, e);
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      float sum[2] = {};
+#pragma unroll
+      for (int i = 0; i < kElems; ++i) sum[i & 1] = fmaf(q[h][i], e[i], sum[i & 1]);
+      s[h] = sum[0] + sum[1];
+    }
+    for (int mask = row_lanes / 2; mask > 0; mask /= 2) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) s[h] += __shfl_xor_sync(kWholeWarp, s[h], mask);
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) s[h] = inside ? s[h] * scale : minus_infinity();
+  }
+
+  // All groups of the warp end with the same state.
+  __device__ void merge_groups() {
+    for (int mask = row_lanes; mask < kWarpThreads; mask *= 2) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        const float other = __shfl_xor_sync(kWholeWarp, m[h], mask), common = fmaxf(m[h], other);
+        const float mine = merge_weight(m[h], common), theirs = merge_weight(other, common);
+        l[h] = l[h] * mine + __shfl_xor_sync(kWholeWarp, l[h], mask) * theirs;
+#pragma unroll
+        for (int e = 0; e < kElems; ++e) o[h][e] = o[h][e] * mine + __shfl_xor_sync(kWholeWarp, o[h][e], mask) * theirs;
+        m[h] = common;
+      }
+    }
+  }
+
+  // state: [warps][kHeads][dim + 2], maximum and sum behind the output.
+  __device__ void publish(float* state, int dim, int warp) const {
+    if (threadIdx.x % kWarpThreads >= row_lanes) return;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      float* at = state + (warp * kHeads + h) * (dim + 2);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const int vector = lane_in_row + i * row_lanes;
+        if (vector >= row_vectors) continue;
+#pragma unroll
+        for (int e = 0; e < kPerVector<T>; ++e) at[vector * kPerVector<T> + e] = o[h][i * kPerVector<T> + e];
+      }
+      if (lane_in_row == 0) {
+        at[dim] = m[h];
+        at[dim + 1] = l[h];
+      }
+    }
+  }
+};
+
+// Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`.
+template <int kThreads>
+__device__ void merge_warps(const TaskContext& c, const float* state, int pass_heads, int head, int heads) {
+  const amk_params_t& p = c.params();
+  const int dim = p.head_dim, stride = dim + 2;
+  for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
+    const int h = i / dim, d = i % dim;
+    float common = minus_infinity(), sum = 0, o = 0;
+    for (int w = 0; w < kThreads / kWarpThreads; ++w)
+      common = fmaxf(common, state[(w * pass_heads + h) * stride + dim]);
+    for (int w = 0; w < kThreads / kWarpThreads; ++w) {
+      const float* at = state + (w * pass_heads + h) * stride;
+      const float weight = merge_weight(at[dim], common);
+      sum = fmaf(weight, at[dim + 1], sum);
+      o = fmaf(weight, at[d], o);
+    }
+    const int64_t part = (int64_t{head} + h) * p.M + p.dim;
+    c.out<float>(0)[part * dim + d] = o;
+    if (d == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {common, sum};
+  }
+}
+
+template <class T, int kHeads, int kVectors, int kThreads>
+__device__ void attend(const TaskContext& c, RowRange range) {
+  const amk_params_t& p = c.params();
+  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, warp = threadIdx.x / kWarpThreads;
+  const int vectors = dim * static_cast<int>(sizeof(T)) / kVectorBytes;
+  float* state = reinterpret_cast<float*>(c.shared);
+  for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
+    const int64_t cache_at = int64_t{g} * p.K * dim;
+    for (int h = 0; h < group; h += kHeads) {
+      const int head = g * group + h, heads = min(kHeads, group - h);
+      AttentionPass<T, kHeads, kVectors, kThreads> pass;
+      pass.begin(c.in<T>(0) + p.m_off + int64_t{head} * dim, heads, dim, vectors);
+      pass.rows(c.in<T>(1) + cache_at, c.in<T>(2) + cache_at, range, dim, p.scale, warp, kThreads / kWarpThreads);
+      pass.merge_groups();
+      pass.publish(state, dim, warp);
+      __syncthreads();
+      merge_warps<kThreads>(c, state, kHeads, head, heads);
+      __syncthreads();
+    }
+  }
+}
+
+template <class T, int kThreads>
+__device__ void prefetch_history(const TaskContext& c, RowRange range) {
+  const amk_params_t& p = c.params();
+  const int64_t row_bytes = p.head_dim * int64_t{sizeof(T)};
+  const int64_t bytes = (min(range.end, c.pos) - range.first) * row_bytes;
+  for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
+    const int64_t at = (int64_t{g} * p.K + range.first) * row_bytes;
+    for (int64_t b = threadIdx.x * kLineBytes; b < bytes; b += kThreads * kLineBytes) {
+      ptx::prefetch_l2(c.in<char>(1) + at + b);
+      ptx::prefetch_l2(c.in<char>(2) + at + b);
+    }
+  }
+}
+
+template <int kThreads>
+__device__ bool attention(const TaskContext& c) {
+  const RowRange range = split_rows(c.params(), c.pos);
+  return with_dtype(c.task.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    prefetch_history<T, kThreads>(c, range);
+    if (!c.await_inputs()) return false;
+    const amk_params_t& p = c.params();
+    const int row_bytes = p.head_dim * static_cast<int>(sizeof(T));
+    switch (attention_pass_heads(p.n_heads / p.n_kv_heads, row_bytes, kThreads)) {
+      case 4:
+        if constexpr (kThreads <= 256) attend<T, 4, 1, kThreads>(c, range);
+        break;
+      case 2: attend<T, 2, 1, kThreads>(c, range); break;
+      default:
+        if (row_bytes <= kWarpThreads * kVectorBytes) {
+          attend<T, 1, 1, kThreads>(c, range);
+        } else {
+          attend<T, 1, kMaxHeadRowBytes / (kWarpThreads * kVectorBytes), kThreads>(c, range);
+        }
+    }
+    return true;
+  });
+}
+
+// Heads [n_off, n_off + N_tile): one thread per output element, kSplitsAhead splits in flight.
+template <class T, int kThreads>
+__device__ void combine_heads(const TaskContext& c) {
+  constexpr int kSplitsAhead = 16;
+  const amk_params_t& p = c.params();
+  const int dim = p.head_dim, splits = p.M;
+  for (int i = threadIdx.x; i < p.N_tile * dim; i += kThreads) {
+    const int64_t head = p.n_off + i / dim;
+    const int d = i % dim;
+    const float2* ml = reinterpret_cast<const float2*>(c.in<float>(1)) + head * splits;
+    const float* part = c.in<float>(0) + head * splits * dim + d;
+    float m = minus_infinity(), sum = 0, o = 0;
+    for (int first = 0; first < splits; first += kSplitsAhead) {
+      float2 states[kSplitsAhead];
+      float outs[kSplitsAhead];
+#pragma unroll
+      for (int u = 0; u < kSplitsAhead; ++u) {
+        const bool exists = first + u < splits;
+        states[u] = exists ? __ldcg(ml + first + u) : float2{minus_infinity(), 0};
+        outs[u] = exists ? load(part + int64_t{first + u} * dim) : 0.0f;
+      }
+      float common = m;
+#pragma unroll
+      for (int u = 0; u < kSplitsAhead; ++u) common = fmaxf(common, states[u].x);
+      const float shrink = merge_weight(m, common);
+      sum *= shrink;
+      o *= shrink;
+      m = common;
+#pragma unroll
+      for (int u = 0; u < kSplitsAhead; ++u) {
+        const float weight = merge_weight(states[u].x, common);
+        sum = fmaf(weight, states[u].y, sum);
+        o = fmaf(weight, outs[u], o);
+      }
+    }
+    store(c.out<T>(0) + head * dim + d, o / sum);
+  }
+}
+
+template <int kThreads>
+__device__ bool attention_combine(const TaskContext& c) {
+  if (!c.await_inputs()) return false;
+  return with_dtype(c.task.out_dtype, [&](auto type) {
+    combine_heads<typename decltype(type)::type, kThreads>(c);
+    return true;
+  });
+}
+
+}  // namespace amk

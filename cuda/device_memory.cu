@@ -1,0 +1,225 @@
+#include "device_memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention.cuh"
+#include "base/checked.h"
+#include "base/dtype.h"
+#include "gemv.cuh"
+#include "ops/op_spec.h"
+#include "rope.cuh"
+#include "sample.cuh"
+
+namespace amk {
+namespace {
+
+constexpr int64_t kRegionAlign = 256;
+constexpr size_t kStagingBytes = size_t{32} << 20;
+
+bool is_borrowed(int32_t kind) { return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST; }
+bool is_lasting(int32_t kind) {
+  return is_borrowed(kind) || kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE || kind == AMK_KIND_IO_INPUT;
+}
+bool is_early(int32_t kind) { return is_borrowed(kind) || kind == AMK_KIND_IO_INPUT; }
+
+// The operand that says what T is.
+int32_t dtype_of(const ImageView& image, const amk_instruction_t& t) {
+  if (t.op == AMK_OP_EMBED) return image.buffers[t.inputs[1]].dtype;
+  return t.n_inputs > 0 ? image.buffers[t.inputs[0]].dtype : AMK_DTYPE_F32;
+}
+
+int64_t shared_bytes(const ImageView& image, const amk_instruction_t& t, int threads) {
+  const int element_bytes = dtype_bits(dtype_of(image, t)) / 8;
+  switch (t.op) {
+    case AMK_OP_GEMV_TILE: return gemv_shared_bytes(t.params, element_bytes, threads);
+    case AMK_OP_ATTENTION_TILE: return attention_shared_bytes(t.params, element_bytes, threads);
+    case AMK_OP_ROPE:
+    case AMK_OP_KV_APPEND: return rope_shared_bytes(t.params);
+    case AMK_OP_SAMPLE_ARGMAX:
+    case AMK_OP_ARGMAX_COMBINE: return kBestScratchBytes;
+    default: return 0;
+  }
+}
+
+}  // namespace
+
+int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_bytes) {
+  int64_t most = 0;
+  for (size_t i = 0; i < image.tasks.size(); ++i) {
+    const amk_instruction_t& t = image.tasks[i];
+    const int64_t bytes = shared_bytes(image, t, threads);
+    AMK_CHECK(bytes <= limit_bytes, AMK_ERR_REJECTED,
+              "V10: task %zu (%s) needs %lld bytes of shared memory per block, the device offers %lld", i,
+              std::string(image.task_label.at(i)).c_str(), (long long)bytes, (long long)limit_bytes);
+    if (t.op == AMK_OP_ATTENTION_TILE) {
+      const int64_t row_bytes = storage_bytes(dtype_of(image, t), t.params.head_dim);
+      AMK_CHECK(row_bytes <= kMaxHeadRowBytes, AMK_ERR_REJECTED,
+                "task %zu (%s): cache rows of %lld bytes, this kernel holds %d", i,
+                std::string(image.task_label.at(i)).c_str(), (long long)row_bytes, kMaxHeadRowBytes);
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
+DeviceImage::DeviceImage(const ImageView& image, cudaStream_t stream) : image_(image), regions_(image.storages.size()) {
+  int64_t total = 0;
+  std::vector<int64_t> offset(regions_.size());
+  for (size_t i = 0; i < regions_.size(); ++i) {
+    offset[i] = total;
+    AMK_CHECK(checked_add(total, image.storages[i].nbytes, &total) && total <= INT64_MAX - kRegionAlign, AMK_ERR_INPUT,
+              "image: the storages are larger than 2^63 bytes");
+    total = round_up(total, kRegionAlign);
+  }
+  memory_ = allocate_device(static_cast<size_t>(total), "weights, cache and activations");
+  for (size_t i = 0; i < regions_.size(); ++i) {
+    regions_[i].base = static_cast<char*>(memory_.get()) + offset[i];
+    if (!is_borrowed(image.storages[i].kind) && image.storages[i].nbytes)
+      AMK_CUDA_CHECK(cudaMemsetAsync(regions_[i].base, 0, static_cast<size_t>(image.storages[i].nbytes), stream));
+  }
+  const std::vector<DeviceTask> tasks = relocate();
+  const size_t task_bytes = tasks.size() * sizeof(DeviceTask);
+  tables_ = allocate_device(task_bytes + image.queue_start.size_bytes(), "task records");
+  char* at = static_cast<char*>(tables_.get());
+  AMK_CUDA_CHECK(cudaMemcpyAsync(at, tasks.data(), task_bytes, cudaMemcpyHostToDevice, stream));
+  AMK_CUDA_CHECK(cudaMemcpyAsync(at + task_bytes, image.queue_start.data(), image.queue_start.size_bytes(),
+                                 cudaMemcpyHostToDevice, stream));
+  AMK_CUDA_CHECK(cudaStreamSynchronize(stream));
+}
+
+const uint32_t* DeviceImage::queue_start() const {
+  return reinterpret_cast<const uint32_t*>(static_cast<const char*>(tables_.get()) +
+                                           image_.tasks.size() * sizeof(DeviceTask));
+}
+
+// Buffer ids become addresses here and nowhere else. Queue order, so that a block reads its records one after the
+// other.
+std::vector<DeviceTask> DeviceImage::relocate() const {
+  std::vector<DeviceTask> out;
+  out.reserve(image_.tasks.size());
+  const auto known = [&](const int32_t* ids, int32_t n, int32_t most) {
+    if (n < 0 || n > most) return false;
+    return std::all_of(ids, ids + n,
+                       [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < image_.buffers.size(); });
+  };
+  for (uint32_t id : image_.queue_task) {
+    const amk_instruction_t& t = image_.tasks[id];
+    bool lawful = known(t.inputs, t.n_inputs, AMK_MAX_INPUTS) && known(t.outputs, t.n_outputs, AMK_MAX_OUTPUTS) &&
+                  t.n_waits >= 0 && t.n_waits <= AMK_MAX_WAITS && t.out_counter >= 0 &&
+                  static_cast<size_t>(t.out_counter) < image_.producers.size();
+    for (int i = 0; lawful && i < t.n_waits; ++i)
+      lawful = t.wait_counter[i] >= 0 && static_cast<size_t>(t.wait_counter[i]) < image_.producers.size();
+    AMK_CHECK(lawful, AMK_ERR_INPUT, "image: task %u names a buffer or counter that is not there", id);
+    DeviceTask d{};
+    for (int i = 0; i < t.n_inputs; ++i) {
+      d.in[i] = at(t.inputs[i]);
+      if (is_early(image_.bindings[t.inputs[i]].kind)) d.early |= 1 << i;
+    }
+    for (int i = 0; i < t.n_outputs; ++i) d.out[i] = at(t.outputs[i]);
+    for (int i = 0; i < t.n_waits; ++i) {
+      d.wait_counter[i] = t.wait_counter[i];
+      d.wait_threshold[i] = static_cast<uint32_t>(t.wait_threshold[i]);
+    }
+    d.params = t.params;
+    d.op = t.op;
+    d.task = static_cast<int32_t>(id);
+    d.n_waits = t.n_waits;
+    d.out_counter = t.out_counter;
+    d.dtype = dtype_of(image_, t);
+    d.out_dtype = t.n_outputs > 0 ? image_.buffers[t.outputs[0]].dtype : d.dtype;
+    const FlagSlots slots = flag_slots(t);
+    d.rope_slot = slots.rope;
+    d.norm_slot = slots.norm;
+    d.bias_slot = slots.bias;
+    d.residual_slot = slots.residual;
+    out.push_back(d);
+  }
+  return out;
+}
+
+void DeviceImage::bind(const std::string& name, const void* ptr, uint64_t nbytes) {
+  AMK_CHECK(ptr, AMK_ERR_INVALID_ARGUMENT, "bind %s: the pointer is NULL", name.c_str());
+  AMK_CHECK(reinterpret_cast<uintptr_t>(ptr) % AMK_VECTOR_BYTES == 0, AMK_ERR_INVALID_ARGUMENT,
+            "bind %s: the address %p is not a multiple of %d", name.c_str(), ptr, AMK_VECTOR_BYTES);
+  bool found = false;
+  for (int pass = 0; pass < 2; ++pass) {  // judge all before binding any
+    for (size_t i = 1; i < regions_.size(); ++i) {
+      const ImageStorage& s = image_.storages[i];
+      if (!is_borrowed(s.kind) || image_.storage_name.at(i) != name) continue;
+      found = true;
+      AMK_CHECK(nbytes == static_cast<uint64_t>(s.nbytes), AMK_ERR_INVALID_ARGUMENT,
+                "bind %s: %llu bytes given, the image wants %lld", name.c_str(), (unsigned long long)nbytes,
+                (long long)s.nbytes);
+      if (pass == 0) continue;
+      regions_[i].source = ptr;
+      regions_[i].is_dirty = true;
+    }
+  }
+  AMK_CHECK(found, AMK_ERR_INVALID_ARGUMENT, "bind %s: the image reads no weight or constant of that name",
+            name.c_str());
+}
+
+std::string DeviceImage::unbound() const {
+  constexpr int kSpelledOut = 8;
+  std::string names;
+  int count = 0;
+  for (size_t i = 1; i < regions_.size(); ++i) {
+    if (!is_borrowed(image_.storages[i].kind) || regions_[i].source || ++count > kSpelledOut) continue;
+    names += (names.empty() ? "" : ", ") + std::string(image_.storage_name.at(i));
+  }
+  if (count > kSpelledOut) names += text(" and %d more", count - kSpelledOut);
+  return names;
+}
+
+void DeviceImage::upload(cudaStream_t stream) {
+  if (std::none_of(regions_.begin(), regions_.end(), [](const Region& r) { return r.is_dirty; })) return;
+  constexpr int kStages = 2;  // the copy of one to the device overlaps the filling of the other
+  PinnedMemory staging[kStages];
+  Event copied[kStages];
+  for (int i = 0; i < kStages; ++i) {
+    staging[i] = allocate_pinned(kStagingBytes, "staging for weights");
+    copied[i] = make_event(cudaEventDisableTiming);
+  }
+  int stage = 0;
+  for (size_t i = 0; i < regions_.size(); ++i) {
+    Region& r = regions_[i];
+    if (!r.is_dirty) continue;
+    const size_t total = static_cast<size_t>(image_.storages[i].nbytes);
+    for (size_t done = 0; done < total; done += kStagingBytes, stage = (stage + 1) % kStages) {
+      const size_t nbytes = std::min(kStagingBytes, total - done);
+      AMK_CUDA_CHECK(cudaEventSynchronize(copied[stage].get()));
+      std::memcpy(staging[stage].get(), static_cast<const char*>(r.source) + done, nbytes);
+      AMK_CUDA_CHECK(cudaMemcpyAsync(r.base + done, staging[stage].get(), nbytes, cudaMemcpyHostToDevice, stream));
+      AMK_CUDA_CHECK(cudaEventRecord(copied[stage].get(), stream));
+    }
+  }
+  AMK_CUDA_CHECK(cudaStreamSynchronize(stream));
+  for (Region& r : regions_) r.is_dirty = false;
+}
+
+void DeviceImage::poison(cudaStream_t stream) const {
+  for (size_t i = 0; i < regions_.size(); ++i) {
+    const ImageStorage& s = image_.storages[i];
+    if (!is_lasting(s.kind) && s.nbytes)
+      AMK_CUDA_CHECK(cudaMemsetAsync(regions_[i].base, kDevicePoisonByte, static_cast<size_t>(s.nbytes), stream));
+  }
+}
+
+char* DeviceImage::at(int64_t buffer) const {
+  const ImagePlace& p = image_.places[buffer];
+  return regions_[p.storage].base + p.offset_bytes;
+}
+
+int64_t DeviceImage::find(std::string_view name) const {
+  for (size_t i = 0; i < image_.buffers.size(); ++i)
+    if (image_.buffer_name.at(i) == name) return static_cast<int64_t>(i);
+  return -1;
+}
+
+void DeviceImage::abandon() {
+  memory_.abandon();
+  tables_.abandon();
+}
+
+}  // namespace amk

@@ -1,0 +1,54 @@
+// The device's side of an image: one allocation for everything its tasks touch, one for the task records.
+// In: an image, then weights by name. Out: addresses, and DeviceTasks with addresses for buffer ids. It never launches.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cuda_resources.h"
+#include "device_task.h"
+#include "pack/layout.h"
+
+namespace amk {
+
+constexpr uint8_t kDevicePoisonByte = 0xff;  // NaN in every float type, -1 in every integer
+
+class DeviceImage {
+ public:
+  // Allocates, uploads the tables and zeroes cache, state, inputs, outputs and arena.
+  DeviceImage(const ImageView& image, cudaStream_t stream);
+
+  // INVALID_ARGUMENT as Vm::bind says. Remembers the pointer; upload() copies.
+  void bind(const std::string& name, const void* ptr, uint64_t nbytes);
+  // Names not bound yet; "" when there is none.
+  std::string unbound() const;
+  // Copies what was bound since the last call, through pinned memory, and waits.
+  void upload(cudaStream_t stream);
+  // Enqueues: what a step may not rely on becomes NaN.
+  void poison(cudaStream_t stream) const;
+
+  char* at(int64_t buffer) const;
+  int64_t find(std::string_view name) const;  // the buffer of this name, or -1
+  const DeviceTask* tasks() const { return reinterpret_cast<const DeviceTask*>(static_cast<char*>(tables_.get())); }
+  const uint32_t* queue_start() const;
+  void abandon();
+
+ private:
+  struct Region {
+    char* base = nullptr;
+    const void* source = nullptr;  // bound host memory
+    bool is_dirty = false;
+  };
+  std::vector<DeviceTask> relocate() const;
+
+  const ImageView image_;
+  std::vector<Region> regions_;  // per storage
+  DeviceMemory memory_, tables_;
+};
+
+// Dynamic shared memory that the largest task needs in blocks of `threads`. REJECTED for a task that no shared memory
+// of limit_bytes can hold, or that the kernel has no code for at its size.
+int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_bytes);
+
+}  // namespace amk

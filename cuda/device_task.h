@@ -1,0 +1,66 @@
+// What the host hands to the kernel: tasks with addresses for buffer ids, and the memory both sides read and write.
+// In: filled by cuda_vm.cu from an image. Out: read by every block. Plain data, read by C++ and CUDA alike; it never
+// says what a task means (ops/op_spec.h does).
+#pragma once
+
+#include <cstdint>
+
+#include "amk.h"
+
+namespace amk {
+
+// One task, in queue order. Slots are input slots of operands that a flag adds, -1 where the flag is off.
+struct alignas(16) DeviceTask {
+  const void* in[AMK_MAX_INPUTS];
+  void* out[AMK_MAX_OUTPUTS];
+  int32_t wait_counter[AMK_MAX_WAITS];
+  uint32_t wait_threshold[AMK_MAX_WAITS];
+  amk_params_t params;
+  int32_t op, task, n_waits, out_counter;
+  int32_t dtype;      // T of the opcode's law
+  int32_t out_dtype;  // of output 0
+  int32_t early;      // bit i: input i is immutable during a launch, so it may be read before the waits are over
+  int32_t rope_slot, norm_slot, bias_slot, residual_slot, pad[3];
+};
+static_assert(sizeof(DeviceTask) == 304 && sizeof(DeviceTask) % 16 == 0, "the kernel fetches tasks 16 bytes at a time");
+
+// Launch scalars: one record in pinned memory, copied to the device by each launch, so that a captured launch can be
+// replayed at another position.
+struct LaunchScalars {
+  int32_t pos, pad;
+  uint64_t nonce;
+};
+
+enum class FaultKind : int32_t { kNone, kUnknownOpcode, kStuckWait, kCancelled, kBadToken };
+
+// Written once per launch by the first block that gives up; `abort` is what the others watch. Cleared by the host.
+struct Fault {
+  uint32_t abort;  // 0, or the code below; claimed by compare-and-swap
+  int32_t code;    // -(op + 1) for an unknown opcode, else 1
+  FaultKind kind;
+  int32_t sm, task, counter;
+  uint32_t seen, needed;
+};
+
+// The completion proof's device half, followed in memory by the counters: cleared and copied back as one range.
+struct Ledger {
+  Fault fault;
+  uint64_t nonce;       // echoed by block 0 when it is done
+  uint32_t tasks_done;  // tasks whose signal was sent
+  uint32_t pad[5];
+};
+static_assert(sizeof(Ledger) == 64, "counters start on a line of their own");
+
+// All that the kernel is given. `cancel` is host memory.
+struct MachineTables {
+  const DeviceTask* tasks;
+  const uint32_t* queue_start;  // [grid + 1]
+  const LaunchScalars* scalars;
+  Ledger* ledger;
+  uint32_t* counters;
+  uint32_t n_counters;
+  const uint32_t* cancel;
+  uint64_t deadline_ns;
+};
+
+}  // namespace amk

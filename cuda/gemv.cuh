@@ -1,0 +1,298 @@
+// GEMV_TILE: N_tile rows of a weight matrix times x, with the fusions its flags name.
+// The tile is cut into batches of kBatchRows rows x kBatchVectors vectors, in row-group-major order, and each warp
+// takes an equal run of them; where a run ends inside a row group, its sum is a partial, and partials are added in warp
+// order. So few long rows and many short ones keep all warps busy, and the sum does not depend on timing. Weights are
+// immutable: the first kDepth batches of each warp are on their way before the inputs are awaited. x is staged once in
+// shared memory, normalised where flagged, in T.
+#pragma once
+
+#include "elementwise.cuh"
+#include "reduce.cuh"
+#include "tile_io.cuh"
+
+namespace amk {
+
+// Batches a warp has in flight: 64 KB per SM, as many bytes as the memory needs to stay busy (Little's law asks for
+// 40). More registers of them (3 of 256 threads) measured the same on an H200 and leave the compiler none for the rest.
+__host__ __device__ constexpr int gemv_depth(int threads) { return threads > 256 ? 1 : 2; }
+
+constexpr int kBatchRows = 2, kChunks = 4;
+constexpr int kBatchVectors = kChunks * kWarpThreads;  // per row
+constexpr int kPanelGroups = 1024;                     // row groups between two rounds of partials
+
+struct Fragment {
+  uint4 v[kBatchRows][kChunks];
+};
+
+// Row groups of a tile: rows (2g, 2g + 1), or with SILU_PAIR the gate and the up row g.
+struct GemvShape {
+  int vectors, steps, groups;
+  bool is_pair;
+};
+template <class Params>
+__host__ __device__ inline GemvShape gemv_shape(const Params& p, int element_bytes) {
+  GemvShape s;
+  s.is_pair = p.flags & AMK_FLAG_SILU_PAIR;
+  s.vectors = static_cast<int>(int64_t{p.K} * element_bytes / kVectorBytes);
+  s.steps = ceil_div_int(s.vectors, kBatchVectors);
+  s.groups = s.is_pair ? p.N_tile : ceil_div_int(p.N_tile, kBatchRows);
+  return s;
+}
+
+// Shared memory: x (padded with zeros to whole steps), the norm weight, the partials.
+__host__ __device__ inline int64_t gemv_x_bytes(const GemvShape& s) {
+  return int64_t{s.steps} * kBatchVectors * kVectorBytes;
+}
+__host__ inline int64_t gemv_shared_bytes(const amk_params_t& p, int element_bytes, int threads) {
+  const GemvShape s = gemv_shape(p, element_bytes);
+  const int64_t norm = p.flags & AMK_FLAG_NORM ? int64_t{s.vectors} * kVectorBytes : 0;
+  const int groups = s.groups < kPanelGroups ? s.groups : kPanelGroups;
+  return gemv_x_bytes(s) + norm + int64_t{groups + threads / kWarpThreads} * kBatchRows * 4;
+}
+
+// The one place that knows where weights lie: hands a warp its batches in order. Another layout is another reader.
+class WeightReader {
+ public:
+  // From batch `first` of the panel that starts at row group `panel`.
+  template <class T>
+  __device__ WeightReader(const T* weight, const amk_params_t& p, const GemvShape& s, int panel, int first)
+      : vectors_(s.vectors), steps_(s.steps), step_(first % s.steps), group_(panel + first / s.steps) {
+    const int64_t row_bytes = int64_t{s.vectors} * kVectorBytes;
+    const char* base = reinterpret_cast<const char*>(weight) + p.n_off * row_bytes;
+    group_bytes_ = s.is_pair ? row_bytes : kBatchRows * row_bytes;
+    row0_ = base + group_ * group_bytes_;
+    second_ = s.is_pair ? p.N * row_bytes : row_bytes;
+    // The last group of an odd tile has one row: its second row repeats the first and is dropped later.
+    lone_group_ = !s.is_pair && p.N_tile % kBatchRows ? s.groups - 1 : -1;
+  }
+
+  // Lanes behind the end of a row read its last vector again; x is zero there.
+  __device__ __forceinline__ void load(Fragment& f) {
+    const int first = step_ * kBatchVectors + threadIdx.x % kWarpThreads;
+    const uint4* row0 = reinterpret_cast<const uint4*>(row0_);
+    const uint4* row1 = reinterpret_cast<const uint4*>(group_ == lone_group_ ? row0_ : row0_ + second_);
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) f.v[0][c] = ptx::load_weight(row0 + min(first + c * kWarpThreads, vectors_ - 1));
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) f.v[1][c] = ptx::load_weight(row1 + min(first + c * kWarpThreads, vectors_ - 1));
+    if (++step_ == steps_) {
+      step_ = 0;
+      ++group_;
+      row0_ += group_bytes_;
+    }
+  }
+
+ private:
+  const char* row0_;
+  int64_t second_, group_bytes_;
+  int vectors_, steps_, step_, group_, lone_group_;
+};
+
+// acc[r][parity] += one batch times its part of x.
+template <class T>
+__device__ __forceinline__ void accumulate(const Fragment& f, const uint4* x, float (&acc)[kBatchRows][2]) {
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    float xs[kPerVector<T>], ws[kPerVector<T>];
+    unpack<T>(x[c * kWarpThreads], xs);
+#pragma unroll
+    for (int r = 0; r < kBatchRows; ++r) {
+      unpack<T>(f.v[r][c], ws);
+#pragma unroll
+      for (int e = 0; e < kPerVector<T>; ++e) acc[r][e & 1] = fmaf(ws[e], xs[e], acc[r][e & 1]);
+    }
+  }
+}
+
+// Both rows at once: the half-warps swap, then each adds up its own. Lane 0 ends with row 0, lane 16 with row 1.
+__device__ __forceinline__ float reduce_rows(const float (&acc)[kBatchRows][2]) {
+  static_assert(kBatchRows == 2);
+  const float a = acc[0][0] + acc[0][1], b = acc[1][0] + acc[1][1];
+  const bool upper = threadIdx.x & kWarpThreads / 2;
+  float v = (upper ? b : a) + __shfl_xor_sync(kWholeWarp, upper ? a : b, kWarpThreads / 2);
+#pragma unroll
+  for (int mask = kWarpThreads / 4; mask > 0; mask /= 2) v += __shfl_xor_sync(kWholeWarp, v, mask);
+  return v;
+}
+
+// x -> shared memory, padded with zeros; normalised and rounded to T where norm is not null. Ends with a barrier.
+// norm_shared: the norm weight, on its way there by this thread's own async copies, or null.
+template <class T, int kThreads>
+__device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, const GemvShape& s, uint4* xs, const T* norm,
+                                        const uint4* norm_shared) {
+  constexpr int kAhead = 2;
+  const int padded = s.steps * kBatchVectors;
+  float sum = 0;
+  for (int first = threadIdx.x; first < padded; first += kAhead * kThreads) {
+    uint4 raw[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int v = first + a * kThreads;
+      raw[a] = v < s.vectors ? load_vector(reinterpret_cast<const uint4*>(x) + v) : uint4{};
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int v = first + a * kThreads;
+      if (v < padded) xs[v] = raw[a];
+      if (!norm) continue;
+      float e[kPerVector<T>];
+      unpack<T>(raw[a], e);
+#pragma unroll
+      for (int i = 0; i < kPerVector<T>; ++i) sum = fmaf(e[i], e[i], sum);
+    }
+  }
+  if (norm) {
+    const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps);
+    if (norm_shared) ptx::copy_async_wait<0>();
+    for (int v = threadIdx.x; v < s.vectors; v += kThreads) {
+      float e[kPerVector<T>], w[kPerVector<T>];
+      unpack<T>(xs[v], e);
+      if (norm_shared) {
+        unpack<T>(norm_shared[v], w);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPerVector<T>; ++i) w[i] = load(norm + v * kPerVector<T> + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kPerVector<T>; ++i) e[i] = e[i] * scale * w[i];
+      xs[v] = pack<T>(e);
+    }
+  }
+  __syncthreads();
+}
+
+// What one output row adds to its sums. The thread that stores row i holds them from the start of the task.
+struct RowTerms {
+  float bias = 0, up_bias = 0, residual = 0;
+};
+
+template <class T, int kThreads>
+class GemvTile {
+ public:
+  __device__ GemvTile(const TaskContext& c)
+      : c_(c), p_(c.params()), s_(gemv_shape(c.params(), sizeof(T))), weight_(c.in<T>(1)) {
+    xs_ = reinterpret_cast<uint4*>(c.shared);
+    norm_ = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
+    uint4* norm_at = xs_ + s_.steps * kBatchVectors;
+    norm_shared_ = norm_ && c.is_early(c.task.norm_slot) && reinterpret_cast<uintptr_t>(norm_) % kVectorBytes == 0
+                       ? norm_at
+                       : nullptr;
+    partial_ = reinterpret_cast<float*>(norm_ ? norm_at + s_.vectors : norm_at);
+  }
+
+  __device__ bool run() {
+    RowTerms terms;
+    for (int panel = 0; panel < s_.groups; panel += kPanelGroups) {
+      const int groups = min(kPanelGroups, s_.groups - panel), batches = groups * s_.steps;
+      const int first = batches * warp() / kWarps, end = batches * (warp() + 1) / kWarps;
+      WeightReader reader(weight_, p_, s_, panel, first);
+      Fragment ring[kDepth];
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d)
+        if (first + d < end) reader.load(ring[d]);
+      if (panel == 0) {
+        if (norm_shared_) prefetch_norm();
+        if (!c_.await_inputs()) return false;
+        terms = load_terms(threadIdx.x);
+        stage_x<T, kThreads>(c_, c_.in<T>(0) + p_.m_off, s_, xs_, norm_, norm_shared_);
+      } else {
+        __syncthreads();  // the last panel's partials have been read
+      }
+      multiply(reader, ring, first, end);
+      __syncthreads();
+      store_rows(panel, groups, batches, terms);
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int kWarps = kThreads / kWarpThreads, kDepth = gemv_depth(kThreads);
+
+  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
+
+  __device__ void prefetch_norm() {
+    for (int v = threadIdx.x; v < s_.vectors; v += kThreads)
+      ptx::copy_async_16(const_cast<uint4*>(norm_shared_) + v, reinterpret_cast<const uint4*>(norm_) + v);
+    ptx::copy_async_commit();
+  }
+
+  __device__ __forceinline__ void multiply(WeightReader& reader, Fragment (&ring)[kDepth], int first, int end) {
+    const int lane = threadIdx.x % kWarpThreads;
+    float acc[kBatchRows][2] = {};
+    int step = first % s_.steps, slot = first / s_.steps + warp();
+    for (int batch = first; batch < end; batch += kDepth) {
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) {
+        if (batch + d >= end) break;
+        accumulate<T>(ring[d], xs_ + step * kBatchVectors + lane, acc);
+        if (batch + d + kDepth < end) reader.load(ring[d]);
+        if (++step < s_.steps && batch + d + 1 < end) continue;
+        const float sum = reduce_rows(acc);
+        if (lane % (kWarpThreads / 2) == 0) partial_[slot * kBatchRows + lane / (kWarpThreads / 2)] = sum;
+#pragma unroll
+        for (int r = 0; r < kBatchRows; ++r) acc[r][0] = acc[r][1] = 0;
+        step = 0;
+        ++slot;
+      }
+    }
+  }
+
+  // Warp w's partial of row group g of the panel is slot g + w: a warp that begins inside a group leaves the slot
+  // before to the warp that ended there. The batch's warp is the inverse of first = batches * w / kWarps.
+  __device__ float row_sum(int group, int row, int batches) const {
+    const auto owner = [&](int batch) {
+      return static_cast<int>((static_cast<uint32_t>(batch + 1) * kWarps - 1) / static_cast<uint32_t>(batches));
+    };
+    const int first = owner(group * s_.steps), last = owner(group * s_.steps + s_.steps - 1);
+    float sum = partial_[(group + first) * kBatchRows + row];
+    for (int w = first + 1; w <= last; ++w) sum += partial_[(group + w) * kBatchRows + row];
+    return sum;
+  }
+
+  __device__ RowTerms load_terms(int item) const {
+    RowTerms t;
+    if (item >= p_.N_tile) return t;
+    const int n = p_.n_off + item;
+    if (c_.task.bias_slot >= 0) {
+      const T* bias = c_.in<T>(c_.task.bias_slot);
+      t.bias = amk::load(bias + n);
+      if (s_.is_pair) t.up_bias = amk::load(bias + p_.N + n);
+    }
+    if (c_.task.residual_slot >= 0) t.residual = amk::load(c_.in<T>(c_.task.residual_slot) + n);
+    return t;
+  }
+
+  __device__ void store_rows(int panel, int groups, int batches, const RowTerms& early) const {
+    const int first_item = s_.is_pair ? panel : panel * kBatchRows;
+    const int items = min(s_.is_pair ? groups : groups * kBatchRows, p_.N_tile - first_item);
+    for (int i = threadIdx.x; i < items; i += kThreads) {
+      const int item = first_item + i;
+      const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms(item);
+      float y = row_sum(s_.is_pair ? i : i / kBatchRows, s_.is_pair ? 0 : i % kBatchRows, batches) + t.bias;
+      if (s_.is_pair) y = silu(y) * (row_sum(i, 1, batches) + t.up_bias);
+      y += t.residual;
+      if (c_.task.out_dtype == AMK_DTYPE_F32) {
+        c_.out<float>(0)[p_.n_off + item] = y;
+      } else {
+        store(c_.out<T>(0) + p_.n_off + item, y);
+      }
+    }
+  }
+
+  const TaskContext& c_;
+  const amk_params_t& p_;
+  const GemvShape s_;
+  const T* weight_;
+  const T* norm_;
+  uint4* xs_;
+  const uint4* norm_shared_;
+  float* partial_;
+};
+
+template <int kThreads>
+__device__ bool gemv(const TaskContext& c) {
+  return with_dtype(c.task.dtype,
+                    [&](auto type) { return GemvTile<typename decltype(type)::type, kThreads>(c).run(); });
+}
+
+}  // namespace amk

@@ -1,0 +1,36 @@
+// Sums and maxima over a warp and a block, always in the same order: butterflies inside a warp, then warp 0, 1, 2, ...
+// In: one value per thread. Out: the result in every thread. No atomics (V22).
+#pragma once
+
+#include "sync.cuh"
+
+namespace amk {
+
+constexpr int kMaxWarps = 32;
+constexpr int kReduceScratch = 2 * kMaxWarps;  // two halves, so that two reductions in a row need no barrier between
+
+// Every lane adds the same two numbers at each level, so all lanes end with the same bits.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) v += __shfl_xor_sync(kWholeWarp, v, mask);
+  return v;
+}
+
+// half: 0 and 1 in turn.
+template <int kThreads>
+__device__ __forceinline__ float block_sum(float v, float* scratch, int half) {
+  float* slots = scratch + half * kMaxWarps;
+  v = warp_sum(v);
+  if (threadIdx.x % kWarpThreads == 0) slots[threadIdx.x / kWarpThreads] = v;
+  __syncthreads();
+  float sum = slots[0];
+#pragma unroll
+  for (int w = 1; w < kThreads / kWarpThreads; ++w) sum += slots[w];
+  return sum;
+}
+
+__device__ __forceinline__ float rms_scale(float sum_of_squares, int count, float eps) {
+  return 1.0f / sqrtf(sum_of_squares / static_cast<float>(count) + eps);
+}
+
+}  // namespace amk

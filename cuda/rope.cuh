@@ -1,0 +1,176 @@
+// ROPE and KV_APPEND: a head is normalised where flagged, rounded, turned by its position, rounded, stored.
+// A warp takes a head. The angles depend on the position alone, so they are computed while the inputs are awaited.
+#pragma once
+
+#include "reduce.cuh"
+#include "tile_io.cuh"
+
+namespace amk {
+
+__host__ __device__ constexpr int rope_shared_bytes(const amk_params_t& p) { return p.head_dim / 2 * 8; }
+
+// cos and sin of a double angle up to 2^24, to f32 accuracy: reduced modulo pi/2 in two fused steps (Cody & Waite
+// 1980), then the Taylor series, whose first omitted term is below 1e-13 for |r| <= pi/4. The library's sincos would
+// bring a stack frame for its slow path.
+__device__ inline float2 cos_sin(double angle) {
+  constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1, kHalfPiHigh = 0x1.921fb54442d18p+0,
+                   kHalfPiLow = 0x1.1a62633145c07p-54;
+  const double turns = rint(angle * kTwoOverPi);
+  const double r = fma(-turns, kHalfPiLow, fma(-turns, kHalfPiHigh, angle)), r2 = r * r;
+  double s = 1.0 / 6227020800.0, c = 1.0 / 479001600.0;
+  s = fma(s, r2, -1.0 / 39916800.0);
+  s = fma(s, r2, 1.0 / 362880.0);
+  s = fma(s, r2, -1.0 / 5040.0);
+  s = fma(s, r2, 1.0 / 120.0);
+  s = fma(s, r2, -1.0 / 6.0);
+  s = fma(s * r2, r, r);
+  c = fma(c, r2, -1.0 / 3628800.0);
+  c = fma(c, r2, 1.0 / 40320.0);
+  c = fma(c, r2, -1.0 / 720.0);
+  c = fma(c, r2, 1.0 / 24.0);
+  c = fma(c, r2, -0.5);
+  c = fma(c, r2, 1.0);
+  const int quadrant = static_cast<int>(static_cast<long long>(turns) & 3);
+  const double cosine = quadrant & 1 ? s : c, sine = quadrant & 1 ? c : s;
+  return {static_cast<float>(quadrant == 1 || quadrant == 2 ? -cosine : cosine),
+          static_cast<float>(quadrant >= 2 ? -sine : sine)};
+}
+
+// turn: [head_dim / 2] of (cos, sin).
+template <int kThreads>
+__device__ void angles(const TaskContext& c, const float* inv_freq, float2* turn) {
+  for (int i = threadIdx.x; i < c.params().head_dim / 2; i += kThreads)
+    turn[i] = cos_sin(static_cast<double>(c.pos) * static_cast<double>(load(inv_freq + i)));
+}
+
+// One warp, one head of any size; norm and turn may be null.
+template <class T>
+__device__ void one_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
+  const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
+  float scale = 1.0f;
+  if (norm) {
+    float sum = 0;
+    for (int i = lane; i < dim; i += kWarpThreads) {
+      const float v = load(src + i);
+      sum = fmaf(v, v, sum);
+    }
+    scale = rms_scale(warp_sum(sum), dim, c.params().eps);
+  }
+  const auto element = [&](int i) {
+    const float v = load(src + i);
+    return norm ? to_f32(from_f32<T>(v * scale * load(norm + i))) : v;
+  };
+  if (!turn) {
+    for (int i = lane; i < dim; i += kWarpThreads) store(out + i, element(i));
+    return;
+  }
+  for (int i = lane; i < half; i += kWarpThreads) {
+    const float x = element(i), y = element(i + half);
+    const float2 cs = turn[i];
+    store(out + i, x * cs.x - y * cs.y);
+    store(out + i + half, y * cs.x + x * cs.y);
+  }
+}
+
+constexpr int kPairs = 2;  // of a small head, per lane
+__host__ __device__ constexpr int heads_ahead(int threads) { return threads > 256 ? 2 : 4; }  // of one warp, in flight
+__device__ __forceinline__ bool is_small_head(int dim) { return dim % 2 == 0 && dim <= 2 * kPairs * kWarpThreads; }
+
+// The same for a small head, and for several of them at once, `step` apart from `first`: one trip to L2 for all.
+template <class T, int kHeadsAhead, class OutHead>
+__device__ void few_heads(const TaskContext& c, const T* src, int first, int step, int heads, const T* norm,
+                          const float2* turn, OutHead out_head) {
+  const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
+  float x[kHeadsAhead][kPairs], y[kHeadsAhead][kPairs], weight_x[kPairs], weight_y[kPairs];
+#pragma unroll
+  for (int n = 0; n < kHeadsAhead; ++n) {
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const int i = lane + j * kWarpThreads, head = first + n * step;
+      const bool inside = i < half && head < heads;
+      x[n][j] = inside ? load(src + int64_t{head} * dim + i) : 0.0f;
+      y[n][j] = inside ? load(src + int64_t{head} * dim + i + half) : 0.0f;
+    }
+  }
+  if (norm) {
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const int i = lane + j * kWarpThreads;
+      weight_x[j] = i < half ? load(norm + i) : 0.0f;
+      weight_y[j] = i < half ? load(norm + i + half) : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadsAhead; ++n) {
+      float sum = 0;
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) sum += x[n][j] * x[n][j] + y[n][j] * y[n][j];
+      const float scale = rms_scale(warp_sum(sum), dim, c.params().eps);
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) {
+        x[n][j] = to_f32(from_f32<T>(x[n][j] * scale * weight_x[j]));
+        y[n][j] = to_f32(from_f32<T>(y[n][j] * scale * weight_y[j]));
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+    const int i = lane + j * kWarpThreads;
+    if (i >= half) break;
+    const float2 cs = turn ? turn[i] : float2{1.0f, 0.0f};
+#pragma unroll
+    for (int n = 0; n < kHeadsAhead; ++n) {
+      if (first + n * step >= heads) break;
+      T* out = out_head(first + n * step);
+      store(out + i, turn ? x[n][j] * cs.x - y[n][j] * cs.y : x[n][j]);
+      store(out + i + half, turn ? y[n][j] * cs.x + x[n][j] * cs.y : y[n][j]);
+    }
+  }
+}
+
+// out_head(h): where head h of the task goes.
+template <class T, int kThreads, class OutHead>
+__device__ bool turn_heads(const TaskContext& c, int rope_slot, int heads, OutHead out_head) {
+  const amk_params_t& p = c.params();
+  float2* turn = rope_slot < 0 ? nullptr : reinterpret_cast<float2*>(c.shared);
+  const bool angles_early = turn && c.is_early(rope_slot);
+  if (angles_early) angles<kThreads>(c, c.in<float>(rope_slot), turn);
+  if (!c.await_inputs()) return false;
+  if (turn && !angles_early) {
+    angles<kThreads>(c, c.in<float>(rope_slot), turn);
+    __syncthreads();
+  }
+  const T* norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
+  const T* src = c.in<T>(0) + p.m_off;
+  constexpr int kWarps = kThreads / kWarpThreads, kHeadsAhead = heads_ahead(kThreads);
+  if (is_small_head(p.head_dim)) {
+    for (int h = threadIdx.x / kWarpThreads; h < heads; h += kHeadsAhead * kWarps)
+      few_heads<T, kHeadsAhead>(c, src, h, kWarps, heads, norm, turn, out_head);
+  } else {
+    for (int h = threadIdx.x / kWarpThreads; h < heads; h += kWarps)
+      one_head(c, src + int64_t{h} * p.head_dim, norm, turn, out_head(h));
+  }
+  return true;
+}
+
+template <int kThreads>
+__device__ bool rope(const TaskContext& c) {
+  return with_dtype(c.task.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    T* out = c.out<T>(0) + c.params().n_off;
+    return turn_heads<T, kThreads>(c, 1, c.params().n_heads,
+                                   [&](int h) { return out + int64_t{h} * c.params().head_dim; });
+  });
+}
+
+template <int kThreads>
+__device__ bool kv_append(const TaskContext& c) {
+  return with_dtype(c.task.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const amk_params_t& p = c.params();
+    T* cache = c.out<T>(0);
+    return turn_heads<T, kThreads>(c, c.task.rope_slot, p.N_tile,
+                                   [&](int h) { return cache + ((int64_t{p.n_off} + h) * p.K + c.pos) * p.head_dim; });
+  });
+}
+
+}  // namespace amk

@@ -1,0 +1,123 @@
+// All memory ordering between blocks. In: a task's waits and its counter. Out: "its inputs are visible", "its writes
+// are visible", or a fault record. No other file may order memory between blocks.
+//
+// The one pairing (PTX ISA, release and acquire patterns):
+//   signal():        every write of the block -> block barrier -> RELEASE: red.release.gpu on the task's counter;
+//   await_inputs():  ACQUIRE: ld.acquire.gpu on the same counter -> block barrier -> every read of the block.
+// All producers of a counter add to it by read-modify-write, so a reader that sees the last value of that chain
+// synchronises with every one of them. The barriers extend both ends from one thread to the block (causality order).
+#pragma once
+
+#include "device_task.h"
+#include "ptx.cuh"
+
+namespace amk {
+
+constexpr int kWarpThreads = 32;
+constexpr uint32_t kWholeWarp = 0xffffffffu;
+// Thread 0 sends signals and the release makes its warp wait for the block's writes, so another warp polls.
+constexpr int kPollWarp = 1;
+constexpr uint32_t kEagerPolls = 256;   // before the first sleep: most waits are over within a few microseconds
+constexpr uint32_t kPollsPerLook = 64;  // polls between two looks at abort flag, cancel word and clock
+constexpr uint32_t kPollSleepNs = 64;
+constexpr uint32_t kLooksPerDeadline = 8;
+
+// Claims the launch's only fault record. Plain stores: the host reads them after the kernel has ended.
+__device__ inline void raise_fault(Ledger* ledger, FaultKind kind, int code, int task, int counter, uint32_t seen,
+                                   uint32_t needed) {
+  Fault& f = ledger->fault;
+  if (atomicCAS(&f.abort, 0u, 1u) != 0) return;
+  f.code = code;
+  f.kind = kind;
+  f.sm = static_cast<int32_t>(ptx::sm_id());
+  f.task = task;
+  f.counter = counter;
+  f.seen = seen;
+  f.needed = needed;
+}
+
+// Progress anywhere is progress: the sum of all counters moved. Time counts only in slices between two looks, so a
+// machine that ran something else in between costs one slice and not a false alarm.
+class Watchdog {
+ public:
+  // Warp-wide; false when nothing moved for the deadline.
+  __device__ bool look(const MachineTables& m) {
+    const uint64_t now = ptx::global_time_ns(), slice = m.deadline_ns / kLooksPerDeadline;
+    if (last_ns_ != 0 && now - last_ns_ < slice) return true;
+    uint32_t sum = 0;
+    for (uint32_t i = threadIdx.x % kWarpThreads; i < m.n_counters; i += kWarpThreads)
+      sum += ptx::load_relaxed_gpu(m.counters + i);
+    sum = __reduce_add_sync(kWholeWarp, sum);
+    quiet_slices_ = last_ns_ == 0 || sum != last_sum_ ? 0 : quiet_slices_ + 1;
+    last_ns_ = now;
+    last_sum_ = sum;
+    return __all_sync(kWholeWarp, quiet_slices_ < kLooksPerDeadline);
+  }
+
+ private:
+  uint64_t last_ns_ = 0;
+  uint32_t last_sum_ = 0, quiet_slices_ = 0;
+};
+
+// One warp; lane i polls wait i. False: the launch is over, leave.
+__device__ inline bool poll_waits(const DeviceTask& task, const MachineTables& m) {
+  const int lane = threadIdx.x % kWarpThreads;
+  const int counter = lane < task.n_waits ? task.wait_counter[lane] : 0;
+  const uint32_t needed = lane < task.n_waits ? task.wait_threshold[lane] : 0;
+  uint32_t seen = 0;
+  Watchdog watchdog;
+  for (uint32_t polls = 1;; ++polls) {
+    // ACQUIRE: pairs with the RELEASE in signal().
+    if (seen < needed) seen = ptx::load_acquire_gpu(m.counters + counter);
+    if (__all_sync(kWholeWarp, seen >= needed)) return true;
+    if (polls < kEagerPolls) continue;
+    __nanosleep(kPollSleepNs);
+    if (polls % kPollsPerLook != 0) continue;
+    if (ptx::load_relaxed_gpu(&m.ledger->fault.abort) != 0) return false;
+    const bool cancelled = ptx::load_relaxed_system(m.cancel) != 0;
+    if (!__any_sync(kWholeWarp, cancelled) && watchdog.look(m)) continue;
+    const uint32_t stuck = __ballot_sync(kWholeWarp, seen < needed);
+    if (lane == __ffs(stuck) - 1)
+      raise_fault(m.ledger, cancelled ? FaultKind::kCancelled : FaultKind::kStuckWait, 1, task.task, counter, seen,
+                  needed);
+    return false;
+  }
+}
+
+// What an op sees of the machine: its task, its shared memory, the position.
+struct TaskContext {
+  const DeviceTask& task;  // in shared memory
+  const MachineTables& machine;
+  char* shared;           // the launch's dynamic shared memory: free at the start of each task
+  float* reduce_scratch;  // [kReduceScratch]
+  int32_t pos;
+
+  __device__ const amk_params_t& params() const { return task.params; }
+  template <class T>
+  __device__ const T* in(int slot) const {
+    return static_cast<const T*>(task.in[slot]);
+  }
+  template <class T>
+  __device__ T* out(int slot) const {
+    return static_cast<T*>(task.out[slot]);
+  }
+  __device__ bool is_early(int slot) const { return task.early >> slot & 1; }
+
+  // Called once by every op, by all threads, before its first access to anything but early inputs and shared memory.
+  // False: the launch is over; return at once.
+  __device__ __forceinline__ bool await_inputs() const {
+    const bool polls = threadIdx.x / kWarpThreads == kPollWarp && task.n_waits > 0;
+    const bool gave_up = polls && !poll_waits(task, machine);
+    return !__syncthreads_or(gave_up);
+  }
+};
+
+// All threads, after the op's last write.
+__device__ __forceinline__ void signal(const DeviceTask& task, const MachineTables& m) {
+  uint32_t* counter = m.counters + task.out_counter;  // read here: behind the barrier the record may be overwritten
+  __syncthreads();
+  // RELEASE: pairs with the ACQUIRE in poll_waits().
+  if (threadIdx.x == 0) ptx::add_release_gpu(counter, 1);
+}
+
+}  // namespace amk

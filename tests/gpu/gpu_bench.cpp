@@ -1,0 +1,120 @@
+// Time of a whole decode step (cache, attention, argmax and all) on device 0, as JSON on stdout; notes on stderr.
+// In: names of shapes (0.6B 1B 8B), or nothing for all; threads=N, splits and contexts as below. Weights are random and
+// equal on every layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and
+// position; time is CUDA events around all that one step enqueues; a step's completion proof is checked before it
+// counts.
+#include "gpu_bench.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "cost/cost.h"
+#include "gpu_model.h"
+#include "vm/device.h"
+
+using namespace gpu_test;
+
+namespace {
+
+struct Shape {
+  const char* name;
+  int32_t layers, hidden, heads, kv_heads, dim, ffn, vocab, features;
+};
+constexpr Shape kShapes[] = {
+    {"0.6B", 28, 1024, 16, 8, 128, 3072, 151936, AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD},
+    {"1B", 16, 2048, 32, 8, 64, 8192, 128256, AMK_MODEL_TIED_HEAD},
+    {"8B", 32, 4096, 32, 8, 128, 14336, 128256, 0},
+};
+constexpr int kSteps = 60, kWarmUp = 10;
+constexpr int32_t kMaxSeq = 8192 + kSteps + kWarmUp;
+
+// Random bf16 in [-spread, spread), the same 16 MB again and again.
+void fill(uint8_t* at, int64_t nbytes, float spread) {
+  constexpr int64_t kPeriod = 16 << 20;
+  Random random{3};
+  for (int64_t i = 0; i < std::min(nbytes, kPeriod) / 2; ++i) put(AMK_DTYPE_BF16, at, i, random.uniform() * spread);
+  for (int64_t done = kPeriod; done < nbytes; done += kPeriod)
+    std::memcpy(at + done, at, std::min(kPeriod, nbytes - done));
+}
+
+void measure(const Shape& s, double gb_per_s, bool is_last, int32_t threads, int32_t kv_block) {
+  const amk_model_t m =
+      model(AMK_DTYPE_BF16, s.layers, s.hidden, s.heads, s.kv_heads, s.dim, s.ffn, s.vocab, kMaxSeq, s.features);
+  amk_schedule_t schedule = amk::default_schedule();
+  schedule.attention_kv_block = kv_block;
+  amk::Program program = amk::lower(amk::build_decoder(m), schedule, h200(amk::query_device(0).sm_count));
+  program.launch.threads_per_block = threads;
+  amk::Judgement judged = amk::validate(program);
+  if (!judged.valid) throw amk::Error(AMK_ERR_INTERNAL, judged.report.entries().front().text);
+  const Bytes bytes = amk::pack(*judged.valid).shared_bytes();
+  const amk::ImageView image = view_of(bytes);
+  auto vm = amk::make_cuda_vm(bytes, options(), 0);
+
+  int64_t largest = 0;
+  for (const amk::ImageStorage& storage : image.storages) largest = std::max(largest, storage.nbytes);
+  Block random(largest), constants(4096), ones(1 << 20);
+  fill(random.data.get(), largest, 0.05f);
+  for (int64_t i = 0; i < 1024; ++i)
+    put(AMK_DTYPE_F32, constants.data.get(), i, std::pow(10000.0f, -float(i) / s.dim * 2));
+  for (int64_t i = 0; i < ones.nbytes / 2; ++i) put(AMK_DTYPE_BF16, ones.data.get(), i, 1.0f);
+  for (size_t i = 1; i < image.storages.size(); ++i) {
+    const amk::ImageStorage& storage = image.storages[i];
+    const std::string name(image.storage_name.at(i));
+    const bool is_norm = name.find("norm") != std::string::npos;
+    if (storage.kind == AMK_KIND_CONST) vm->bind(name, constants.data.get(), (uint64_t)storage.nbytes);
+    if (storage.kind == AMK_KIND_WEIGHT) vm->bind(name, (is_norm ? ones : random).data.get(), (uint64_t)storage.nbytes);
+    if (storage.kind == AMK_KIND_KV_CACHE) vm->write(name, 0, random.data.get(), (uint64_t)storage.nbytes);
+  }
+  vm->prepare();
+
+  std::printf(
+      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"layers\": %d, \"tasks\": %zu, \"counters\": %zu, "
+      "\"grid\": %d, \"threads\": %d, \"kv_block\": %d, \"contexts\": [\n",
+      s.name, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid, threads, kv_block);
+  Random tokens{99};
+  for (int32_t context : {1, 1024, 8192}) {
+    std::vector<float> us;
+    for (int i = 0; i < kWarmUp + kSteps; ++i) {
+      const int32_t token = static_cast<int32_t>(tokens.next() % static_cast<uint64_t>(s.vocab));
+      vm->write("token", 0, &token, sizeof token);
+      float one = 0;
+      vm->time(context - 1 + i, 1, &one);
+      if (i >= kWarmUp) us.push_back(one);
+    }
+    std::sort(us.begin(), us.end());
+    const amk_cost_t cost = amk::predict_cost(program, context - 1 + kWarmUp + kSteps / 2);
+    const double floor_us = static_cast<double>(cost.streamed_bytes) / gb_per_s / 1e3, median = us[us.size() / 2];
+    std::printf(
+        "    {\"context\": %d, \"steps\": %d, \"median_us\": %.1f, \"p10_us\": %.1f, \"p90_us\": %.1f, "
+        "\"streamed_bytes\": %lld, \"floor_us\": %.1f, \"share_of_floor\": %.3f}%s\n",
+        context, kSteps, median, us[us.size() / 10], us[us.size() * 9 / 10], (long long)cost.streamed_bytes, floor_us,
+        floor_us / median, context == 8192 ? "" : ",");
+    std::fflush(stdout);
+  }
+  std::printf("  ]}%s\n", is_last ? "" : ",");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<const Shape*> chosen;
+  int32_t threads = amk::default_schedule().threads_per_block, kv_block = amk::default_schedule().attention_kv_block;
+  for (int i = 1; i < argc; ++i) {
+    for (const Shape& s : kShapes)
+      if (std::strcmp(argv[i], s.name) == 0) chosen.push_back(&s);
+    std::sscanf(argv[i], "threads=%d", &threads);
+    std::sscanf(argv[i], "kv_block=%d", &kv_block);
+  }
+  if (chosen.empty())
+    for (const Shape& s : kShapes) chosen.push_back(&s);
+  try {
+    const double gb_per_s = read_gb_per_s();
+    std::printf("{\"device\": \"%s\", \"read_gb_per_s\": %.0f, \"results\": [\n", amk::query_device(0).name, gb_per_s);
+    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), threads, kv_block);
+    std::printf("]}\n");
+  } catch (const amk::Error& e) {
+    std::fprintf(stderr, "gpu_bench: status %d: %s\n", e.status(), e.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,148 @@
+// Faults on purpose, against a kernel built with AMK_TEST_FAULTS: what the host must say, and that the next step works.
+// In: the name of a case, or nothing for all that leave the process usable. Out: one line per case.
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <thread>
+
+#include "gpu_model.h"
+#include "test_ops.h"
+
+using namespace gpu_test;
+
+namespace {
+
+int failures = 0;
+
+void report(bool ok, const std::string& line) {
+  std::printf("%s %s\n", ok ? "ok  " : "FAIL", line.c_str());
+  std::fflush(stdout);
+  failures += !ok;
+}
+
+const amk_model_t kModel = model(AMK_DTYPE_BF16, 1, 256, 4, 2, 64, 512, 1000, 256);
+
+// An image whose bytes were edited and hashed again: what no validator let through.
+Bytes edited(const Bytes& original, const std::function<void(amk::ImageHeader&, amk_instruction_t*)>& edit) {
+  std::vector<uint8_t> bytes = *original;
+  auto& header = *reinterpret_cast<amk::ImageHeader*>(bytes.data());
+  edit(header, reinterpret_cast<amk_instruction_t*>(bytes.data() + header.sections[0].offset_bytes));
+  header.hash = amk::image_hash(bytes.data(), bytes.size());
+  return std::make_shared<const std::vector<uint8_t>>(std::move(bytes));
+}
+
+Bytes plain_image(int32_t sms = 132) { return make_image(kModel, amk::default_schedule(), sms); }
+Bytes with_op(int32_t op, size_t task) {
+  return edited(plain_image(), [&](amk::ImageHeader&, amk_instruction_t* tasks) { tasks[task].op = op; });
+}
+
+std::unique_ptr<amk::Vm> machine(const Bytes& bytes, int32_t deadline_ms = 500) {
+  static std::map<std::string, Block> weights = make_weights(view_of(plain_image()), 7);
+  auto vm = amk::make_cuda_vm(bytes, options(0, deadline_ms), 0);
+  bind_all(*vm, weights);
+  return vm;
+}
+
+// body must throw `status` with `part` in its text, within `limit_s`.
+void expect(const char* name, amk_status status, const char* part, double limit_s, const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
+  std::string said = "nothing was thrown";
+  bool ok = false;
+  try {
+    body();
+  } catch (const amk::Error& e) {
+    said = amk::text("%d: %s", e.status(), e.what());
+    ok = e.status() == status && said.find(part) != std::string::npos;
+  }
+  const double took_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report(ok && took_s <= limit_s, amk::text("%s (%.2f s): %s", name, took_s, said.c_str()));
+}
+
+void healthy(const char* name) {
+  try {
+    machine(plain_image())->run(3);
+    report(true, std::string(name) + ": the next machine works");
+  } catch (const amk::Error& e) {
+    report(false, std::string(name) + ": " + e.what());
+  }
+}
+
+void refused_before_launch() {
+  expect("grid of 2,000 SMs", AMK_ERR_REJECTED, "V10", 5, [] { machine(plain_image(1000)); });
+  expect("threads_per_block 128", AMK_ERR_REJECTED, "built", 5, [] {
+    machine(edited(plain_image(), [](amk::ImageHeader& h, amk_instruction_t*) { h.launch.threads_per_block = 128; }));
+  });
+  expect("smem over the limit", AMK_ERR_REJECTED, "V10", 5, [] {
+    machine(
+        edited(plain_image(), [](amk::ImageHeader& h, amk_instruction_t*) { h.launch.smem_bytes_per_block = 300000; }));
+  });
+  expect("one byte flipped", AMK_ERR_MISMATCH, "V24", 5, [] {
+    std::vector<uint8_t> bytes = *plain_image();
+    bytes[bytes.size() / 2] ^= 1;
+    machine(std::make_shared<const std::vector<uint8_t>>(std::move(bytes)));
+  });
+  expect("device 99", AMK_ERR_INVALID_ARGUMENT, "device", 5, [] { amk::make_cuda_vm(plain_image(), options(), 99); });
+  expect("position = max_seq", AMK_ERR_INVALID_ARGUMENT, "position", 5, [] { machine(plain_image())->run(256); });
+  expect("token = vocab", AMK_ERR_INVALID_ARGUMENT, "token", 5, [] {
+    auto vm = machine(plain_image());
+    const int32_t token = 1000;
+    vm->write("token", 0, &token, sizeof token);
+    vm->run(0);
+  });
+  expect("nothing bound", AMK_ERR_INVALID_ARGUMENT, "not bound", 5,
+         [] { amk::make_cuda_vm(plain_image(), options(), 0)->run(0); });
+}
+
+void ended_by_the_device() {
+  expect("unknown opcode 77", AMK_ERR_DEVICE_FAULT, "opcode 77", 3, [] { machine(with_op(77, 0))->run(0); });
+  expect("F1 skipped signal", AMK_ERR_TIMEOUT, "no progress", 3,
+         [] { machine(with_op(amk::kTestSkipSignal, 5), 2000)->run(0); });
+  healthy("F1");
+  expect("F3 cancel", AMK_ERR_TIMEOUT, "cancelled", 3, [] {
+    auto vm = machine(with_op(amk::kTestSkipSignal, 5), 20000);
+    vm->prepare();
+    vm->launch(0, nullptr);
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    vm->cancel();
+    vm->finish();
+  });
+  healthy("F3");
+}
+
+// The context is gone afterwards: last in its process.
+void illegal_address() {
+  auto vm = machine(with_op(amk::kTestIllegalAddress, 5));
+  expect("F4 illegal address", AMK_ERR_DEVICE_FAULT, "", 5, [&] { vm->run(0); });
+  expect("F4 afterwards", AMK_ERR_POISONED, "unusable", 1, [&] { vm->run(0); });
+  expect("F4 afterwards, read", AMK_ERR_POISONED, "unusable", 1, [&] {
+    int32_t token;
+    vm->read("next_token", 0, &token, sizeof token);
+  });
+}
+
+void loop_forever() {
+  auto vm = machine(with_op(amk::kTestLoopForever, 5), 500);
+  expect("F2 endless task", AMK_ERR_TIMEOUT, "", 10, [&] { vm->run(0); });
+  expect("F2 afterwards", AMK_ERR_POISONED, "unusable", 1, [&] { vm->run(0); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string which = argc > 1 ? argv[1] : "";
+  try {
+    if (which == "illegal-address") {
+      illegal_address();
+    } else if (which == "loop-forever") {
+      loop_forever();
+    } else {
+      refused_before_launch();
+      ended_by_the_device();
+    }
+  } catch (const amk::Error& e) {
+    report(false, amk::text("status %d: ", e.status()) + e.what());
+  }
+  std::printf("gpu_faults %s: %d failures\n", which.c_str(), failures);
+  std::fflush(stdout);
+  return failures;
+}
