@@ -3,6 +3,7 @@
 string(JOIN " " flags ${AMK_CXX_FLAGS})
 string(JOIN " " cuda_flags ${AMK_CUDA_FLAGS})
 string(JOIN "," architectures ${AMK_CUDA_ARCHITECTURES})
+string(JOIN ", " variants ${AMK_CUDA_VARIANTS})
 file(GLOB_RECURSE AMK_HASHED_SOURCES CONFIGURE_DEPENDS csrc/*.h csrc/*.cpp cuda/*.cu cuda/*.cuh cuda/*.h cuda/*.cpp)
 set(info_cpp ${CMAKE_CURRENT_BINARY_DIR}/build_info.cpp)
 string(REPLACE ";" "\n" hashed_list "${AMK_HASHED_SOURCES}")
@@ -20,6 +21,7 @@ add_custom_command(
     -D "NVCC=${CMAKE_CUDA_COMPILER_VERSION}"
     -D "CUDA_FLAGS=${cuda_flags}"
     -D "ARCHITECTURES=${architectures}"
+    -D "VARIANTS=${variants}"
     -D "SANITIZE=${AMK_SANITIZE}"
     -P ${PROJECT_SOURCE_DIR}/cmake/write_build_info.cmake
   DEPENDS ${AMK_HASHED_SOURCES} ${PROJECT_SOURCE_DIR}/cmake/write_build_info.cmake

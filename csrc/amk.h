@@ -28,7 +28,7 @@ extern "C" {
 /* amk-cdef-begin */
 
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 0
+#define AMK_ABI_VERSION_MINOR 1
 #define AMK_IR_VERSION 1
 
 /* ---- limits ------------------------------------------------------------------------------------------------ */
@@ -50,6 +50,9 @@ extern "C" {
 #define AMK_PAGE_ALIGN 256     /* alignment of pages that the lowering places */
 #define AMK_MAX_REPORTED 64    /* rejections kept in a report; the count goes on */
 #define AMK_HASH_BYTES 32      /* BLAKE2b-256 (RFC 7693) */
+/* Bytes touched plus floating-point operations of one queue in a step (V23): what a minute at 1 GB/s amounts to. One SM
+ * of today's GPUs streams over 20 GB/s, and the share of a model that fills the device's memory is a tenth of this. */
+#define AMK_MAX_QUEUE_WORK 60000000000
 
 /* ---- status codes: pinned, append-only ---------------------------------------------------------------------- */
 
@@ -352,7 +355,8 @@ uint32_t amk_abi_version(void);
 /* Sentence of the last failed call on this thread; "" if none. Borrowed until the next failing call on it. */
 const char* amk_last_error(void);
 const char* amk_status_name(int32_t status);
-/* One JSON object: version, build_id, compiler, cxx_flags, cuda {enabled, nvcc, flags, architectures}. Static. */
+/* One JSON object: version, build_id, compiler, cxx_flags, cuda {enabled, nvcc, flags, architectures, variants (threads
+ * per block of each kernel)}. Static. */
 const char* amk_build_info(void);
 /* sizeof of params, buffer, instruction, counter, binding, page, launch, target, program_tables, model, schedule,
  * rejection, cost, vm_options, access, strings: in this order. n = room in out; returns how many there are. */
@@ -370,6 +374,10 @@ const char* amk_target_source(int32_t i); /* NULL if i is out of range */
 /* Live GPUs. UNAVAILABLE, with the reason, without a driver, a device or a CUDA build. Opens no context. */
 amk_status amk_device_count(int32_t* out);
 amk_status amk_device_query(int32_t index, amk_target_t* out);
+/* "GPU-" and the UUID as the driver's tools print it, 40 characters and a NUL. */
+amk_status amk_device_uuid(int32_t index, char out[41]);
+/* Measures how fast the device only reads, 1e9 bytes per second. Takes up to half of the free memory while it runs. */
+amk_status amk_device_read_bandwidth(int32_t index, double* gb_per_s);
 
 /* ---- schedule and lowering ----------------------------------------------------------------------------------------
  */
@@ -390,9 +398,13 @@ amk_status amk_program_lower(const amk_model_t* model, const amk_schedule_t* sch
 amk_status amk_program_from_tables(const amk_program_tables_t* tables, amk_program** out);
 /* Borrowed view, valid until the program is destroyed. out->struct_size must be set. */
 amk_status amk_program_tables(const amk_program* program, amk_program_tables_t* out);
-/* Proves V1..V25. Always AMK_OK when the judgement was made: *report says what was found and *valid is NULL unless
- * the report is empty. Either out pointer may be NULL. The program may be destroyed afterwards. */
+/* Proves every obligation but V17. Always AMK_OK when the judgement was made: *report says what was found and *valid is
+ * NULL unless the report is empty. Either out pointer may be NULL. The program may be destroyed afterwards. */
 amk_status amk_program_validate(const amk_program* program, amk_report** report, amk_valid_program** valid);
+/* And V17: the program computes the decoder that the model describes, at every position below its max_seq.
+ * INVALID_ARGUMENT for a model outside its domain. */
+amk_status amk_program_validate_model(const amk_program* program, const amk_model_t* model, amk_report** report,
+                                      amk_valid_program** valid);
 /* Byte ranges task `task` touches at position pos; writes at most `room` of them, and how many there are to *n. */
 amk_status amk_program_footprint(const amk_valid_program* program, int64_t task, int32_t pos, amk_access_t* out,
                                  int32_t room, int32_t* n);

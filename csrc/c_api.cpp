@@ -70,6 +70,14 @@ void require_size(const T* s, const char* what) {
             what, (unsigned long long)s->struct_size, sizeof(T));
 }
 
+// The two halves of a judgement, each where somebody asked for it.
+void hand_out(amk::Judgement judgement, amk_report** report, amk_valid_program** valid) {
+  std::unique_ptr<amk_valid_program> proof;
+  if (valid && judgement.valid) proof.reset(new amk_valid_program{*judgement.valid});
+  if (report) *report = new amk_report{std::move(judgement.report)};
+  if (valid) *valid = proof.release();
+}
+
 }  // namespace
 
 extern "C" {
@@ -138,6 +146,22 @@ amk_status amk_device_query(int32_t index, amk_target_t* out) {
   });
 }
 
+amk_status amk_device_uuid(int32_t index, char out[41]) {
+  return guarded([&] {
+    AMK_REQUIRE(out);
+    const std::string uuid = amk::device_uuid(index);
+    AMK_CHECK(uuid.size() == 40, AMK_ERR_INTERNAL, "a UUID of %zu characters", uuid.size());
+    std::memcpy(out, uuid.c_str(), 41);
+  });
+}
+
+amk_status amk_device_read_bandwidth(int32_t index, double* gb_per_s) {
+  return guarded([&] {
+    AMK_REQUIRE(gb_per_s);
+    *gb_per_s = amk::measure_read_gb_per_s(index);
+  });
+}
+
 amk_status amk_schedule_default(amk_schedule_t* out) {
   return guarded([&] {
     AMK_REQUIRE(out);
@@ -186,11 +210,18 @@ amk_status amk_program_validate(const amk_program* program, amk_report** report,
     AMK_REQUIRE(program);
     if (report) *report = nullptr;
     if (valid) *valid = nullptr;
-    amk::Judgement judgement = amk::validate(program->program);
-    std::unique_ptr<amk_valid_program> proof;
-    if (valid && judgement.valid) proof.reset(new amk_valid_program{*judgement.valid});
-    if (report) *report = new amk_report{std::move(judgement.report)};
-    if (valid) *valid = proof.release();
+    hand_out(amk::validate(program->program), report, valid);
+  });
+}
+
+amk_status amk_program_validate_model(const amk_program* program, const amk_model_t* model, amk_report** report,
+                                      amk_valid_program** valid) {
+  return guarded([&] {
+    AMK_REQUIRE(program);
+    require_size(model, "model");
+    if (report) *report = nullptr;
+    if (valid) *valid = nullptr;
+    hand_out(amk::validate_model(program->program, *model), report, valid);
   });
 }
 

@@ -245,7 +245,8 @@ class GemvTile {
     };
     const int first = owner(group * s_.steps), last = owner(group * s_.steps + s_.steps - 1);
     float sum = partial_[(group + first) * kBatchRows + row];
-    for (int w = first + 1; w <= last; ++w) sum += partial_[(group + w) * kBatchRows + row];
+    for (int w = first + 1; w <= last; ++w)  // with fewer batches than warps, some have none and left no partial
+      if (batches * w / kWarps != batches * (w + 1) / kWarps) sum += partial_[(group + w) * kBatchRows + row];
     return sum;
   }
 

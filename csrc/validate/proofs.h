@@ -14,6 +14,8 @@
 
 namespace amk {
 
+class Decoder;
+
 // Caps on the work of judging one program. The lowering of a large model uses less than a hundredth of each; a table
 // that needs more is refused under V1 instead of being judged forever.
 constexpr int64_t kMaxBufferBytes = int64_t{1} << 47;
@@ -80,10 +82,12 @@ bool prove_placement(const Program& program, const StorageMap& storage, Report* 
 bool prove_accesses(const Program& program, const StorageMap& storage, AccessTable* out, Report* report);  // V5 V7 V18
 bool prove_partials(const Program& program, const StorageMap& storage, const AccessTable& accesses,
                     Report* report);                                                           // V22
+bool prove_work(const Program& program, Report* report);                                       // V23
 bool prove_signals(const Program& program, std::vector<uint32_t>* producers, Report* report);  // V8
 bool prove_progress(const Program& program, const std::vector<uint32_t>& producers, TaskOrder* out, Report* report);
 bool prove_hazards(const Program& program, const StorageMap& storage, const AccessTable& accesses,
                    const TaskOrder& order, Report* report);  // V11..V16, V19
+bool prove_translation(const Program& program, const TaskOrder& order, const Decoder& decoder, Report* report);  // V17
 
 // ---- words for sentences ----
 

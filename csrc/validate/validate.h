@@ -15,10 +15,13 @@
 
 namespace amk {
 
+class Decoder;
+
 struct Judgement;
 Judgement validate(Program program);
+Judgement validate_model(Program program, const amk_model_t& model);
 
-// A program that the proofs accepted. Only validate() makes one; copies share the tables.
+// A program that the proofs accepted. Only validate() and validate_model() make one; copies share the tables.
 class ValidProgram {
  public:
   const Program& program() const { return facts_->program; }
@@ -32,7 +35,9 @@ class ValidProgram {
     std::vector<uint32_t> producers;
   };
   explicit ValidProgram(std::shared_ptr<const Facts> facts) : facts_(std::move(facts)) {}
+  static Judgement judge(Program program, const Decoder* model);
   friend Judgement validate(Program program);
+  friend Judgement validate_model(Program program, const amk_model_t& model);
 
   std::shared_ptr<const Facts> facts_;
 };
@@ -42,8 +47,12 @@ struct Judgement {
   std::optional<ValidProgram> valid;  // set exactly when report.ok()
 };
 
-// Proves V1..V16, V18, V19, V21 and V22, and is what V25 promises. In the order structure, placement, accesses,
+// Proves V1..V16, V18, V19 and V21..V23, and is what V25 promises. In the order structure, placement, accesses, work,
 // order, hazard; a proof that needs an earlier one is skipped when that one failed.
 Judgement validate(Program program);
+
+// And V17: the program computes the decoder that `model` describes. Error INVALID_ARGUMENT for a model outside its
+// domain.
+Judgement validate_model(Program program, const amk_model_t& model);
 
 }  // namespace amk

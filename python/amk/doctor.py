@@ -14,8 +14,9 @@ from typing import Any
 
 from .errors import AmkError
 from .evaluate import host_cpu
+from .nvml import driver_version
 
-__all__ = ["ENVIRONMENT", "diagnose", "package_version"]
+__all__ = ["ENVIRONMENT", "describe", "diagnose", "package_version"]
 
 # Every variable that the package reads, and what for.
 ENVIRONMENT = {
@@ -52,6 +53,44 @@ def diagnose() -> dict[str, Any]:
     return found
 
 
+def describe(found: dict[str, Any]) -> str:
+    """What `diagnose` found, for people."""
+    library = found["library"]
+    build = library["build"] or {}
+    lines = [
+        f"amk       {found['version']} (ABI {library['abi']})",
+        f"library   {library['path']}",
+        f"build     {build.get('build_id', '')} {build.get('compiler', '')} {build.get('cxx_flags', '')}".rstrip(),
+        f"cuda      {_cuda_line(build.get('cuda') or {})}",
+        f"gpu       {_gpu_line(found['gpu'])}",
+        f"python    {found['python']['version']} ({found['python']['executable']})",
+        f"packages  numpy {found['numpy']}, cffi {found['cffi']}",
+        f"host      {found['cpu']['name']}, {found['cpu']['cores']} cores, {found['platform']}",
+    ]
+    for name, entry in found["environment"].items():
+        value = "not set" if entry["value"] is None else repr(entry["value"])
+        lines.append(f"env       {name}: {value} ({entry['purpose']})")
+    lines += [f"PROBLEM   {problem}" for problem in found["problems"]] or ["no problem found"]
+    return "\n".join(lines)
+
+
+def _cuda_line(cuda: dict[str, Any]) -> str:
+    if not cuda.get("enabled"):
+        return "not in this build: the reference machine and the cost model only"
+    kernels = f"architectures {cuda.get('architectures')}, threads per block {cuda.get('variants')}"
+    return f"nvcc {cuda.get('nvcc')}, {kernels}, flags {cuda.get('flags')}"
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    if not gpu["devices"]:
+        return f"none: {gpu['reason']}"
+    shown = []
+    for live in gpu["devices"]:
+        size = f"{live['sm_count']} SMs, compute capability {live['compute_capability']}, {live['memory_gb']:.0f} GB"
+        shown.append(f"cuda:{live['index']} {live['name']} ({size}, target {live['target']}, {live['uuid']})")
+    return f"{'; '.join(shown)}, driver {gpu['driver'] or 'unknown'}"
+
+
 def _library(problems: list[str]) -> dict[str, Any]:
     try:
         from . import _lib
@@ -68,12 +107,28 @@ def _library(problems: list[str]) -> dict[str, Any]:
 
 def _live_gpu() -> dict[str, Any]:
     """A machine without a GPU is healthy, so the reason is no problem."""
+    found: dict[str, Any] = {"name": None, "driver": driver_version(), "devices": [], "reason": None}
     try:
-        from .targets import resolve_target
+        from .megakernel import device_count, device_uuid
+        from .targets import preset_of, query_device
 
-        return {"name": resolve_target("local").name, "reason": None}
+        for index in range(device_count()):
+            live = query_device(index)
+            found["devices"].append(
+                {
+                    "index": index,
+                    "name": live.name,
+                    "uuid": device_uuid(index),
+                    "target": preset_of(live) or "local",
+                    "sm_count": live.sm_count,
+                    "compute_capability": f"{live.cc_major}.{live.cc_minor}",
+                    "memory_gb": live.hbm_bytes / 1e9,
+                }
+            )
+        found["name"] = found["devices"][0]["name"] if found["devices"] else None
     except (AmkError, ImportError) as error:
-        return {"name": None, "reason": str(error)}
+        found["reason"] = str(error)
+    return found
 
 
 def _version_of(package: str, problems: list[str]) -> str | None:

@@ -20,6 +20,7 @@ __all__ = [
     "Rejected",
     "Unavailable",
     "UnsupportedModel",
+    "WorkerDied",
     "show",
 ]
 
@@ -96,6 +97,12 @@ class DevicePoisoned(DeviceError):
     """An earlier fault makes this object unusable."""
 
     code = "poisoned"
+
+
+class WorkerDied(DeviceError):
+    """The process that used the device crashed, hung or spoke nonsense; this one is unharmed."""
+
+    code = "worker-died"
 
 
 class NonFinite(AmkError):

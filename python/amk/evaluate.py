@@ -2,8 +2,9 @@
 
 In: a model name or directory, a target, a schedule to try. Out: a verdict, never an exception, for whatever the
 schedule holds; misuse (an unknown model or target, a token that does not exist, a device that is not there) raises a
-typed error. The order is fixed: the schedule is frozen, then the questions are drawn, then the machine answers, then
-the reference, and only a right answer is given a latency. A prediction is never called anything else.
+typed error. The order is fixed: the schedule is frozen, then the questions are drawn, then the machines answer, then
+the reference, and only a right answer is given a latency. A prediction is never called anything else. A GPU is used
+from a process of its own, and where one was asked for, its own answers decide.
 This module imports nothing heavy, so that `import amk` stays cheap.
 """
 
@@ -12,23 +13,26 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, Rejected, Unavailable, show
+from .machine import THREADED_WEIGHT_BYTES, pick_device
 from .verdict import Verdict
 
 if TYPE_CHECKING:
     from .checkpoint import WeightSource
     from .config import ScheduleConfig
     from .exam import Grade, Questions
+    from .gpu_trial import GpuTrial
     from .program import Image, Program
     from .targets import GpuTarget
+    from .timing import TimingPlan
 
 __all__ = ["DEFAULT_MAX_SEQ", "evaluate", "freeze_config", "lower_and_pack"]
 
 DEFAULT_MAX_SEQ = 1024
 MAX_NOTES = 6
-THREADED_WEIGHT_BYTES = 64 << 20  # from here on, threads pay for themselves
 
 
 def evaluate(
@@ -47,9 +51,11 @@ def evaluate(
 ) -> Verdict:
     """Judges one schedule (`ScheduleConfig`, dict, or None for the default) of one model on one target.
 
-    `max_seq` is the capacity of the cache (default: what the model was made for, at most 1,024); `position` is the
-    context that the latency is predicted for (default: half of it); `seed` draws the questions. With `strict`, a key
-    of the schedule that AMK does not know is rejected instead of named in the notes.
+    `device` is "cpu" (the reference machine judges, the latency is a prediction), "cuda" or "cuda:N" (the GPU is judged
+    too, and measured), or "auto": the GPU where a live one is what `gpu` describes. `max_seq` is the capacity of the
+    cache (default: what the model was made for, at most 1,024); `position` is the context that the latency is for
+    (default: half of it); `seed` draws the questions. With `strict`, a key of the schedule that AMK does not know is
+    rejected instead of named in the notes.
     """
     from .embedded import open_model
     from .targets import resolve_target
@@ -57,13 +63,13 @@ def evaluate(
     say = progress or (lambda text: None)
     source = open_model(model)
     target = resolve_target(gpu)
-    notes = _choose_device(device)
+    device_name, notes = pick_device(device, target)
     max_seq = choose_max_seq(source, max_seq)
     position = _require_int("position", max_seq // 2 if position is None else position, 0, max_seq - 1)
     token = _require_int("token", token, 0, source.config.vocab - 1)
     seed = _require_int("seed", seed, 0, (1 << 64) - 1)
 
-    asked: dict[str, Any] = {"model": source.name, "gpu": target.name, "device": "cpu", "max_seq": max_seq}
+    asked: dict[str, Any] = {"model": source.name, "gpu": target.name, "device": device_name, "max_seq": max_seq}
     frozen: dict[str, Any] = {"schedule_id": "", "schedule_config": {}}
     try:
         if type(batch) is not int or batch != 1:
@@ -79,21 +85,45 @@ def evaluate(
     from .exam import make_questions
 
     questions = make_questions(source.config, token, program.launch["kv_block"], max_seq, seed)
-    mark, digest, weight_mb = _examine(source, image, questions, say)
+    plan = None
+    if device_name != "cpu":
+        from .timing import make_plan
+
+        plan = make_plan(source.config, position, max_seq, seed)
+    try:
+        found = _examine(model, source, image, questions, plan, device_name, say)
+    except Rejected as refusal:  # by the live device, before anything ran on it
+        return Verdict(**asked, **frozen, valid=False, rejected_reason=str(refusal), seed=seed, notes=tuple(notes))
+    except Unavailable as reason:
+        if device != "auto":
+            raise
+        notes.append(f"device auto: the cpu reference machine, because {reason}")
+        asked["device"], plan = "cpu", None
+        found = _examine(model, source, image, questions, None, "cpu", say)
+    mark = found.grade
     notes += mark.notes if len(mark.notes) <= MAX_NOTES else (
         *mark.notes[:MAX_NOTES], f"and {len(mark.notes) - MAX_NOTES} more steps like these"
     )  # fmt: skip
-    price, why = _price(program, position, target.name) if mark.correct else ({}, [])
+    price, why = _price(program, position, target.name, plan, found.trial) if mark.correct else ({}, [])
     notes += why
     return Verdict(
         **asked, **frozen, **price,
         valid=True, correct=mark.correct,
         max_abs_err=mark.max_abs_err, rel_err=mark.rel_err, err_limit=mark.err_limit,
         top1_agreement=mark.top1_agreement,
-        tasks=program.n_tasks, n_buffers=program.n_buffers, n_counters=program.n_counters, weight_mb=weight_mb,
+        tasks=program.n_tasks, n_buffers=program.n_buffers, n_counters=program.n_counters,
+        weight_mb=found.weight_nbytes / 1e6,
         positions=tuple(sorted(questions.probe_positions)), decode_steps=len(questions.decode_tokens), seed=seed,
-        notes=tuple(notes), provenance=_provenance(image.hash, digest),
+        notes=tuple(notes), provenance=_provenance(image.hash, found),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Findings:
+    grade: Grade
+    weights_digest: str
+    weight_nbytes: int
+    trial: GpuTrial | None
 
 
 def freeze_config(config: Any, strict: bool = False) -> tuple[ScheduleConfig, list[str]]:
@@ -119,19 +149,27 @@ def choose_max_seq(source: WeightSource, max_seq: int | None) -> int:
 def lower_and_pack(
     source: WeightSource, schedule: ScheduleConfig, target: GpuTarget, max_seq: int
 ) -> tuple[Program, Image]:
-    """The program of one model under one schedule, proved and packed; Rejected names what was refused."""
+    """The program of one model under one schedule, proved to be that model and packed; Rejected names what was
+    refused."""
     from .program import lower
 
     program = lower(source.config, schedule, target, max_seq)
-    return program, program.pack()
+    return program, program.pack(source.config, max_seq)
 
 
 def _examine(
-    source: WeightSource, image: Image, questions: Questions, say: Callable[[str], None]
-) -> tuple[Grade, str, float]:
-    """The grade, the digest of the weights and their size in MB. Never holds the weights and the reference at once."""
+    model: str | os.PathLike[str],
+    source: WeightSource,
+    image: Image,
+    questions: Questions,
+    plan: TimingPlan | None,
+    device: str,
+    say: Callable[[str], None],
+) -> _Findings:
+    """Every machine's answers, then the reference's, then the grades. Never holds the weights and the reference at
+    once."""
     from . import vm
-    from .exam import ask_machine, ask_oracle, grade
+    from .exam import ask_machine, ask_oracle, grade, worst_of
     from .oracle import OracleCache
 
     say(f"reading the weights of {source.name}")
@@ -141,13 +179,28 @@ def _examine(
     with vm.ReferenceVM(image, weights, threads=threads) as machine:
         answers = ask_machine(machine, source.config, questions, say)
     del machine, weights
+    trial = None
+    if plan is not None:
+        from .gpu_trial import grade_trial, run_trial
+
+        trial = run_trial(source, model, digest, nbytes, image, questions, plan, device, say)
     cache = OracleCache(os.environ.get("AMK_CACHE_DIR") or None)
     reference = ask_oracle(source.config, source.raw, digest, questions, cache, say)
-    return grade(source.config, questions, answers, reference), digest, nbytes / 1e6
+    grades = {"reference machine": grade(source.config, questions, answers, reference)}
+    if plan is not None and trial is not None:
+        timed = ask_oracle(source.config, source.raw, digest, plan.as_questions, cache, say)
+        grades |= grade_trial(source.config, questions, plan, trial, reference, timed)
+    return _Findings(worst_of(grades), digest, nbytes, trial)
 
 
-def _price(program: Program, position: int, gpu: str) -> tuple[dict[str, Any], list[str]]:
-    """The predicted latency at one position, withheld if it contradicts the floor."""
+def _price(
+    program: Program, position: int, gpu: str, plan: TimingPlan | None, trial: GpuTrial | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The latency at one position, measured where a GPU ran, else predicted; withheld if it contradicts the floor."""
+    if plan is not None and trial is not None:
+        from .gpu_trial import price_trial
+
+        return price_trial(program, position, plan, trial)
     cost = program.cost(position)
     price: dict[str, Any] = {"latency_position": position, "bound_us": cost.bound_us}
     if not cost.latency_us >= cost.bound_us > 0:
@@ -161,35 +214,26 @@ def _price(program: Program, position: int, gpu: str) -> tuple[dict[str, Any], l
     return price, [f"latency is the cost model's prediction for {gpu} at position {position}, not a measurement"]
 
 
-def _choose_device(device: Any) -> list[str]:
-    if device == "cpu":
-        return []
-    if device == "auto":
-        return ["device auto: judged on the cpu reference machine, because this build has no GPU kernel yet"]
-    if isinstance(device, str) and device.split(":")[0] in ("cuda", "gpu"):
-        raise Unavailable(f"device {device!r}: this build has no GPU kernel yet; use 'cpu' or 'auto'")
-    raise InputError(f"device: expected 'auto', 'cpu' or 'cuda', got {show(device)}")
-
-
 def _require_int(name: str, value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise InputError(f"{name}: expected an integer in {low}..{high}, got {show(value)}")
     return value
 
 
-def _provenance(image_hash: str, weights_digest: str) -> dict[str, Any]:
+def _provenance(image_hash: str, found: _Findings) -> dict[str, Any]:
     from . import _lib
 
     build = _lib.build_info()
     return {
         "image_hash": image_hash,
-        "weights_digest": weights_digest,
+        "weights_digest": found.weights_digest,
         "library_build_id": build.get("build_id", ""),
         "library_version": build.get("version", ""),
         "abi_version": f"{_lib.limit('ABI_VERSION_MAJOR')}.{_lib.limit('ABI_VERSION_MINOR')}",
         "host_cpu": host_cpu(),
         "driver": None,
         "clocks": None,
+        **({} if found.trial is None else found.trial.provenance),
     }
 
 

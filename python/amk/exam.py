@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,21 @@ from numpy.typing import NDArray
 from .errors import DeviceError, NonFinite
 from .oracle import Oracle, OracleCache, error_limit, logit_error, round_to, synthetic_kv
 
-__all__ = ["Answers", "Grade", "Machine", "Questions", "ask_machine", "ask_oracle", "grade", "make_questions"]
+__all__ = [
+    "Answers",
+    "Grade",
+    "Machine",
+    "Questions",
+    "ask_machine",
+    "ask_oracle",
+    "draw",
+    "failed",
+    "grade",
+    "make_questions",
+    "stored_history",
+    "stored_nan",
+    "worst_of",
+]
 
 DECODE_STEPS = 8
 PROGRESS_SECONDS = 2.0
@@ -78,12 +92,12 @@ class Grade:
 
 def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: int) -> Questions:
     """Positions: both ends, the first ones, around the edge of a KV block, the middle, and one that the seed draws."""
-    wanted = {0, 1, 17, kv_block - 1, kv_block, max_seq // 2, max_seq - 1, _draw(seed, "position", 0, max_seq)}
+    wanted = {0, 1, 17, kv_block - 1, kv_block, max_seq // 2, max_seq - 1, draw(seed, "position", 0, max_seq)}
     positions = sorted((pos for pos in wanted if 0 <= pos < max_seq), reverse=True)
     n_decode = min(DECODE_STEPS, max_seq)
     tokens, i = [token], 0
     while len(tokens) < len(positions) + n_decode:
-        drawn = _draw(seed, "token", i, config.vocab)
+        drawn = draw(seed, "token", i, config.vocab)
         if drawn not in tokens or len(set(tokens)) == config.vocab:
             tokens.append(drawn)
         i += 1
@@ -102,7 +116,7 @@ def ask_machine(machine: Machine, config: Any, questions: Questions, progress: P
     logits = np.empty((len(questions.steps), config.vocab), dtype=np.float32)
     faults: list[str] = []
     rows = questions.max_seq
-    history = [_stored(synthetic_kv(config, rows, questions.seed, layer), config) for layer in range(config.layers)]
+    history = stored_history(config, rows, questions.seed)
     n_probes, last_said = len(questions.probe_positions), 0.0
     for i, (token, pos) in enumerate(questions.steps):
         if i == 0 or time.monotonic() - last_said > PROGRESS_SECONDS:
@@ -111,7 +125,7 @@ def ask_machine(machine: Machine, config: Any, questions: Questions, progress: P
         first_hidden = pos if i < n_probes else 0
         if i <= n_probes:  # before each probe, and once before the decode
             for layer, (k, v) in enumerate(history):
-                k[:, first_hidden:rows] = v[:, first_hidden:rows] = _stored_nan(config.dtype)
+                k[:, first_hidden:rows] = v[:, first_hidden:rows] = stored_nan(config.dtype)
                 machine.set_kv(layer, np.ascontiguousarray(k[:, :rows]), np.ascontiguousarray(v[:, :rows]))
             rows = first_hidden + 1  # all above hold NaN already; this one is about to be appended to
         try:
@@ -154,6 +168,8 @@ def ask_oracle(
     probe_key = cache.key(config, weight_digest, tokens, positions, seed, "probe")
     decode_key = cache.key(config, weight_digest, questions.decode_tokens, [], 0, "prefill")
     probes = cache.fetch(probe_key, (len(tokens), vocab), probe)
+    if not questions.decode_tokens:
+        return Answers(probes)
     return Answers(np.concatenate([probes, cache.fetch(decode_key, (len(questions.decode_tokens), vocab), decode)]))
 
 
@@ -180,6 +196,26 @@ def grade(config: Any, questions: Questions, machine: Answers, reference: Answer
     )
 
 
+def failed(why: str) -> Grade:
+    """Of a machine that gave no answers."""
+    return Grade(False, math.inf, math.inf, 0.0, 0.0, (why,))
+
+
+def worst_of(grades: Mapping[str, Grade]) -> Grade:
+    """One grade for several examinations: right only if all are, with the numbers of the one nearest its limit."""
+    if len(grades) == 1:
+        return next(iter(grades.values()))
+    worst = max(grades.values(), key=lambda mark: (not mark.correct, mark.rel_err / (mark.err_limit or 1.0)))
+    return Grade(
+        correct=all(mark.correct for mark in grades.values()),
+        max_abs_err=max(mark.max_abs_err for mark in grades.values()),
+        rel_err=worst.rel_err,
+        err_limit=worst.err_limit,
+        top1_agreement=min(mark.top1_agreement for mark in grades.values()),
+        notes=tuple(f"{name}: {note}" for name, mark in grades.items() for note in mark.notes),
+    )
+
+
 def _controls(
     questions: Questions, got: NDArray[np.float64], ref: NDArray[np.float64], limits: Sequence[float]
 ) -> list[str]:
@@ -200,15 +236,17 @@ def _controls(
     return notes
 
 
-def _draw(seed: int, what: str, index: int, bound: int) -> int:
+def draw(seed: int, what: str, index: int, bound: int) -> int:
     """A number below `bound`, the same on every platform and numpy version."""
     text = f"amk exam {seed} {what} {index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little") % bound
 
 
-def _stored(pair: tuple[NDArray[Any], NDArray[Any]], config: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    return round_to(pair[0], config.dtype), round_to(pair[1], config.dtype)
+def stored_history(config: Any, rows: int, seed: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Of each layer: k, v [G, rows, D] in storage dtype, the rows that the reference is given too."""
+    pairs = (synthetic_kv(config, rows, seed, layer) for layer in range(config.layers))
+    return [(round_to(k, config.dtype), round_to(v, config.dtype)) for k, v in pairs]
 
 
-def _stored_nan(dtype: str) -> Any:
+def stored_nan(dtype: str) -> Any:
     return np.uint16(0x7FC0) if dtype == "bf16" else math.nan

@@ -8,7 +8,7 @@ A Program never changes after it was made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,8 @@ class Program:
         self._handle = handle  # None: refused as data, there are no tables
         self._meta = dict(meta)
         self.config = config
-        self._report: Report | None = None
+        # By (model, max_seq), or None for the judgement without a model.
+        self._reports: dict[tuple[ModelConfig, int | None] | None, Report] = {}
         self._proof: Any = None
         self._view = None if handle is None else view_of(handle)
 
@@ -97,7 +98,7 @@ class Program:
         if read.tables is not None:
             return cls.from_tables(read.tables, meta=read.meta, config=read.config)
         program = cls(None, read.meta, read.config)
-        program._report = Report(False, tuple(read.rejections), read.rejected_count)
+        program._reports[None] = Report(False, tuple(read.rejections), read.rejected_count)
         return program
 
     @classmethod
@@ -148,16 +149,33 @@ class Program:
         self._require_tables()
         return {name: getattr(self._view.launch, name) for name in _lib.table_dtype("amk_launch_t").names or ()}
 
-    def validate(self) -> Report:
-        """The proof, or why there is none. Made once."""
-        if self._report is None:
-            report, proof = ffi.new("amk_report **"), ffi.new("amk_valid_program **")
-            _lib.check(lib.amk_program_validate(self._handle, report, proof))
-            entries = _lib.owned(report, lib.amk_report_destroy)
-            if proof[0] != ffi.NULL:
-                self._proof = _lib.owned(proof, lib.amk_valid_program_destroy)
-            self._report = _read_report(entries)
-        return self._report
+    def validate(self, model_config: ModelConfig | None = None, max_seq: int | None = None) -> Report:
+        """The proof, or why there is none; each made once. With a model: also that the program computes this decoder
+        (V17) for positions below `max_seq` (default: the program's own)."""
+        key = None if model_config is None else (model_config, max_seq)
+        if self._handle is None:
+            return self._reports[None]
+        if key not in self._reports:
+            if model_config is None:
+                self._reports[key] = self._judge(lambda *out: lib.amk_program_validate(self._handle, *out))
+            else:
+                capacity = self._view.launch.max_seq if max_seq is None else max_seq
+                if max_seq is None and not 1 <= capacity <= _lib.limit("MAX_SEQ"):
+                    return self.validate()  # V19 says so
+                model = _describe(model_config, capacity)
+                report = self._judge(lambda *out: lib.amk_program_validate_model(self._handle, model, *out))
+                self._reports[key] = report
+                if report.ok:
+                    self._reports.setdefault(None, report)
+        return self._reports[key]
+
+    def _judge(self, judge: Callable[[Any, Any], int]) -> Report:
+        report, proof = ffi.new("amk_report **"), ffi.new("amk_valid_program **")
+        _lib.check(judge(report, proof))
+        entries = _lib.owned(report, lib.amk_report_destroy)
+        if proof[0] != ffi.NULL:
+            self._proof = _lib.owned(proof, lib.amk_valid_program_destroy)
+        return _read_report(entries)
 
     def cost(self, pos: int) -> Cost:
         """Cost of the step at a position, on the program's own target. Rejected when the program is invalid."""
@@ -176,25 +194,23 @@ class Program:
         accesses = [{name: getattr(out[i], name) for name in names} for i in range(min(count[0], room))]
         return [Access(**access | {"is_write": bool(access["is_write"])}) for access in accesses]
 
-    def pack(self) -> Image:
-        """The image that machines run. Rejected, with the report, when the program is invalid."""
+    def pack(self, model_config: ModelConfig | None = None, max_seq: int | None = None) -> Image:
+        """The image that machines run. Rejected, with the report, when the program is invalid, or with a model
+        when it computes something else."""
         out = ffi.new("amk_image **")
-        _lib.check(lib.amk_image_pack(self._require_proof(), out))
+        _lib.check(lib.amk_image_pack(self._require_proof(model_config, max_seq), out))
         return Image(_lib.owned(out, lib.amk_image_destroy))
 
     def _require_tables(self) -> None:
         if self._handle is None:
-            raise Rejected(f"the program cannot be put in tables: {self._first_rejection()}", self._report)
+            report = self.validate()
+            raise Rejected(f"the program cannot be put in tables: {_first_rejection(report)}", report)
 
-    def _require_proof(self) -> Any:
-        report = self.validate()
+    def _require_proof(self, model_config: ModelConfig | None = None, max_seq: int | None = None) -> Any:
+        report = self.validate(model_config, max_seq)
         if not report.ok:
-            raise Rejected(f"the program is not valid: {self._first_rejection()}", report)
+            raise Rejected(f"the program is not valid: {_first_rejection(report)}", report)
         return self._proof
-
-    def _first_rejection(self) -> str:
-        report = self.validate()
-        return f"{report.rejections[0]} ({report.count} in all)" if report.count > 1 else str(report.rejections[0])
 
 
 class Image:
@@ -239,6 +255,25 @@ def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, m
     """Model + schedule + target -> program for positions below max_seq. Rejected for the schedule's sake,
     UnsupportedModel or InputError for the model's."""
     gpu = resolve_target(target)
+    description = _describe(model, max_seq)
+    schedule, _alive = config.to_c()
+    out = ffi.new("amk_program **")
+    _lib.check(lib.amk_program_lower(description, schedule, gpu.to_c(), out))
+    dims = {name: getattr(model, name) for name in _MODEL_DIMS}
+    features = _features(model)
+    meta = {"model": {"family": model.family, "dtype": model.dtype, **dims, "eps": model.eps, "features": features}}
+    return Program(_lib.owned(out, lib.amk_program_destroy), meta, config)
+
+
+_FEATURE_FIELDS = {"tied_head": "tied"}
+
+
+def _features(model: ModelConfig) -> list[str]:
+    return sorted(name for name in _FEATURES if getattr(model, _FEATURE_FIELDS.get(name, name)))
+
+
+def _describe(model: ModelConfig, max_seq: int) -> Any:
+    """The model as the library reads it."""
     if model.dtype not in _DTYPE_NUMBERS:
         raise InputError(f"model.dtype: expected one of f32, f16, bf16, got {show(model.dtype)}")
     description = ffi.new("amk_model_t *")
@@ -247,24 +282,19 @@ def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, m
     for name in _MODEL_DIMS:
         setattr(description, name, _int32(f"model.{name}", getattr(model, name)))
     description.max_seq = _int32("max_seq", max_seq)
-    features = sorted(name for name in _FEATURES if getattr(model, _FEATURE_FIELDS.get(name, name)))
-    description.features = sum(_FEATURES[name] for name in features)
+    description.features = sum(_FEATURES[name] for name in _features(model))
     description.eps = model.eps
-    schedule, _alive = config.to_c()
-    out = ffi.new("amk_program **")
-    _lib.check(lib.amk_program_lower(description, schedule, gpu.to_c(), out))
-    dims = {name: getattr(model, name) for name in _MODEL_DIMS}
-    meta = {"model": {"family": model.family, "dtype": model.dtype, **dims, "eps": model.eps, "features": features}}
-    return Program(_lib.owned(out, lib.amk_program_destroy), meta, config)
-
-
-_FEATURE_FIELDS = {"tied_head": "tied"}
+    return description
 
 
 def _int32(name: str, value: object) -> int:
     if type(value) is not int or not -(1 << 31) <= value < 1 << 31:
         raise InputError(f"{name}: expected a 32-bit integer, got {show(value)}")
     return value
+
+
+def _first_rejection(report: Report) -> str:
+    return f"{report.rejections[0]} ({report.count} in all)" if report.count > 1 else str(report.rejections[0])
 
 
 def _read_report(handle: Any) -> Report:

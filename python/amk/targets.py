@@ -16,7 +16,9 @@ from . import _lib
 from ._lib import ffi, lib
 from .errors import InputError, Unavailable, show
 
-__all__ = ["TARGETS", "GpuTarget", "resolve_target"]
+__all__ = ["TARGETS", "GpuTarget", "preset_of", "query_device", "resolve_target", "same_device"]
+
+MEMORY_TOLERANCE = 0.15  # a device reports more or less than its data sheet, a sibling product differs by more
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,29 @@ def resolve_target(name: str | GpuTarget) -> GpuTarget:
     if isinstance(name, GpuTarget):
         return name
     if name == "local":
-        target = ffi.new("amk_target_t *")
         try:
-            _lib.check(lib.amk_device_query(0, target))
+            return query_device(0)
         except Unavailable as error:
             raise Unavailable(f"gpu 'local': {error}; name a target instead: {', '.join(TARGETS)}") from error
-        return GpuTarget.from_c(target, "the live device")
     if not isinstance(name, str) or name not in TARGETS:
         raise InputError(f"gpu: expected one of {', '.join(TARGETS)}, got {show(name)}")
     return TARGETS[name]
+
+
+def query_device(index: int) -> GpuTarget:
+    """A live device as a target; `Unavailable`, with the reason, when there is none."""
+    target = ffi.new("amk_target_t *")
+    _lib.check(lib.amk_device_query(index, target))
+    return GpuTarget.from_c(target, "the live device")
+
+
+def same_device(target: GpuTarget, live: GpuTarget) -> bool:
+    """Whether the target describes the product that the live device is."""
+    if (target.sm_count, target.cc_major, target.cc_minor) != (live.sm_count, live.cc_major, live.cc_minor):
+        return False
+    return abs(live.hbm_bytes - target.hbm_bytes) <= MEMORY_TOLERANCE * target.hbm_bytes
+
+
+def preset_of(live: GpuTarget) -> str | None:
+    """The name of the preset that describes a live device."""
+    return next((name for name, preset in TARGETS.items() if same_device(preset, live)), None)

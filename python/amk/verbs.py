@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import BuildMismatch, DeviceError, InputError, Rejected
-from .machine import DEFAULT_GPU
+from .machine import DEFAULT_GPU, default_gpu
 
 if TYPE_CHECKING:
     from .config import ScheduleConfig
@@ -79,35 +79,11 @@ def failure(code: int, kind: str, message: str) -> Outcome:
 
 
 def _doctor(_: Namespace, __: Say) -> Outcome:
-    from .doctor import diagnose
+    from .doctor import describe, diagnose
 
     found = diagnose()
-    library = found["library"]
-    build = library["build"] or {}
-    cuda = build.get("cuda") or {}
-    gpu = found["gpu"]
-    lines = [
-        f"amk       {found['version']} (ABI {library['abi']})",
-        f"library   {library['path']}",
-        f"build     {build.get('build_id', '')} {build.get('compiler', '')} {build.get('cxx_flags', '')}".rstrip(),
-        f"cuda      {_cuda_line(cuda)}",
-        f"gpu       {gpu['name'] or 'none: ' + str(gpu['reason'])}",
-        f"python    {found['python']['version']} ({found['python']['executable']})",
-        f"packages  numpy {found['numpy']}, cffi {found['cffi']}",
-        f"host      {found['cpu']['name']}, {found['cpu']['cores']} cores, {found['platform']}",
-    ]
-    for name, entry in found["environment"].items():
-        value = "not set" if entry["value"] is None else repr(entry["value"])
-        lines.append(f"env       {name}: {value} ({entry['purpose']})")
-    lines += [f"PROBLEM   {problem}" for problem in found["problems"]] or ["no problem found"]
     broken = bool(found["problems"])
-    return Outcome(4 if broken else 0, "ERROR" if broken else "OK", found, "\n".join(lines))
-
-
-def _cuda_line(cuda: dict[str, Any]) -> str:
-    if not cuda.get("enabled"):
-        return "not in this build: the reference machine and the cost model only"
-    return f"nvcc {cuda.get('nvcc')}, architectures {cuda.get('architectures')}, flags {cuda.get('flags')}"
+    return Outcome(4 if broken else 0, "ERROR" if broken else "OK", found, describe(found))
 
 
 def _targets(_: Namespace, __: Say) -> Outcome:
@@ -256,11 +232,12 @@ def pick_gpu(name: str | None, say: Say) -> str:
 
     try:
         live = resolve_target("local").name
-        say(f"no --gpu given: using the live device, {live}")
-        return "local"
     except DeviceError:
         say(f"no --gpu given and no live device: using {DEFAULT_GPU}")
         return DEFAULT_GPU
+    chosen = default_gpu()
+    say(f"no --gpu given: using {chosen}, the live {live}")
+    return chosen
 
 
 def read_json(path: str, what: str) -> Any:

@@ -9,7 +9,7 @@ never lies below the floor, and always says whether it was measured or predicted
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,7 +18,7 @@ from .errors import InternalError
 __all__ = ["LATENCY_KINDS", "Verdict"]
 
 LATENCY_KINDS = ("measured-gpu", "predicted")
-_SHOWN = {"image_hash": "image", "host_cpu": "host"}  # of the provenance, in text
+_SHOWN = {"image_hash": "image", "host_cpu": "host", "device_name": "gpu", "driver": "driver"}  # of the provenance
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Verdict:
     err_limit: float | None = None
     top1_agreement: float | None = None  # share of steps whose largest logit is the reference's
     latency_us: float | None = None
+    latency_p10_us: float | None = None  # of a measurement: a tenth of the steps was as fast
+    latency_p90_us: float | None = None  # and a tenth as slow
     latency_kind: str | None = None
     latency_position: int | None = None  # rows of context that latency_us and bound_us are for
     bound_us: float | None = None  # streamed bytes / bandwidth: the floor
@@ -72,6 +74,17 @@ class Verdict:
             require(math.isfinite(self.latency_us) and self.latency_us > 0, "a latency is finite and positive")
             require(self.latency_kind in LATENCY_KINDS, f"a latency is one of {', '.join(LATENCY_KINDS)}")
             require(self.bound_us is not None and self.latency_us >= self.bound_us, "no latency lies below the floor")
+        self._require_spread(require)
+
+    def _require_spread(self, require: Callable[[bool, str], None]) -> None:
+        p10, p90 = self.latency_p10_us, self.latency_p90_us
+        if self.latency_kind == "measured-gpu":
+            require(self.device.startswith("cuda"), "a measurement is made on a GPU")
+            ordered = None not in (p10, p90) and p10 <= self.latency_us <= p90  # type: ignore[operator]
+            require(ordered, "a measurement has a spread, around its median")
+        else:
+            require(p10 is None and p90 is None, "only a measurement has a spread")
+            require(self.latency_us is None or self.device == "cpu", "no prediction stands in for a measurement")
 
     @property
     def status(self) -> str:
@@ -106,16 +119,21 @@ class Verdict:
         if self.latency_us is None:
             lines.append("  latency   none" + ("" if self.correct else ": only a correct result is given one"))
         else:
-            kind = "predicted (cost model)" if self.latency_kind == "predicted" else self.latency_kind
+            kind = "predicted (cost model)"
+            if self.latency_kind != "predicted":
+                spread = f"p10 {_number(self.latency_p10_us)}, p90 {_number(self.latency_p90_us)}"
+                kind = f"{self.latency_kind} ({spread})"
             lines.append(f"  latency   {_number(self.latency_us)} us, {kind}, at position {self.latency_position}")
         if self.bound_us is not None:
             share = "" if self.pct_of_roofline is None else f", {self.pct_of_roofline:.1f} % of the latency"
-            lines.append(f"  floor     {_number(self.bound_us)} us (streamed bytes / published bandwidth){share}")
+            rates = self.provenance.get("read_gb_per_s")
+            which = f"the {max(rates):.0f} GB/s read in this run" if rates else "published bandwidth"
+            lines.append(f"  floor     {_number(self.bound_us)} us (streamed bytes / {which}){share}")
         lines.append(
             f"  program   {self.tasks} tasks, {self.n_buffers} buffers, {self.n_counters} counters, "
             f"{_number(self.weight_mb)} MB of weights, cache of {self.max_seq} rows"
         )
-        lines += [f"  {label:<9} {self.provenance[key]}" for key, label in _SHOWN.items() if key in self.provenance]
+        lines += [f"  {label:<9} {self.provenance[key]}" for key, label in _SHOWN.items() if self.provenance.get(key)]
         return "\n".join(lines + notes)
 
 

@@ -1,4 +1,4 @@
-"""`ReferenceVM`: the machine that explains an image on the CPU.
+"""`ReferenceVM`: the machine that explains an image on the CPU; and `ImageMachine`, what every machine offers.
 
 In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache can be set and read.
 The weights stay the caller's arrays (no copy, unless one is not aligned) and must not change while the machine lives.
@@ -8,9 +8,9 @@ A machine may be used from several threads: calls take turns, and other Python t
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from ._lib import ffi, lib
 from .errors import InputError, show
 from .program import Image
 
-__all__ = ["ReferenceVM"]
+__all__ = ["ImageMachine", "ReferenceVM", "checked_int32"]
+
+_Self = TypeVar("_Self", bound="ImageMachine")
 
 _ALIGNMENT = _lib.limit("VECTOR_BYTES")  # what amk_vm_bind asks of a pointer
 _KINDS = {name: number for number, name in _lib.enum_names("amk_buffer_kind", "AMK_KIND_").items()}
@@ -58,30 +60,24 @@ class _Buffer:
         return array
 
 
-class ReferenceVM:
-    """Runs an image in any legal order (`seed`; 0 is table order) on one or more threads.
-
-    guard=True poisons scratch and outputs before each step and checks canaries around every region after it.
-    """
+class ImageMachine:
+    """An image, its weights bound by name, and buffers that are set and read by name: the contract of both machines."""
 
     def __init__(
-        self, image: Image, weights: Mapping[str, np.ndarray], *, seed: int = 0, threads: int = 0, guard: bool = False
+        self, image: Image, weights: Mapping[str, np.ndarray], create: Callable[[Any, Any], int], options: Any
     ) -> None:
+        """`create(options, out)` is the library's call that makes the machine."""
         self._lock = threading.Lock()
         self._handle = None
+        self._bound: list[object] = []
+        self._last_pos: int | None = None
+        options.struct_size = ffi.sizeof("amk_vm_options_t")
+        out = ffi.new("amk_vm **")
+        _lib.check(create(options, out))
+        self._handle = _lib.owned(out, lib.amk_vm_destroy)
         program = image.program()
         self.max_seq: int = program.launch["max_seq"]
         self._buffers = _describe(program.tables())
-        self._bound: list[object] = []
-        options = ffi.new("amk_vm_options_t *")
-        options.struct_size = ffi.sizeof("amk_vm_options_t")
-        options.seed = _uint64("seed", seed)
-        if type(threads) is not int or not 0 <= threads <= _lib.limit("MAX_QUEUES"):
-            raise InputError(f"threads: expected an integer in 0..{_lib.limit('MAX_QUEUES')}, got {show(threads)}")
-        options.threads, options.guard = threads, bool(guard)
-        out = ffi.new("amk_vm **")
-        _lib.check(lib.amk_vm_create_reference(image._handle, options, out))
-        self._handle = _lib.owned(out, lib.amk_vm_destroy)
         try:
             self._bind(weights)
         except BaseException:
@@ -93,7 +89,7 @@ class ReferenceVM:
 
     def step(self, token: int, pos: int) -> np.ndarray:
         """float32 logits [V] after `token` at position `pos`; rows below pos are taken from the cache as they are."""
-        token_id = np.array([_int32("token", token)], np.int32)
+        token_id = np.array([checked_int32("token", token)], np.int32)
         output = self._buffer("logits")
         logits = np.empty(output.shape, output.dtype)
         with self._lock:
@@ -134,6 +130,13 @@ class ReferenceVM:
         with self._lock:
             self._run(pos)
         return {buffer.name: self.read(buffer.name) for buffer in self._buffers if buffer.kind == _KINDS["IO_OUTPUT"]}
+
+    def relaunch(self) -> None:
+        """The last step again, on inputs and cache as they are now: nothing is copied in or out."""
+        if self._last_pos is None:
+            raise InputError("relaunch: expected a step to repeat, but none has run")
+        with self._lock:
+            self._run(self._last_pos)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Sets a whole cache, state or input buffer."""
@@ -180,11 +183,6 @@ class ReferenceVM:
                 self._read(name, group * capacity * width * out.itemsize, out[group])
         return out
 
-    def reseed(self, seed: int) -> None:
-        """Another legal order for the next steps."""
-        with self._lock:
-            _lib.check(lib.amk_vm_reseed(self._open(), _uint64("seed", seed)))
-
     def close(self) -> None:
         """Frees the machine; using it afterwards is an InputError. Closing twice is fine."""
         with self._lock:
@@ -193,7 +191,7 @@ class ReferenceVM:
             self._handle = None
             self._bound = []
 
-    def __enter__(self) -> ReferenceVM:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(
@@ -209,7 +207,8 @@ class ReferenceVM:
         return self._handle
 
     def _run(self, pos: int) -> None:
-        _lib.check(lib.amk_vm_run(self._open(), _int32("pos", pos)))
+        _lib.check(lib.amk_vm_run(self._open(), checked_int32("pos", pos)))
+        self._last_pos = int(pos)
 
     def _write(self, name: str, offset: int, array: np.ndarray) -> None:
         data = ffi.from_buffer(array)
@@ -246,6 +245,31 @@ class ReferenceVM:
             _lib.check(lib.amk_vm_bind(self._handle, source.encode(), ffi.from_buffer(array), array.nbytes))
 
 
+class ReferenceVM(ImageMachine):
+    """Runs an image in any legal order (`seed`; 0 is table order) on one or more threads.
+
+    guard=True poisons scratch and outputs before each step and checks canaries around every region after it.
+    """
+
+    def __init__(
+        self, image: Image, weights: Mapping[str, np.ndarray], *, seed: int = 0, threads: int = 0, guard: bool = False
+    ) -> None:
+        self._handle = None
+        options = ffi.new("amk_vm_options_t *")
+        options.seed = _uint64("seed", seed)
+        if type(threads) is not int or not 0 <= threads <= _lib.limit("MAX_QUEUES"):
+            raise InputError(f"threads: expected an integer in 0..{_lib.limit('MAX_QUEUES')}, got {show(threads)}")
+        options.threads, options.guard = threads, bool(guard)
+        super().__init__(
+            image, weights, lambda given, out: lib.amk_vm_create_reference(image._handle, given, out), options
+        )
+
+    def reseed(self, seed: int) -> None:
+        """Another legal order for the next steps."""
+        with self._lock:
+            _lib.check(lib.amk_vm_reseed(self._open(), _uint64("seed", seed)))
+
+
 def _describe(tables: Any) -> list[_Buffer]:
     names, sources = tables.buffer_name.strings(), tables.buffer_source.strings()
     rows = zip(names, sources, tables.bindings["kind"].tolist(), tables.buffers, strict=True)
@@ -255,7 +279,7 @@ def _describe(tables: Any) -> list[_Buffer]:
     ]
 
 
-def _int32(name: str, value: object) -> int:
+def checked_int32(name: str, value: object) -> int:
     if isinstance(value, np.integer):
         value = int(value)
     if type(value) is not int or not -(1 << 31) <= value < 1 << 31:

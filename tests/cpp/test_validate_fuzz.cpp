@@ -6,18 +6,20 @@
 
 #include "check.h"
 #include "mini_decoder.h"
+#include "translation_support.h"
 #include "validate/validate.h"
 
 namespace {
 
 using Random = std::mt19937_64;
 
-void judge(amk::Program program) {
-  const amk::Judgement j = amk::validate(std::move(program));
+void check_report(const amk::Judgement& j) {
   CHECK_EQ(j.report.ok(), j.valid.has_value());
   CHECK_EQ(static_cast<int64_t>(j.report.entries().size()), std::min<int64_t>(j.report.count(), AMK_MAX_REPORTED));
-  for (const amk::Rejection& r : j.report.entries()) CHECK(r.code >= 1 && r.code <= 22 && !r.text.empty());
+  for (const amk::Rejection& r : j.report.entries()) CHECK(r.code >= 1 && r.code <= 23 && !r.text.empty());
 }
+
+void judge(amk::Program program) { check_report(amk::validate(std::move(program))); }
 
 int64_t interesting(Random& random) {
   constexpr int64_t kValues[] = {
@@ -117,6 +119,25 @@ TEST(damaged_programs_are_judged) {
   CHECK(accepted > 0);  // some damage is harmless; if none is, the start was not valid
 }
 
+TEST(damaged_lowerings_are_judged_with_their_model) {
+  const amk_model_t model = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, AMK_MODEL_QK_NORM);
+  Random random(3);
+  int64_t accepted = 0, other_function = 0;
+  for (const int32_t fusion : {0, 63}) {
+    const Edited whole(model, fusion);
+    for (int i = 0; i < 15000; ++i) {
+      amk::Program p = whole.program;
+      for (uint64_t n = 1 + random() % 3; n > 0; --n) damage(p, random);
+      const amk::Judgement j = amk::validate_model(p, model);
+      check_report(j);
+      accepted += j.report.ok();
+      other_function += !j.report.ok() && j.report.entries()[0].code == 17;
+    }
+  }
+  CHECK(accepted > 0);
+  CHECK(other_function > 0);
+}
+
 TEST(names_of_any_bytes_are_masked) {
   MiniDecoder m;
   amk::Strings names;
@@ -183,4 +204,25 @@ TEST(nested_ranges_end_in_a_bounded_time) {
   const auto start = std::chrono::steady_clock::now();
   judge(b.program);
   CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 60);
+}
+
+TEST(contents_cut_into_pieces_end_in_a_bounded_time) {
+  constexpr int kElements = 4096;
+  const amk_model_t model = make_model(AMK_DTYPE_F32, 1, 32, 4, 2, 8, 32, 64, 24);
+  Edited e(model, 0);
+  const int x = e.buffer("x"), like = e.add_buffer("like", AMK_KIND_ACTIVATION, amk::make_buffer(0, 1, {kElements}));
+  const int there = e.add_buffer("there", AMK_KIND_ACTIVATION, e.program.buffers[like]);
+  const int end = e.program.tasks.back().out_counter, mine = e.add_counter();
+  const auto push = [&](amk_instruction_t t) {
+    t.out_counter = mine;
+    t.n_waits = t.wait_threshold[0] = 1;
+    t.wait_counter[0] = end;
+    e.program.tasks.push_back(t);
+  };
+  for (int i = 0; i < kElements; ++i) push(copy_task(x, like, 1, 0, i));
+  CHECK_EQ(model_verdict(e), "accepted");
+  for (int i = 0; i < (1 << 22) / kElements; ++i) push(copy_task(like, there, kElements));
+  const auto start = std::chrono::steady_clock::now();
+  CHECK_EQ(model_verdict(e), "V1: the program is too large to judge: its tasks leave more than 4194304 ranges");
+  CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 20);
 }

@@ -1,24 +1,19 @@
 // Faults on purpose, against a kernel built with AMK_TEST_FAULTS: what the host must say, and that the next step works.
 // In: the name of a case, or nothing for all that leave the process usable. Out: one line per case.
 #include <chrono>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <thread>
 
-#include "gpu_model.h"
+#include "gpu_pair.h"
 #include "test_ops.h"
+#include "vm/device.h"
 
 using namespace gpu_test;
 
 namespace {
-
-int failures = 0;
-
-void report(bool ok, const std::string& line) {
-  std::printf("%s %s\n", ok ? "ok  " : "FAIL", line.c_str());
-  std::fflush(stdout);
-  failures += !ok;
-}
 
 const amk_model_t kModel = model(AMK_DTYPE_BF16, 1, 256, 4, 2, 64, 512, 1000, 256);
 
@@ -126,6 +121,82 @@ void loop_forever() {
   expect("F2 afterwards", AMK_ERR_POISONED, "unusable", 1, [&] { vm->run(0); });
 }
 
+// F14: what a handler of SIGINT may do is cancel(): it stores one word.
+amk::Vm* interrupted = nullptr;
+std::chrono::steady_clock::time_point interrupted_at;
+void on_interrupt(int) {
+  interrupted_at = std::chrono::steady_clock::now();
+  interrupted->cancel();
+}
+
+double seconds_since(std::chrono::steady_clock::time_point t) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+}
+
+void interrupt() {
+  auto vm = machine(with_op(amk::kTestSkipSignal, 5), 20000);
+  interrupted = vm.get();
+  std::signal(SIGINT, on_interrupt);
+  std::thread sender([] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    std::raise(SIGINT);
+  });
+  expect("F14 SIGINT in a stuck step", AMK_ERR_TIMEOUT, "cancelled", 3, [&] { vm->run(0); });
+  sender.join();
+  report(seconds_since(interrupted_at) <= 1,
+         amk::text("F14: back %.3f s after the signal", seconds_since(interrupted_at)));
+
+  // A healthy step, at random instants: it ends as cancelled or it ends, soon, and the next one is right.
+  const amk_model_t m = model(AMK_DTYPE_BF16, 4, 1024, 16, 8, 64, 3072, 8192, 256);
+  Pair p(make_image(m, amk::default_schedule(), 132), 1);
+  p.token(5);
+  p.gpu->run(100);
+  const auto right = read_buffer(*p.gpu, p.image, "logits");
+  interrupted = p.gpu.get();
+  Random random{5};
+  int ended = 0, cancelled = 0, wrong = 0;
+  double slowest_s = 0;
+  for (int i = 0; i < 1000; ++i) {
+    p.gpu->prepare();
+    p.gpu->launch(100, nullptr);
+    const auto start = std::chrono::steady_clock::now();
+    const auto wait = std::chrono::microseconds(random.next() % 400);
+    while (std::chrono::steady_clock::now() - start < wait) std::this_thread::yield();
+    std::raise(SIGINT);
+    try {
+      p.gpu->finish();
+      ++ended;
+    } catch (const amk::Error& e) {
+      ++(e.status() == AMK_ERR_TIMEOUT ? cancelled : wrong);
+    }
+    slowest_s = std::max(slowest_s, seconds_since(interrupted_at));
+    if (i % 20 != 0) continue;
+    p.gpu->run(100);
+    wrong += read_buffer(*p.gpu, p.image, "logits") != right;
+  }
+  std::signal(SIGINT, SIG_DFL);
+  report(wrong == 0 && slowest_s <= 1,
+         amk::text("F14 SIGINT at 1,000 instants: %d ended, %d cancelled, %d wrong, slowest return %.3f s", ended,
+                   cancelled, wrong, slowest_s));
+}
+
+// F9. Before this process's first call into CUDA.
+void no_device() {
+  setenv("CUDA_VISIBLE_DEVICES", "", 1);
+  expect("F9 no visible device, count", AMK_ERR_UNAVAILABLE, "no CUDA-capable device", 5, [] { amk::device_count(); });
+  expect("F9 no visible device, machine", AMK_ERR_UNAVAILABLE, "no CUDA-capable device", 5,
+         [] { machine(plain_image()); });
+  try {
+    const auto weights = make_weights(view_of(plain_image()), 7);
+    auto vm = amk::make_reference_vm(plain_image(), options());
+    bind_all(*vm, weights);
+    vm->run(0);
+    report(true, "F9: the reference machine works");
+  } catch (const amk::Error& e) {
+    report(false, std::string("F9: the reference machine: ") + e.what());
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -135,6 +206,10 @@ int main(int argc, char** argv) {
       illegal_address();
     } else if (which == "loop-forever") {
       loop_forever();
+    } else if (which == "no-device") {
+      no_device();
+    } else if (which == "interrupt") {
+      interrupt();
     } else {
       refused_before_launch();
       ended_by_the_device();

@@ -157,8 +157,8 @@ MISUSE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"model": 3}, InputError, "model"),
     ({"gpu": "h9000"}, InputError, "gpu"),
     ({"gpu": None}, InputError, "gpu"),
-    ({"device": "cuda"}, Unavailable, "no GPU kernel"),
-    ({"device": "cuda:0"}, Unavailable, "no GPU kernel"),
+    ({"device": "cuda"}, Unavailable, "CUDA"),
+    ({"device": "cuda:0"}, Unavailable, "CUDA"),
     ({"device": "tpu"}, InputError, "device"),
     ({"device": None}, InputError, "device"),
     ({"token": -1}, InputError, "token"),
@@ -331,7 +331,7 @@ def test_a_latency_below_the_floor_is_withheld(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_program_that_fails_its_proof_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise Rejected("the program is not valid: V9: a cycle")
 
     monkeypatch.setattr(program.Program, "pack", refuse)

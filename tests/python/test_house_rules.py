@@ -50,9 +50,18 @@ PY_ARROWS = {
     "verdict": {"errors"},
     "output": {"errors"},
     "evaluate": {
-        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "oracle", "program", "targets", "verdict", "vm"}
+        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle", "program"},
+        *{"targets", "timing", "verdict", "vm"},
     },
-    "machine": {"errors", "program", "targets", "vm"},  # a machine is opened here; what it is told, elsewhere
+    "megakernel": {"_lib", "errors", "program", "vm"},
+    "nvml": set(),
+    "machine": {"errors", "megakernel", "program", "targets", "vm"},  # one is opened here; what it is told, elsewhere
+    "timing": {"errors", "exam"},
+    "measure": {"_lib", "embedded", "errors", "exam", "megakernel", "nvml", "program", "targets", "timing"},
+    "frames": {"errors"},
+    "worker": {"errors", "frames", "measure"},
+    "supervisor": {"errors", "frames"},  # it starts a worker, and imports none
+    "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
     "tokenizer": {"errors", "safetensors", "strict_json"},
     "generate": {

@@ -1,0 +1,269 @@
+#include "validate/translation_model.h"
+
+#include <charconv>
+#include <cmath>
+
+#include "base/dtype.h"
+#include "base/error.h"
+
+namespace amk {
+namespace {
+
+constexpr int32_t kMaxDim = 1 << 24;  // heads, head width, feed-forward width: products of two then fit 64 bits
+
+enum Scope : uint8_t { kNone, kModel, kLayer };
+
+struct WhatRow {
+  What what;
+  Scope scope;
+  const char* name;
+};
+
+// One row per What, in its order.
+constexpr WhatRow kRows[] = {
+    {What::kUnknown, kNone, "nothing that the model has"},
+    {What::kRefused, kNone, "a refused result"},
+    {What::kToken, kModel, "token"},
+    {What::kEmbed, kModel, "embed"},
+    {What::kInvFreq, kModel, "rope_inv_freq"},
+    {What::kFinalNorm, kModel, "final_norm"},
+    {What::kLmHead, kModel, "lm_head"},
+    {What::kAttnNorm, kLayer, "attn_norm"},
+    {What::kWqkv, kLayer, "wqkv"},
+    {What::kBqkv, kLayer, "bqkv"},
+    {What::kQNorm, kLayer, "q_norm"},
+    {What::kKNorm, kLayer, "k_norm"},
+    {What::kWo, kLayer, "wo"},
+    {What::kBo, kLayer, "bo"},
+    {What::kMlpNorm, kLayer, "mlp_norm"},
+    {What::kWGateUp, kLayer, "w_gate_up"},
+    {What::kBGateUp, kLayer, "b_gate_up"},
+    {What::kWDown, kLayer, "w_down"},
+    {What::kBDown, kLayer, "b_down"},
+    {What::kKCache, kLayer, "k"},
+    {What::kVCache, kLayer, "v"},
+    {What::kX, kLayer, "x"},
+    {What::kAttnIn, kLayer, "attn_in"},
+    {What::kQkv, kLayer, "qkv"},
+    {What::kQNormed, kLayer, "q_normed"},
+    {What::kKNormed, kLayer, "k_normed"},
+    {What::kQRotated, kLayer, "q_rotated"},
+    {What::kKRotated, kLayer, "k_rotated"},
+    {What::kPartO, kLayer, "attention.part_o"},
+    {What::kPartMl, kLayer, "attention.part_ml"},
+    {What::kAttended, kLayer, "attended"},
+    {What::kAttnOut, kLayer, "attn_out"},
+    {What::kXMid, kLayer, "x_mid"},
+    {What::kMlpIn, kLayer, "mlp_in"},
+    {What::kGateUp, kLayer, "gate_up"},
+    {What::kAct, kLayer, "act"},
+    {What::kMlpOut, kLayer, "mlp_out"},
+    {What::kHeadIn, kModel, "head_in"},
+    {What::kLogits, kModel, "logits"},
+    {What::kBestValue, kModel, "best_value"},
+    {What::kBestIndex, kModel, "best_index"},
+    {What::kNextToken, kModel, "next_token"},
+};
+static_assert(sizeof(kRows) / sizeof(kRows[0]) == kWhatCount, "a value was added: give it its row here");
+
+constexpr bool rows_are_in_order() {
+  for (int i = 0; i < kWhatCount; ++i)
+    if (static_cast<int>(kRows[i].what) != i) return false;
+  return true;
+}
+static_assert(rows_are_in_order());
+
+void check_range(const char* field, int64_t value, int64_t low, int64_t high) {
+  AMK_CHECK(value >= low && value <= high, AMK_ERR_INVALID_ARGUMENT, "model.%s is %lld, allowed %lld..%lld", field,
+            (long long)value, (long long)low, (long long)high);
+}
+
+// "7.rest" -> 7, and the rest in *tail. -1 when the text does not start with one canonical number and a dot.
+int32_t take_layer(std::string_view text, std::string_view* tail) {
+  int32_t layer = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), layer);
+  const size_t digits = static_cast<size_t>(end - text.data());
+  if (error != std::errc() || layer < 0 || digits >= text.size() || *end != '.') return -1;
+  if (text[0] == '-' || (digits > 1 && text[0] == '0')) return -1;
+  *tail = text.substr(digits + 1);
+  return layer;
+}
+
+What find_what(std::string_view name, Scope scope, What first, What last) {
+  for (int i = static_cast<int>(first); i <= static_cast<int>(last); ++i)
+    if (kRows[i].scope == scope && name == kRows[i].name) return kRows[i].what;
+  return What::kUnknown;
+}
+
+}  // namespace
+
+Decoder::Decoder(const amk_model_t& model) : m_(model) {
+  AMK_CHECK(is_compute_dtype(m_.dtype), AMK_ERR_INVALID_ARGUMENT, "model.dtype is %s, expected f32, f16 or bf16",
+            dtype_name(m_.dtype));
+  check_range("layers", m_.layers, 1, AMK_MAX_LAYERS);
+  check_range("hidden", m_.hidden, 1, AMK_MAX_HIDDEN);
+  check_range("n_heads", m_.n_heads, 1, kMaxDim);
+  check_range("n_kv_heads", m_.n_kv_heads, 1, m_.n_heads);
+  check_range("head_dim", m_.head_dim, 2, kMaxDim);
+  check_range("ffn", m_.ffn, 1, kMaxDim);
+  check_range("vocab", m_.vocab, 1, AMK_MAX_VOCAB);
+  check_range("max_seq", m_.max_seq, 1, AMK_MAX_SEQ);
+  AMK_CHECK(m_.n_heads % m_.n_kv_heads == 0, AMK_ERR_INVALID_ARGUMENT,
+            "model.n_heads is %d, expected a multiple of n_kv_heads %d", m_.n_heads, m_.n_kv_heads);
+  AMK_CHECK(m_.head_dim % 2 == 0, AMK_ERR_INVALID_ARGUMENT, "model.head_dim is %d, expected an even one", m_.head_dim);
+  AMK_CHECK(std::isfinite(m_.eps) && m_.eps > 0, AMK_ERR_INVALID_ARGUMENT, "model.eps is %g, expected finite and > 0",
+            static_cast<double>(m_.eps));
+  constexpr int32_t kKnown =
+      AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
+  AMK_CHECK((m_.features & ~kKnown) == 0, AMK_ERR_INVALID_ARGUMENT, "model.features is 0x%x, allowed bits 0x%x",
+            m_.features, kKnown);
+}
+
+bool Decoder::is_there(What what) const {
+  switch (what) {
+    case What::kLmHead: return !has(AMK_MODEL_TIED_HEAD);
+    case What::kBqkv: return has(AMK_MODEL_QKV_BIAS);
+    case What::kBo: return has(AMK_MODEL_O_BIAS);
+    case What::kBGateUp:
+    case What::kBDown: return has(AMK_MODEL_MLP_BIAS);
+    case What::kQNorm:
+    case What::kKNorm: return has_head_norms();
+    default: return true;
+  }
+}
+
+BoundTensor Decoder::bound(std::string_view source) const {
+  constexpr std::string_view kPrefix = "layers.";
+  Value value;
+  std::string_view tail;
+  if (source.substr(0, kPrefix.size()) != kPrefix) {
+    value.what = find_what(source, kModel, What::kToken, What::kLmHead);
+  } else {
+    const int32_t layer = take_layer(source.substr(kPrefix.size()), &tail);
+    if (layer >= 0 && layer < m_.layers) value = {find_what(tail, kLayer, What::kAttnNorm, What::kBDown), layer};
+  }
+  if (!is_there(value.what)) return {};
+  const auto vector = [&](int64_t n) { return BoundTensor{value, m_.dtype, 1, {n, 0, 0}}; };
+  const auto matrix = [&](int64_t rows, int64_t columns) {
+    return BoundTensor{value, m_.dtype, 2, {rows, columns, 0}};
+  };
+  switch (value.what) {
+    case What::kToken: return {value, AMK_DTYPE_I32, 1, {1, 0, 0}};
+    case What::kInvFreq: return {value, AMK_DTYPE_F32, 1, {m_.head_dim / 2, 0, 0}};
+    case What::kEmbed:
+    case What::kLmHead: return matrix(m_.vocab, m_.hidden);
+    case What::kWqkv: return matrix(qkv_end(), m_.hidden);
+    case What::kWo: return matrix(m_.hidden, k_first());
+    case What::kWGateUp: return matrix(2 * ffn(), m_.hidden);
+    case What::kWDown: return matrix(m_.hidden, m_.ffn);
+    case What::kBqkv: return vector(qkv_end());
+    case What::kQNorm:
+    case What::kKNorm: return vector(m_.head_dim);
+    case What::kBGateUp: return vector(2 * ffn());
+    case What::kFinalNorm:
+    case What::kAttnNorm:
+    case What::kBo:
+    case What::kMlpNorm:
+    case What::kBDown: return vector(m_.hidden);
+    default: return {};
+  }
+}
+
+BoundTensor Decoder::output(std::string_view name) const {
+  if (name == "logits") return {{What::kLogits, 0}, AMK_DTYPE_F32, 1, {m_.vocab, 0, 0}};
+  if (name == "next_token") return {{What::kNextToken, 0}, AMK_DTYPE_I32, 1, {1, 0, 0}};
+  return {};
+}
+
+BoundTensor Decoder::cache(std::string_view name) const {
+  std::string_view tail;
+  const int32_t layer = name.substr(0, 3) == "kv." ? take_layer(name.substr(3), &tail) : -1;
+  const What what = find_what(tail, kLayer, What::kKCache, What::kVCache);
+  if (layer < 0 || layer >= m_.layers || what == What::kUnknown) return {};
+  return {{what, layer}, m_.dtype, 3, {m_.n_kv_heads, m_.max_seq, m_.head_dim}};
+}
+
+Linear Decoder::linear(Value matrix) const {
+  const int32_t i = matrix.layer;
+  const auto of = [&](What what) { return is_there(what) ? Value{what, i} : Value{}; };
+  Linear l;
+  switch (matrix.what) {
+    case What::kWqkv:
+      l.input = of(What::kAttnIn), l.raw = of(What::kX), l.norm = of(What::kAttnNorm);
+      l.bias = of(What::kBqkv), l.out = of(What::kQkv);
+      break;
+    case What::kWo:
+      l.input = of(What::kAttended), l.bias = of(What::kBo), l.out = of(What::kAttnOut);
+      l.residual = of(What::kX), l.sum = of(What::kXMid);
+      break;
+    case What::kWGateUp:
+      l.input = of(What::kMlpIn), l.raw = of(What::kXMid), l.norm = of(What::kMlpNorm);
+      l.bias = of(What::kBGateUp), l.out = of(What::kGateUp), l.pair_out = of(What::kAct);
+      break;
+    case What::kWDown:
+      l.input = of(What::kAct), l.bias = of(What::kBDown), l.out = of(What::kMlpOut);
+      l.residual = of(What::kXMid), l.sum = {What::kX, i + 1};
+      break;
+    case What::kEmbed:
+    case What::kLmHead:
+      if ((matrix.what == What::kEmbed) != has(AMK_MODEL_TIED_HEAD)) break;
+      l.input = {What::kHeadIn, 0}, l.raw = {What::kX, m_.layers}, l.norm = {What::kFinalNorm, 0};
+      l.out = {What::kLogits, 0};
+      break;
+    default: break;
+  }
+  return l;
+}
+
+Norm Decoder::norm(Value x) const {
+  if (x == Value{What::kX, m_.layers}) return {{What::kFinalNorm, 0}, {What::kHeadIn, 0}};
+  if (x.what == What::kX) return {{What::kAttnNorm, x.layer}, {What::kAttnIn, x.layer}};
+  if (x.what == What::kXMid) return {{What::kMlpNorm, x.layer}, {What::kMlpIn, x.layer}};
+  return {};
+}
+
+Value Decoder::sum(Value a, Value b) const {
+  if (a.layer != b.layer) return {};
+  const auto are = [&](What x, What y) { return (a.what == x && b.what == y) || (a.what == y && b.what == x); };
+  if (are(What::kX, What::kAttnOut)) return {What::kXMid, a.layer};
+  if (are(What::kXMid, What::kMlpOut)) return {What::kX, a.layer + 1};
+  return {};
+}
+
+int32_t Decoder::dtype(Value value) const {
+  switch (value.what) {
+    case What::kPartO:
+    case What::kPartMl:
+    case What::kLogits:
+    case What::kBestValue: return AMK_DTYPE_F32;
+    case What::kBestIndex:
+    case What::kNextToken: return AMK_DTYPE_I32;
+    default: return m_.dtype;
+  }
+}
+
+float Decoder::attention_scale() const { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(m_.head_dim))); }
+
+std::string Decoder::name(Value value) const {
+  const WhatRow& row = kRows[static_cast<int>(value.what)];
+  if (value.what == What::kX) return value.layer ? text("layers.%d.x", value.layer - 1) : "x";
+  if (value.what == What::kKCache || value.what == What::kVCache) return text("kv.%d.%s", value.layer, row.name);
+  return row.scope == kLayer ? text("layers.%d.%s", value.layer, row.name) : row.name;
+}
+
+std::string Decoder::range_text(Value value, int64_t first, int64_t count) const {
+  if (kRows[static_cast<int>(value.what)].scope == kNone) return name(value);
+  const int64_t end = first + count;
+  const char* rows = "";
+  if (value.what == What::kQkv) {
+    if (end <= k_first())
+      rows = " (q rows)";
+    else if (first >= k_first() && end <= v_first())
+      rows = " (k rows)";
+    else if (first >= v_first())
+      rows = " (v rows)";
+  }
+  return name(value) + text("[%lld, %lld)%s", (long long)first, (long long)end, rows);
+}
+
+}  // namespace amk

@@ -1,0 +1,301 @@
+// V17's rules, one per opcode: which part of which value of the decoder a task computes from what its operands hold.
+// Each follows the law of its opcode in amk.h. A rule that does not see its way refuses.
+#include "base/error.h"
+#include "validate/translation.h"
+
+namespace amk {
+
+bool Translation::apply(const amk_instruction_t& t) {
+  switch (t.op) {
+    case AMK_OP_NOP: return true;
+    case AMK_OP_COPY: return copy(t);
+    case AMK_OP_EMBED: return embed(t);
+    case AMK_OP_RMSNORM: return rmsnorm(t);
+    case AMK_OP_GEMV_TILE: return gemv(t);
+    case AMK_OP_ATTENTION_TILE: return attention(t);
+    case AMK_OP_ATTENTION_COMBINE: return combine(t);
+    case AMK_OP_ROPE: return rope(t);
+    case AMK_OP_KV_APPEND: return append(t);
+    case AMK_OP_SILU_MUL: return silu_mul(t);
+    case AMK_OP_ADD: return add(t);
+    case AMK_OP_SAMPLE_ARGMAX: return scan(t);
+    case AMK_OP_ARGMAX_COMBINE: return pick(t);
+    default: return fail(-1, "the model has no such operation");
+  }
+}
+
+// Whatever stands there, piece by piece: a copy computes nothing, so it may be made, and made again.
+bool Translation::copy(const amk_instruction_t& t) {
+  const int32_t from = t.inputs[0], to = t.outputs[0];
+  const int64_t first = t.params.m_off, end = first + t.params.N_tile, shift = int64_t{t.params.n_off} - first;
+  if (bound_[from]) {
+    write(to, first + shift, end - first, bound_[from], first);
+    return true;
+  }
+  // A copy within one buffer overlaps nothing of what it reads (V18), so reading and writing may take turns.
+  for (int64_t at = first; at < end;) {
+    const Contents::Piece piece = contents_[from].at(at, end);
+    write(to, piece.first + shift, piece.end - piece.first, piece.value, piece.at);
+    at = piece.end;
+  }
+  return true;
+}
+
+bool Translation::embed(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const Value x{What::kX, 0};
+  return holds(read(t.inputs[0], 0, 1), {What::kToken, 0}, 0, "token", x) &&
+         holds(read(t.inputs[1], 0, int64_t{p.vocab} * p.hidden), {What::kEmbed, 0}, 0, "table", x) &&
+         compute(t.outputs[0], p.n_off, p.N_tile, x, p.n_off);
+}
+
+bool Translation::rmsnorm(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const int64_t count = int64_t{p.M_tile} * p.hidden;
+  const Reading x = read(t.inputs[0], p.m_off, count);
+  const Reading weight = read(t.inputs[1], 0, p.hidden);
+  if (x.refused) return false;
+  if (x.one && x.value.what == What::kQkv && d_.has_head_norms() && p.hidden == d_.head_dim() &&
+      x.at % d_.head_dim() == 0 && x.at + count <= d_.v_first()) {
+    const bool is_q = x.at + count <= d_.k_first(), is_k = x.at >= d_.k_first();
+    const Value out{is_q ? What::kQNormed : What::kKNormed, x.value.layer};
+    const Value norm{is_q ? What::kQNorm : What::kKNorm, x.value.layer};
+    return (is_q || is_k || fail(-1, "it normalises q rows and k rows with one weight")) &&
+           holds(weight, norm, 0, "weight", out) && number("eps", p.eps, d_.eps(), out) &&
+           compute(t.outputs[0], p.n_off, count, out, x.at - (is_q ? 0 : d_.k_first()));
+  }
+  const Norm rule = d_.norm(x.value);
+  if (!rule.out || !x.one || x.at != 0 || count != d_.hidden() || p.hidden != d_.hidden())
+    return fail(t.inputs[0], text("it normalises %s, which the model does not", reading_text(x).c_str()));
+  return holds(weight, rule.weight, 0, "weight", rule.out) && number("eps", p.eps, d_.eps(), rule.out) &&
+         compute(t.outputs[0], p.n_off, count, rule.out, 0);
+}
+
+bool Translation::gemv(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const FlagSlots slots = flag_slots(t);
+  const bool pair = p.flags & AMK_FLAG_SILU_PAIR;
+  const Value matrix = bound_[t.inputs[1]];
+  const Linear rule = d_.linear(matrix);
+  const std::string name = d_.name(matrix);
+  if (!rule.out) return fail(t.inputs[1], text("it multiplies by %s, which the model does not", name.c_str()));
+  const auto lacks = [&](bool has, Value part, const char* what) {
+    if (has == static_cast<bool>(part)) return true;
+    return fail(t.inputs[1], text("%s has %s %s, but the model's has %s", name.c_str(), has ? "a" : "no", what,
+                                  part ? "one" : "none"));
+  };
+  // The weight has the model's shape and K is its row length (V4), so K elements from the first are the whole vector.
+  const Reading x = read(t.inputs[0], p.m_off, p.K);
+  if (slots.norm >= 0) {
+    if (!lacks(true, rule.norm, "normalisation before it")) return false;
+    if (!holds(x, rule.raw, 0, "normalised input", matrix)) return false;
+    if (!holds(read(t.inputs[slots.norm], 0, p.K), rule.norm, 0, "norm weight", matrix)) return false;
+    if (!number("eps", p.eps, d_.eps(), matrix)) return false;
+  } else if (!holds(x, rule.input, 0, "input", matrix)) {
+    return false;
+  }
+  if (!lacks(slots.bias >= 0, rule.bias, "bias")) return false;
+  if (slots.bias >= 0) {
+    const int64_t rows = p.N * (pair ? int64_t{2} : int64_t{1});
+    if (!holds(read(t.inputs[slots.bias], 0, rows), rule.bias, 0, "bias", matrix)) return false;
+  }
+  if (pair && !lacks(true, rule.pair_out, "gated activation after it")) return false;
+  Value out = pair ? rule.pair_out : rule.out;
+  if (slots.residual >= 0) {
+    if (!lacks(true, pair ? Value{} : rule.residual, "residual")) return false;
+    const Reading residual = read(t.inputs[slots.residual], p.n_off, p.N_tile);
+    if (!holds(residual, rule.residual, p.n_off, "residual", matrix)) return false;
+    out = rule.sum;
+  }
+  return compute(t.outputs[0], p.n_off, p.N_tile, out, p.n_off);
+}
+
+// ---- heads ----
+
+bool Translation::head_norm_weight(const amk_instruction_t& t, int slot, Value rotated) {
+  const What norm = rotated.what == What::kQRotated ? What::kQNorm : What::kKNorm;
+  return holds(read(t.inputs[slot], 0, d_.head_dim()), {norm, rotated.layer}, 0, "head norm weight", rotated) &&
+         number("eps", t.params.eps, d_.eps(), rotated);
+}
+
+std::optional<Translation::Rotation> Translation::rotate(const amk_instruction_t& t, int32_t heads, int inv_freq,
+                                                         int norm) {
+  const int64_t width = d_.head_dim(), count = heads * width;
+  if (t.params.head_dim != width) {
+    fail(-1, text("it turns heads of width %d, the model's are %lld wide", t.params.head_dim, (long long)width));
+    return {};
+  }
+  const Reading x = read(t.inputs[0], t.params.m_off, count);
+  if (x.refused) return {};
+  const int64_t end = x.at + count;
+  const bool q_rows = x.value.what == What::kQkv && end <= d_.k_first();
+  const bool k_rows = x.value.what == What::kQkv && x.at >= d_.k_first() && end <= d_.v_first();
+  const bool is_q = q_rows || x.value.what == What::kQNormed, is_k = k_rows || x.value.what == What::kKNormed;
+  if (!x.one || !(is_q || is_k) || x.at % width != 0) {
+    fail(t.inputs[0], text("it turns %s, expected whole heads of q rows or of k rows", reading_text(x).c_str()));
+    return {};
+  }
+  const Rotation r{{is_q ? What::kQRotated : What::kKRotated, x.value.layer}, x.at - (k_rows ? d_.k_first() : 0)};
+  const bool due = d_.has_head_norms() && (q_rows || k_rows);
+  if ((norm >= 0) != due) {
+    fail(-1, text("%s is made %s a head norm of %s, expected %s one", d_.name(r.value).c_str(),
+                  norm >= 0 ? "with" : "without", d_.name(x.value).c_str(), due ? "with" : "without"));
+    return {};
+  }
+  if (norm >= 0 && !head_norm_weight(t, norm, r.value)) return {};
+  if (!holds(read(t.inputs[inv_freq], 0, width / 2), {What::kInvFreq, 0}, 0, "frequency table", r.value)) return {};
+  return r;
+}
+
+bool Translation::rope(const amk_instruction_t& t) {
+  const std::optional<Rotation> r = rotate(t, t.params.n_heads, 1, flag_slots(t).norm);
+  return r && compute(t.outputs[0], t.params.n_off, t.params.n_heads * d_.head_dim(), r->value, r->at);
+}
+
+bool Translation::append(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const FlagSlots slots = flag_slots(t);
+  const Value cache = bound_[t.outputs[0]];
+  const bool is_k = cache.what == What::kKCache;
+  // The cache has the model's shape, and head_dim and K are that shape's (V4).
+  const int64_t width = d_.head_dim(), first = p.n_off * width, count = p.N_tile * width;
+  Value row{is_k ? What::kKRotated : What::kQkv, cache.layer};
+  const int64_t at = first + (is_k ? 0 : d_.v_first());
+  if (slots.rope >= 0) {
+    const std::optional<Rotation> r = rotate(t, p.N_tile, slots.rope, slots.norm);
+    if (!r) return false;
+    if (!holds({r->value, r->at, count, true, false, {}}, row, at, "row", cache)) return false;
+    add_tile(row, at, count);
+  } else if (slots.norm >= 0) {
+    return fail(t.outputs[0], text("the row of %s is normalised and not turned", d_.name(cache).c_str()));
+  } else if (!holds(read(t.inputs[0], p.m_off, count), row, at, "row", cache)) {
+    return false;
+  }
+  write(t.outputs[0], first, count, row, at);
+  return true;
+}
+
+// Rows before this step's hold what earlier steps of the same program appended to the same cache.
+bool Translation::attention(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const Value k = bound_[t.inputs[1]], v = bound_[t.inputs[2]];
+  const int32_t layer = k.layer;
+  const Value out{What::kAttended, layer};
+  if (k.what != What::kKCache || v != Value{What::kVCache, layer})
+    return fail(t.inputs[k.what == What::kKCache ? 2 : 1],
+                text("it attends over %s as k and %s as v, expected k and v of one layer", d_.name(k).c_str(),
+                     d_.name(v).c_str()));
+  if (!number("the number of query heads", p.n_heads, d_.n_heads(), out)) return false;
+  if (!number("the scale", p.scale, d_.attention_scale(), out)) return false;
+  const int64_t width = d_.head_dim(), group = d_.n_heads() / d_.n_kv_heads();
+  const int64_t head = p.n_off * group, heads = p.N_tile * group, kv_first = p.n_off * width, kv = p.N_tile * width;
+  if (!holds(read(t.inputs[0], p.m_off + head * width, heads * width), {What::kQRotated, layer}, head * width, "query",
+             out))
+    return false;
+  if (!holds(read(t.inputs[1], kv_first, kv), {What::kKRotated, layer}, kv_first, "k row", out)) return false;
+  if (!holds(read(t.inputs[2], kv_first, kv), {What::kQkv, layer}, d_.v_first() + kv_first, "v row", out)) return false;
+  Splits& splits = splits_[layer];
+  if (splits.count == 0) splits = {p.M, p.M_tile};
+  if (!number("the number of splits", p.M, splits.count, out)) return false;
+  if (!number("the rows of a block", p.M_tile, splits.block, out)) return false;
+  const Value part_o{What::kPartO, layer}, part_ml{What::kPartMl, layer};
+  for (int64_t h = head; h < head + heads; ++h) {
+    const int64_t part = h * p.M + p.dim;
+    write(t.outputs[0], part * width, width, part_o, part * width);
+    write(t.outputs[1], part * 2, 2, part_ml, part * 2);
+  }
+  add_tile(part_o, int64_t{p.dim} * d_.n_heads() + head, heads);  // counted split after split: then it is one range
+  return true;
+}
+
+bool Translation::combine(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const int64_t width = p.head_dim, parts = int64_t{p.N_tile} * p.M, first = int64_t{p.n_off} * p.M;
+  const Reading o = read(t.inputs[0], first * width, parts * width);
+  if (o.refused) return false;
+  const int32_t layer = o.value.layer;
+  if (o.value.what != What::kPartO)
+    return fail(t.inputs[0], text("it merges %s, expected partial results of attention", reading_text(o).c_str()));
+  const Value out{What::kAttended, layer};
+  return number("the number of query heads", p.n_heads, d_.n_heads(), out) &&
+         number("the head width", p.head_dim, static_cast<double>(d_.head_dim()), out) &&
+         number("the number of merged splits", p.M, splits_[layer].count, out) &&
+         holds(o, {What::kPartO, layer}, first * width, "part_o", out) &&
+         holds(read(t.inputs[1], first * 2, parts * 2), {What::kPartMl, layer}, first * 2, "part_ml", out) &&
+         compute(t.outputs[0], p.n_off * width, p.N_tile * width, out, p.n_off * width);
+}
+
+// ---- elements ----
+
+bool Translation::silu_mul(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const Reading gate = read(t.inputs[0], p.n_off, p.N_tile);
+  const Reading up = read(t.inputs[0], int64_t{p.N} + p.n_off, p.N_tile);
+  if (gate.refused) return false;
+  const Value source{What::kGateUp, gate.value.layer}, out{What::kAct, gate.value.layer};
+  if (!gate.one || gate.value != source || gate.at + p.N_tile > d_.ffn())
+    return fail(t.inputs[0], text("its gate is %s, expected gate rows", reading_text(gate).c_str()));
+  return holds(up, source, d_.ffn() + gate.at, "up half", out) &&
+         compute(t.outputs[0], p.n_off, p.N_tile, out, gate.at);
+}
+
+bool Translation::add(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const Reading a = read(t.inputs[0], p.n_off, p.N_tile), b = read(t.inputs[1], p.n_off, p.N_tile);
+  if (a.refused || b.refused) return false;
+  const Value out = d_.sum(a.value, b.value);
+  if (!out || !a.one || !b.one || a.at != b.at)
+    return fail(-1,
+                text("it adds %s and %s, which the model does not", reading_text(a).c_str(), reading_text(b).c_str()));
+  return compute(t.outputs[0], p.n_off, p.N_tile, out, a.at);
+}
+
+// ---- the next token ----
+
+bool Translation::scan(const amk_instruction_t& t) {
+  const amk_params_t& p = t.params;
+  const Value out{What::kBestValue, 0};
+  // The index written is the position in the operand, so the operand must hold the logits from its first element on.
+  if (!holds(read(t.inputs[0], p.n_off, p.N_tile), {What::kLogits, 0}, p.n_off, "range", out)) return false;
+  if (!is_dtype(t.outputs[0], out) || !is_dtype(t.outputs[1], {What::kBestIndex, 0})) return false;
+  const int64_t id = static_cast<int64_t>(scans_.size());
+  scans_.push_back({p.n_off, int64_t{p.n_off} + p.N_tile});
+  write(t.outputs[0], p.dim, 1, out, id);
+  write(t.outputs[1], p.dim, 1, {What::kBestIndex, 0}, id);
+  add_tile(out, p.n_off, p.N_tile);
+  return true;
+}
+
+// Entries may be in any order, each with the index of its own value, and their ranges must be all the logits.
+bool Translation::pick(const amk_instruction_t& t) {
+  const Value out{What::kNextToken, 0};
+  const int64_t count = t.params.M;
+  // Once a step, whether it succeeds or not: so the walk below is made once.
+  if (picked_) return fail(t.outputs[0], "the next token is picked twice");
+  picked_ = true;
+  if (read(t.inputs[0], 0, count).refused) return false;
+  if (count > static_cast<int64_t>(scans_.size()))
+    return fail(-1, text("it picks among %lld entries, but %zu ranges were scanned", (long long)count, scans_.size()));
+  std::vector<Scan> ranges;
+  for (int64_t i = 0; i < count; ++i) {
+    const Reading value = read(t.inputs[0], i, 1), index = read(t.inputs[1], i, 1);
+    if (value.refused || index.refused) return false;
+    if (value.value.what != What::kBestValue || index.value.what != What::kBestIndex || value.at != index.at)
+      return fail(-1, text("entry %lld is %s with %s, expected the best value and index of one range", (long long)i,
+                           reading_text(value).c_str(), reading_text(index).c_str()));
+    ranges.push_back(scans_[static_cast<size_t>(value.at)]);
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const Scan& a, const Scan& b) { return a.first < b.first; });
+  int64_t end = 0;
+  for (const Scan& r : ranges) {
+    if (r.first != end) break;
+    end = r.end;
+  }
+  if (end != d_.vocab())
+    return fail(-1, text("the entries cover %s and then not, expected all of %s",
+                         d_.range_text({What::kLogits, 0}, 0, end).c_str(),
+                         d_.range_text({What::kLogits, 0}, 0, d_.vocab()).c_str()));
+  return compute(t.outputs[0], 0, 1, out, 0);
+}
+
+}  // namespace amk

@@ -1,0 +1,134 @@
+"""How steps are timed, so that the figure is that of decoding and of nothing else.
+
+In: a model's configuration, the position asked for, a seed; then a machine with `time`. Out: microseconds of each step,
+and the logits of some of them, which the parent chose beforehand and compares with the reference afterwards.
+Each step has a token and a position of its own; positions fall, so that the row a step appends is never history of a
+later one, and the cache is set afresh before each fall. Outputs and scratch hold NaN when a step begins (`guard`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DeviceError, NonFinite
+from .exam import Questions, draw, stored_history, stored_nan
+
+__all__ = ["Timing", "TimingMachine", "TimingPlan", "make_plan", "time_machine"]
+
+WARM_UP_STEPS, TIMED_STEPS = 10, 100
+WINDOW_ROWS = 32  # positions that the steps go through, around the one asked for
+CHECKED_STEPS = 8
+
+
+class TimingMachine(Protocol):
+    """What timing needs of a machine."""
+
+    @property
+    def next_token(self) -> int: ...
+
+    def set_kv(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None: ...
+
+    def write(self, name: str, array: NDArray[Any]) -> None: ...
+
+    def read(self, name: str) -> NDArray[Any]: ...
+
+    def time(self, pos: int, n: int) -> NDArray[np.float64]: ...
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """Steps in order, warm-up first. `checked` are indices of timed steps whose logits are kept."""
+
+    seed: int
+    max_seq: int
+    window: int
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    checked: tuple[int, ...]
+
+    @property
+    def as_questions(self) -> Questions:
+        """The checked steps, as the reference is asked about them."""
+        tokens, positions = ([table[i] for i in self.checked] for table in (self.tokens, self.positions))
+        return Questions(self.seed, self.max_seq, tuple(tokens), tuple(positions), ())
+
+    @property
+    def position(self) -> int:
+        """The middle of the positions timed."""
+        return sorted(self.positions)[len(self.positions) // 2]
+
+
+@dataclass(frozen=True)
+class Timing:
+    us: NDArray[np.float64]  # of the timed steps, without the warm-up
+    wall_s: float  # that these steps took by the host's clock
+    checked_logits: NDArray[np.float32]
+    faults: tuple[str, ...]
+
+
+def make_plan(config: Any, position: int, max_seq: int, seed: int) -> TimingPlan:
+    """Around `position`, within the cache; the same for the same seed."""
+    n = WARM_UP_STEPS + TIMED_STEPS
+    window = min(WINDOW_ROWS, max_seq)
+    high = min(max(position + window // 2, window - 1), max_seq - 1)
+    tokens = tuple(draw(seed, "timed token", i, config.vocab) for i in range(n))
+    checked: list[int] = []
+    for attempt in range(100 * CHECKED_STEPS):  # a tiny vocabulary may not have enough
+        i = WARM_UP_STEPS + draw(seed, "checked step", attempt, TIMED_STEPS)
+        if tokens[i] not in [tokens[j] for j in checked]:
+            checked.append(i)
+        if len(checked) == CHECKED_STEPS:
+            break
+    positions = tuple(high - i % window for i in range(n))
+    return TimingPlan(seed, max_seq, window, tokens, positions, tuple(sorted(checked)))
+
+
+def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: Callable[[], None]) -> Timing:
+    """Runs every step of the plan. A step that fails ends it, and its fault is told."""
+    high = max(plan.positions)
+    history = stored_history(config, high + 1, plan.seed)
+    us: list[float] = []
+    wall_s = 0.0
+    checked = np.full((len(plan.checked), config.vocab), math.nan, np.float32)
+    faults: list[str] = []
+    for i, (token, pos) in enumerate(zip(plan.tokens, plan.positions, strict=True)):
+        if i % plan.window == 0:
+            for layer, (k, v) in enumerate(history):
+                if i == 0:
+                    rows = [_hide(table, high, plan.max_seq, config.dtype) for table in (k, v)]
+                    machine.set_kv(layer, *rows)
+                else:
+                    machine.set_kv(layer, k, v)
+        alive()
+        try:
+            machine.write("token", np.array([token], np.int32))
+            start = time.perf_counter()
+            took_us = float(machine.time(pos, 1)[0])
+            if i >= WARM_UP_STEPS:
+                wall_s += time.perf_counter() - start
+                us.append(took_us)
+            if i in plan.checked:
+                logits = checked[plan.checked.index(i)]
+                logits[:] = machine.read("logits")
+                best = int(np.argmax(logits))
+                if machine.next_token != best and np.isfinite(logits).all():
+                    faults.append(f"timed step {i}: next_token is {machine.next_token}, the largest logit {best}")
+        except (DeviceError, NonFinite) as fault:
+            faults.append(f"timed step {i} at position {pos}: {fault}")
+            break
+    return Timing(np.array(us), wall_s, checked, tuple(faults))
+
+
+def _hide(rows: NDArray[Any], first: int, capacity: int, dtype: str) -> NDArray[Any]:
+    """The rows below `first`, and NaN in the rest of the cache, which no step may read before it wrote it."""
+    groups, _, width = rows.shape
+    out = np.full((groups, capacity, width), stored_nan(dtype), rows.dtype)
+    out[:, :first] = rows[:, :first]
+    return out

@@ -1,0 +1,407 @@
+// Every opcode by itself against the reference machine: each flag, tiles that start and end anywhere, the smallest and
+// odd sizes, positions around every edge. Needs a GPU.
+// In: "few" (one case of each opcode and type, for a sanitizer), deadline_ms=N. Out: one line per opcode.
+#include <cstdio>
+#include <functional>
+
+#include "gpu_pair.h"
+#include "gpu_sketch.h"
+
+using namespace gpu_test;
+
+namespace {
+
+bool few = false;
+int32_t deadline_ms = 0;
+
+// One line per opcode: cases, the largest error over its limit, the first case that failed.
+struct Line {
+  std::string name, first_failure;
+  int cases = 0;
+  double worst = 0;
+  explicit Line(std::string n) : name(std::move(n)) {}
+  ~Line() {
+    report(first_failure.empty() && cases > 0,
+           amk::text("%-18s %3d cases, error at most %.2f of the limit%s%s", name.c_str(), cases, worst,
+                     first_failure.empty() ? "" : ": ", first_failure.c_str()));
+  }
+  void fail(const std::string& what) {
+    if (first_failure.empty()) first_failure = what;
+  }
+};
+
+// One rounding of a value that another order of summation may have moved.
+double one_rounding(int32_t dtype) {
+  return dtype == AMK_DTYPE_F32 ? 1e-5 : dtype == AMK_DTYPE_BF16 ? 1.0 / 128 : 1.0 / 1024;
+}
+
+// Runs the sketch on both machines at each position and compares every output and cache. Limit 0: equal bytes.
+void check(Line& line, const std::string& what, const Sketch& sketch, double limit,
+           const std::vector<int32_t>& positions = {0},
+           const std::map<std::string, std::vector<int32_t>>& integers = {}, double term_size = 1e-30) {
+  ++line.cases;
+  try {
+    Pair p(sketch.image(), 1, deadline_ms, static_cast<uint64_t>(line.cases));
+    for (size_t b = 0; b < p.image.buffers.size(); ++b) {
+      if (p.image.bindings[b].kind != AMK_KIND_IO_INPUT) continue;
+      const std::string name(p.image.buffer_name.at(b));
+      const amk_buffer_t& buffer = p.image.buffers[b];
+      std::vector<uint8_t> bytes(static_cast<size_t>(p.image.places[b].nbytes));
+      Random random{b + 100 * static_cast<uint64_t>(line.cases)};
+      if (integers.count(name)) {
+        std::memcpy(bytes.data(), integers.at(name).data(), bytes.size());
+      } else if (buffer.dtype == AMK_DTYPE_F32 || buffer.dtype == AMK_DTYPE_F16 || buffer.dtype == AMK_DTYPE_BF16) {
+        for (int64_t i = 0; i < buffer.numel; ++i) put(buffer.dtype, bytes.data(), i, random.uniform());
+      } else {
+        for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.next());
+      }
+      p.write(name, bytes.data(), bytes.size());
+    }
+    for (int32_t pos : positions) {
+      p.reference->run(pos);
+      p.gpu->run(pos);
+      for (size_t b = 0; b < p.image.buffers.size(); ++b) {
+        const int32_t kind = p.image.bindings[b].kind, dtype = p.image.buffers[b].dtype;
+        if (kind != AMK_KIND_IO_OUTPUT && kind != AMK_KIND_KV_CACHE) continue;
+        const std::string name(p.image.buffer_name.at(b));
+        const auto x = read_buffer(*p.gpu, p.image, name), y = read_buffer(*p.reference, p.image, name);
+        if (limit == 0 || !(dtype == AMK_DTYPE_F32 || dtype == AMK_DTYPE_F16 || dtype == AMK_DTYPE_BF16)) {
+          if (x != y) line.fail(what + ", " + name + ": other bytes");
+          continue;
+        }
+        const double error = error_of(dtype, x.data(), y.data(), p.image.buffers[b].numel, term_size) / limit;
+        line.worst = std::max(line.worst, error);
+        if (!(error <= 1))
+          line.fail(amk::text("%s, %s at position %d: %.2g of the limit", what.c_str(), name.c_str(), pos, error));
+      }
+    }
+  } catch (const amk::Error& e) {
+    line.fail(amk::text("%s: %d ", what.c_str(), e.status()) + e.what());
+  }
+}
+
+const std::vector<int32_t> kTypes{AMK_DTYPE_F32, AMK_DTYPE_F16, AMK_DTYPE_BF16};
+
+// [0, total) cut at odd places.
+std::vector<std::pair<int32_t, int32_t>> cuts(int32_t total) {
+  std::vector<std::pair<int32_t, int32_t>> out;
+  for (int32_t first = 0, step = 1; first < total; step = step * 3 + 2) {
+    const int32_t count = std::min(step, total - first);
+    out.push_back({first, count});
+    first += count;
+  }
+  return out;
+}
+
+void copy_and_nop() {
+  Line line("COPY and NOP");
+  for (int32_t dtype : {AMK_DTYPE_F32, AMK_DTYPE_F16, AMK_DTYPE_BF16, AMK_DTYPE_I32, AMK_DTYPE_I8, AMK_DTYPE_U8}) {
+    for (int32_t count : {1, 7, 1000, 40001}) {
+      if (few && count != 7) continue;
+      Sketch s;
+      const int32_t x = s.input("x", dtype, {count + 3}), t = s.scratch("t", dtype, {count}),
+                    y = s.output("y", dtype, {count});
+      std::vector<int32_t> first;
+      for (auto [at, n] : cuts(count)) {
+        amk_params_t p{};
+        p.m_off = at + 3;
+        p.n_off = at;
+        p.N_tile = n;
+        // At most eight waits: NOPs join the tiles one after the other.
+        const int32_t tile = s.task(AMK_OP_COPY, {x}, {t}, p);
+        first.push_back(first.empty() ? tile : s.task(AMK_OP_NOP, {}, {}, {}, {first.back(), tile}));
+      }
+      amk_params_t all{};
+      all.N_tile = count;
+      s.task(AMK_OP_COPY, {t}, {y}, all, {first.back()});
+      check(line, amk::text("%s %d", amk::dtype_name(dtype), count), s, 0);
+    }
+  }
+}
+
+void embed() {
+  Line line("EMBED");
+  for (int32_t dtype : kTypes) {
+    for (int32_t hidden : {1, 8, 77, 5000}) {
+      if (few && hidden != 77) continue;
+      for (int32_t token : {0, 3, 12}) {
+        Sketch s;
+        const int32_t id = s.input("token", AMK_DTYPE_I32, {1}), table = s.weight("embed", dtype, {13, hidden}),
+                      y = s.output("y", dtype, {hidden});
+        for (auto [at, n] : cuts(hidden)) {
+          amk_params_t p{};
+          p.vocab = 13;
+          p.hidden = hidden;
+          p.n_off = at;
+          p.N_tile = n;
+          s.task(AMK_OP_EMBED, {id, table}, {y}, p);
+        }
+        check(line, amk::text("%s hidden %d token %d", amk::dtype_name(dtype), hidden, token), s, 0, {0},
+              {{"token", {token}}});
+      }
+    }
+  }
+}
+
+void elementwise(int32_t op, const char* name) {
+  Line line(name);
+  for (int32_t dtype : kTypes) {
+    for (int32_t count : {1, 9, 512, 4099}) {
+      if (few && count != 9) continue;
+      const bool is_silu = op == AMK_OP_SILU_MUL;
+      Sketch s;
+      const int32_t a = s.input("a", dtype, {is_silu ? 2 * count : count}), b = s.input("b", dtype, {count}),
+                    y = s.output("y", dtype, {count});
+      for (auto [at, n] : cuts(count)) {
+        amk_params_t p{};
+        p.n_off = at;
+        p.N_tile = n;
+        if (is_silu) p.N = count;
+        s.task(op, is_silu ? std::vector<int32_t>{a} : std::vector<int32_t>{a, b}, {y}, p);
+      }
+      check(line, amk::text("%s %d", amk::dtype_name(dtype), count), s, is_silu ? one_rounding(dtype) : 0);
+    }
+  }
+}
+
+void rmsnorm() {
+  Line line("RMSNORM");
+  for (int32_t dtype : kTypes) {
+    for (int32_t hidden : {1, 8, 100, 4096, 8200}) {
+      if (few && hidden != 100) continue;
+      for (int32_t rows : {1, 3}) {
+        Sketch s;
+        const int32_t x = s.input("x", dtype, {rows * hidden + 8}), w = s.weight("norm", dtype, {hidden}),
+                      y = s.output("y", dtype, {rows * hidden});
+        amk_params_t p{};
+        p.hidden = hidden;
+        p.M_tile = rows;
+        p.m_off = 8;
+        p.eps = 1e-6f;
+        s.task(AMK_OP_RMSNORM, {x, w}, {y}, p);
+        check(line, amk::text("%s %d rows of %d", amk::dtype_name(dtype), rows, hidden), s, one_rounding(dtype));
+      }
+    }
+  }
+}
+
+void gemv() {
+  Line line("GEMV_TILE");
+  struct Size {
+    int32_t k, n;
+  };
+  for (int32_t dtype : kTypes) {
+    for (int32_t flags = 0; flags < 16; ++flags) {
+      for (Size size : {Size{8, 1}, Size{64, 5}, Size{1032, 37}, Size{4096, 130}, Size{14336, 9}}) {
+        if (few && !(size.n == 37 && (flags == 0 || flags == 7 || flags == 15))) continue;
+        const bool f32_out = (flags + size.n) % 2 == 0, pair = flags & AMK_FLAG_SILU_PAIR;
+        const int64_t k = size.k, rows = pair ? 2 * size.n : size.n;
+        Sketch s;
+        const int32_t x = s.input("x", dtype, {k + 8}), w = s.weight("w", dtype, {rows, k}),
+                      y = s.output("y", f32_out ? AMK_DTYPE_F32 : dtype, {size.n});
+        std::vector<int32_t> in{x, w};
+        if (flags & AMK_FLAG_NORM) in.push_back(s.weight("norm", dtype, {k}));
+        if (flags & AMK_FLAG_BIAS) in.push_back(s.weight("bias", dtype, {rows}));
+        if (flags & AMK_FLAG_RESIDUAL) in.push_back(s.input("residual", dtype, {size.n}));
+        for (auto [at, n] : cuts(size.n)) {
+          amk_params_t p{};
+          p.K = size.k;
+          p.N = size.n;
+          p.n_off = at;
+          p.N_tile = n;
+          p.m_off = 8;
+          p.flags = flags;
+          if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
+          s.task(AMK_OP_GEMV_TILE, in, {y}, p);
+        }
+        check(line, amk::text("%s K %d N %d flags %d", amk::dtype_name(dtype), size.k, size.n, flags), s,
+              one_rounding(dtype), {0}, {}, 0.1);
+      }
+    }
+  }
+}
+
+void rope() {
+  Line line("ROPE");
+  for (int32_t dtype : kTypes) {
+    for (int32_t dim : {2, 8, 64, 80, 256}) {
+      for (int32_t flags : {0, static_cast<int32_t>(AMK_FLAG_NORM)}) {
+        if (few && dim != 80) continue;
+        Sketch s(8192);
+        const int32_t heads = 5, x = s.input("x", dtype, {heads * dim + 8}), f = s.constant("inv_freq", {dim / 2}),
+                      y = s.output("y", dtype, {heads * dim});
+        std::vector<int32_t> in{x, f};
+        if (flags) in.push_back(s.weight("norm", dtype, {dim}));
+        for (auto [at, n] : cuts(heads)) {
+          amk_params_t p{};
+          p.n_heads = n;
+          p.head_dim = dim;
+          p.m_off = at * dim + 8;
+          p.n_off = at * dim;
+          p.flags = flags;
+          if (flags) p.eps = 1e-5f;
+          s.task(AMK_OP_ROPE, in, {y}, p);
+        }
+        check(line, amk::text("%s dim %d flags %d", amk::dtype_name(dtype), dim, flags), s, one_rounding(dtype),
+              {0, 1, 17, 1023, 8191});
+      }
+    }
+  }
+}
+
+void append() {
+  Line line("KV_APPEND");
+  for (int32_t dtype : kTypes) {
+    for (int32_t dim : {8, 64, 80}) {
+      for (int32_t flags : {0, (int32_t)AMK_FLAG_NORM, (int32_t)AMK_FLAG_ROPE, AMK_FLAG_NORM | AMK_FLAG_ROPE}) {
+        if (few && dim != 80) continue;
+        const int32_t heads = 3, rows = 40;
+        Sketch s(rows);
+        const int32_t x = s.input("x", dtype, {heads * dim + 8}), cache = s.cache("kv.0.k", dtype, {heads, rows, dim});
+        std::vector<int32_t> in{x};
+        if (flags & AMK_FLAG_ROPE) in.push_back(s.constant("inv_freq", {dim / 2}));
+        if (flags & AMK_FLAG_NORM) in.push_back(s.weight("norm", dtype, {dim}));
+        for (auto [at, n] : cuts(heads)) {
+          amk_params_t p{};
+          p.n_kv_heads = heads;
+          p.head_dim = dim;
+          p.K = rows;
+          p.n_off = at;
+          p.N_tile = n;
+          p.m_off = at * dim + 8;
+          p.flags = flags;
+          if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
+          s.task(AMK_OP_KV_APPEND, in, {cache}, p);
+        }
+        check(line, amk::text("%s dim %d flags %d", amk::dtype_name(dtype), dim, flags), s,
+              flags ? one_rounding(dtype) : 0, {0, 1, 17, rows - 1});
+      }
+    }
+  }
+}
+
+struct Heads {
+  int32_t query, kv, dim, rows, splits, kv_block;
+};
+
+// Append, attend in splits, merge. At low positions some splits are empty; `parts_out` shows the parts themselves,
+// at positions where none is.
+void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, const std::vector<int32_t>& positions) {
+  Sketch s(h.rows);
+  const int32_t q = s.input("q", dtype, {h.query * h.dim}), kv = s.input("kv", dtype, {2 * h.kv * h.dim}),
+                k = s.cache("kv.0.k", dtype, {h.kv, h.rows, h.dim}),
+                v = s.cache("kv.0.v", dtype, {h.kv, h.rows, h.dim});
+  auto part = [&](const char* name, int64_t last) {
+    return parts_out ? s.output(name, AMK_DTYPE_F32, {h.query, h.splits, last})
+                     : s.scratch(name, AMK_DTYPE_F32, {h.query, h.splits, last});
+  };
+  const int32_t o = part("part_o", h.dim), ml = part("part_ml", 2), y = s.output("y", dtype, {h.query * h.dim});
+  amk_params_t a{};
+  a.n_kv_heads = h.kv;
+  a.head_dim = h.dim;
+  a.K = h.rows;
+  a.N_tile = h.kv;
+  const int32_t first = s.task(AMK_OP_KV_APPEND, {kv}, {k}, a);
+  a.m_off = h.kv * h.dim;
+  int32_t join = s.task(AMK_OP_NOP, {}, {}, {}, {first, s.task(AMK_OP_KV_APPEND, {kv}, {v}, a)});
+  const int32_t ready = join;
+  for (int32_t split = 0; split < h.splits; ++split) {
+    for (auto [at, n] : cuts(h.kv)) {
+      amk_params_t p{};
+      p.n_heads = h.query;
+      p.n_kv_heads = h.kv;
+      p.head_dim = h.dim;
+      p.K = h.rows;
+      p.M = h.splits;
+      p.M_tile = h.kv_block;
+      p.N_tile = n;
+      p.n_off = at;
+      p.dim = split;
+      p.scale = 1.0f / std::sqrt(static_cast<float>(h.dim));
+      const int32_t tile = s.task(AMK_OP_ATTENTION_TILE, {q, k, v}, {o, ml}, p, {ready});
+      join = s.task(AMK_OP_NOP, {}, {}, {}, {join, tile});
+    }
+  }
+  for (auto [at, n] : cuts(h.query)) {
+    amk_params_t p{};
+    p.n_heads = h.query;
+    p.head_dim = h.dim;
+    p.M = h.splits;
+    p.n_off = at;
+    p.N_tile = n;
+    s.task(AMK_OP_ATTENTION_COMBINE, {o, ml}, {y}, p, {join});
+  }
+  check(line,
+        amk::text("%s %d/%d x %d, %d splits of blocks of %d%s", amk::dtype_name(dtype), h.query, h.kv, h.dim, h.splits,
+                  h.kv_block, parts_out ? ", parts" : ""),
+        s, one_rounding(dtype), positions);
+}
+
+void attention() {
+  Line line("ATTENTION, COMBINE");
+  const Heads shapes[] = {{1, 1, 8, 64, 1, 16},    {8, 2, 64, 300, 5, 16},   {7, 1, 128, 200, 3, 32},
+                          {6, 3, 80, 1030, 7, 64}, {4, 4, 256, 150, 2, 128}, {32, 8, 64, 1030, 16, 64}};
+  for (int32_t dtype : kTypes) {
+    for (const Heads& h : shapes) {
+      if (few && h.dim != 80) continue;
+      std::vector<int32_t> positions{0, 1, 17, h.kv_block - 1, h.kv_block, h.rows - 1};
+      if (few) positions = {0, h.kv_block};
+      attention_case(line, dtype, h, false, positions);
+      if ((h.rows - 1) / h.kv_block >= h.splits && !few) attention_case(line, dtype, h, true, {h.rows - 1});
+    }
+  }
+}
+
+void argmax() {
+  Line line("ARGMAX, COMBINE");
+  for (int32_t vocab : {1, 10, 1001, 152001}) {
+    for (int tie = 0; tie < 2; ++tie) {
+      if (few && vocab != 1001) continue;
+      const std::vector<std::pair<int32_t, int32_t>> parts = cuts(vocab);
+      const int64_t count = static_cast<int64_t>(parts.size());
+      Sketch s;
+      const int32_t x = s.input("x", AMK_DTYPE_F32, {vocab}), value = s.output("value", AMK_DTYPE_F32, {count}),
+                    index = s.output("index", AMK_DTYPE_I32, {count}), y = s.output("y", AMK_DTYPE_I32, {1});
+      int32_t join = -1, part = 0;
+      for (auto [at, n] : parts) {
+        amk_params_t p{};
+        p.vocab = vocab;
+        p.n_off = at;
+        p.N_tile = n;
+        p.M = static_cast<int32_t>(count);
+        p.dim = part++;
+        const int32_t scan = s.task(AMK_OP_SAMPLE_ARGMAX, {x}, {value, index}, p);
+        join = join < 0 ? scan : s.task(AMK_OP_NOP, {}, {}, {}, {join, scan});
+      }
+      amk_params_t p{};
+      p.M = static_cast<int32_t>(count);
+      s.task(AMK_OP_ARGMAX_COMBINE, {value, index}, {y}, p, {join});
+      std::map<std::string, std::vector<int32_t>> bits;
+      if (tie) bits["x"] = std::vector<int32_t>(static_cast<size_t>(vocab), 0x3f800000);  // all are 1
+      check(line, amk::text("vocab %d%s", vocab, tie ? ", all equal" : ""), s, 0, {0}, bits);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  static_assert(AMK_OP_ARGMAX_COMBINE == 20, "an opcode was added: give it cases here");
+  for (int i = 1; i < argc; ++i) {
+    few |= std::strcmp(argv[i], "few") == 0;
+    std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
+  }
+  copy_and_nop();
+  embed();
+  elementwise(AMK_OP_ADD, "ADD");
+  elementwise(AMK_OP_MUL, "MUL");
+  elementwise(AMK_OP_SILU_MUL, "SILU_MUL");
+  rmsnorm();
+  gemv();
+  rope();
+  append();
+  attention();
+  argmax();
+  std::printf("gpu_ops: %d failures\n", failures);
+  return failures;
+}

@@ -1,0 +1,209 @@
+"""Devices that a worker is given in place of a GPU: one that is right, and many that fail in one way each.
+
+They are found by name in the worker's own process, and compute with the reference machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from amk import vm, worker
+from amk.errors import DeviceTimeout, OutOfMemory, Rejected, Unavailable
+
+SNAPSHOT = {
+    "driver_version": "1.2.3", "name": "Fake", "throttle_reasons": ["gpu_idle"], "ecc_uncorrected": 0,
+    "compute_pids": [1],
+}  # fmt: skip
+
+
+class FakeMachine(vm.ReferenceVM):
+    """A reference machine that can be timed, as the GPU's can."""
+
+    n_timed = 0
+
+    def time(self, pos: int, n: int) -> np.ndarray:
+        self.n_timed += 1
+        start = time.perf_counter()
+        with self._lock:
+            self._run(pos)
+        return np.full(n, 1e6 * (time.perf_counter() - start))
+
+
+class Faithful:
+    """Right about everything; slower than any floor."""
+
+    machine: type[FakeMachine] = FakeMachine
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def open(self, image: Any, weights: Any, timeout_s: float) -> Any:
+        return self.machine(image, weights, guard=True)
+
+    def read_bandwidth(self) -> float:
+        return 4000.0
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": "Fake device", "uuid": "GPU-0", "l2_bytes": 1}
+
+    def snapshot(self) -> dict[str, Any]:
+        return dict(SNAPSHOT)
+
+
+def with_machine(**methods: Any) -> type[Faithful]:
+    return type("Device", (Faithful,), {"machine": type("Machine", (FakeMachine,), methods)})
+
+
+def with_methods(**methods: Any) -> type[Faithful]:
+    return type("Device", (Faithful,), methods)
+
+
+# --- wrong answers
+
+
+def _scaled_step(self: Any, token: int, pos: int) -> Any:
+    return FakeMachine.step(self, token, pos) * np.float32(1.01)
+
+
+def _wrong_after_timing(self: Any, token: int, pos: int) -> Any:
+    return FakeMachine.step(self, token, pos) * np.float32(1.01 if self.n_timed else 1)
+
+
+def _other_bits_after_timing(self: Any, token: int, pos: int) -> Any:
+    logits = FakeMachine.step(self, token, pos)
+    return np.nextafter(logits, np.float32(9)) if self.n_timed else logits
+
+
+def _does_nothing(self: Any, pos: int, n: int) -> Any:
+    return np.full(n, 50.0)
+
+
+def _previous_position(self: Any, pos: int, n: int) -> Any:
+    return FakeMachine.time(self, max(pos - 1, 0), n)
+
+
+Wrong = with_machine(step=_scaled_step)
+WrongAfter = with_machine(step=_wrong_after_timing)
+OtherBitsAfter = with_machine(step=_other_bits_after_timing)
+NoWorkWhenTimed = with_machine(time=_does_nothing)
+WrongPositionWhenTimed = with_machine(time=_previous_position)
+
+# --- wrong clocks
+
+
+def _too_fast(self: Any, pos: int, n: int) -> Any:
+    return FakeMachine.time(self, pos, n) * 0 + 1e-6
+
+
+def _too_slow(self: Any, pos: int, n: int) -> Any:
+    return FakeMachine.time(self, pos, n) * 100
+
+
+def _not_a_number(self: Any, pos: int, n: int) -> Any:
+    return FakeMachine.time(self, pos, n) * np.nan
+
+
+def _ecc(self: Any) -> dict[str, Any]:
+    self.taken = getattr(self, "taken", 0) + 1
+    return {**SNAPSHOT, "ecc_uncorrected": self.taken}
+
+
+def _busy(self: Any) -> dict[str, Any]:
+    return {**SNAPSHOT, "compute_pids": [1, 2], "throttle_reasons": ["hw_slowdown"]}
+
+
+TooFast = with_machine(time=_too_fast)
+TooSlow = with_machine(time=_too_slow)
+NotANumber = with_machine(time=_not_a_number)
+MemoryErrors = with_methods(snapshot=_ecc)
+Busy = with_methods(snapshot=_busy)
+
+# --- no answers
+
+
+def _fault(self: Any, pos: int, n: int) -> Any:
+    if self.n_timed == 20:
+        raise DeviceTimeout("no progress for 2000 ms: SM 3, task 7 waits for counter 2")
+    return FakeMachine.time(self, pos, n)
+
+
+def _fault_in_exam(self: Any, token: int, pos: int) -> Any:
+    raise DeviceTimeout("no progress for 2000 ms")
+
+
+def _crash(*_: Any) -> Any:
+    ctypes.string_at(0)
+
+
+def _exit(*_: Any) -> Any:
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(7)
+
+
+def _hang(*_: Any) -> Any:
+    if path := os.environ.get("FAKE_DEVICE_PID_FILE"):
+        with open(path + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(path + ".new", path)
+    time.sleep(600)
+
+
+def _hang_deaf(*_: Any) -> Any:
+    """In C, holding the interpreter's lock: no thread of the worker can notice anything."""
+    if path := os.environ.get("FAKE_DEVICE_PID_FILE"):
+        with open(path + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(path + ".new", path)
+    ctypes.PyDLL(None).sleep(600)
+
+
+def _garbage(*_: Any) -> Any:
+    os.write(worker._pipe, b"Hello from a library that prints\n")
+
+
+def _half_a_frame(*_: Any) -> Any:
+    os.write(worker._pipe, b"AMK\x01\x10\x00")
+    os._exit(0)
+
+
+def _close_pipe(*_: Any) -> Any:
+    os.close(worker._pipe)
+    time.sleep(600)
+
+
+def _noise(self: Any) -> float:
+    print("x" * 100000)
+    os.write(1, b"y" * 300000)
+    os.write(2, b"z" * 300000)
+    os.system("echo from a child")
+    return 4000.0
+
+
+def _raise(error: Exception) -> Any:
+    def method(*_: Any) -> Any:
+        raise error
+
+    return method
+
+
+FaultWhenTimed = with_machine(time=_fault)
+FaultInExam = with_machine(step=_fault_in_exam)
+Crash = with_methods(read_bandwidth=_crash)
+CrashAtOpen = with_methods(open=_crash)
+Exit = with_methods(read_bandwidth=_exit)
+HangInStep = with_machine(step=_hang)
+HangDeaf = with_machine(step=_hang_deaf)
+Garbage = with_methods(read_bandwidth=_garbage)
+HalfAFrame = with_methods(read_bandwidth=_half_a_frame)
+ClosedPipe = with_methods(read_bandwidth=_close_pipe)
+Noisy = with_methods(read_bandwidth=_noise)
+Bug = with_methods(read_bandwidth=_raise(ZeroDivisionError("a bug in the worker")))
+Refuses = with_methods(open=_raise(Rejected("V10: the grid has 132 blocks, Fake holds 1")))
+Gone = with_methods(open=_raise(Unavailable("no machine code for Fake")))
+Full = with_methods(open=_raise(OutOfMemory("weights: 9 bytes asked, 1 free")))

@@ -1,0 +1,268 @@
+"""The GPU from Python, on a computer that has one: `pytest -m gpu`.
+
+Without a device these tests are skipped and say so; with AMK_REQUIRE_GPU=1 that is a failure. AMK_TEST_CHECKPOINTS
+names a directory of checkpoints made elsewhere (gpu_checkpoints.py), for machines without transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import amk
+from amk import nvml
+from amk.errors import InputError, Rejected, Unavailable
+from amk.exam import stored_history
+from amk.megakernel import device_count, device_uuid, read_bandwidth
+from amk.oracle import error_limit, logit_error
+from gpu_checkpoints import FAMILY_NAMES, LONG, LONG_ROWS, NAMES, build
+
+pytestmark = pytest.mark.gpu
+F32_LIMIT = 1e-5
+MAX_SEQ = 300
+KV_BLOCK = amk.ScheduleConfig.default().to_dict()["tiling"]["attention"]["kv_block"]
+POSITIONS = (MAX_SEQ - 1, 128, KV_BLOCK, KV_BLOCK - 1, 17, 1, 0)
+RELAUNCHES = 1000
+
+
+def missing(reason: str) -> None:
+    if os.environ.get("AMK_REQUIRE_GPU") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _device(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    try:
+        device_count()
+    except Unavailable as reason:
+        missing(f"no GPU: {reason}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMK_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("AMK_TEST_CHECKPOINTS")
+    if given:
+        assert {path.name for path in Path(given).iterdir()} >= set(NAMES), given
+        return Path(given)
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        missing("transformers is not installed, and AMK_TEST_CHECKPOINTS is not set")
+    directory = tmp_path_factory.mktemp("checkpoints")
+    build(directory)
+    return directory
+
+
+def open_both(model: Any, max_seq: int = MAX_SEQ, config: Any = None) -> tuple[Any, amk.ReferenceVM, amk.MegakernelVM]:
+    source = amk.open_model(model)
+    schedule = amk.ScheduleConfig.default() if config is None else amk.ScheduleConfig.from_dict(config)[0]
+    image = amk.lower(source.config, schedule, "local", max_seq).pack()
+    weights = source.weights()
+    return source.config, amk.ReferenceVM(image, weights), amk.MegakernelVM(image, weights, guard=True)
+
+
+def fill(config: Any, rows: int, *machines: Any) -> None:
+    for layer, (k, v) in enumerate(stored_history(config, rows, 11)):
+        for machine in machines:
+            machine.set_kv(layer, k, v)
+
+
+# --- equal to the reference machine -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*(name for name in NAMES if name != LONG), "toy", "toy-gqa", "toy-qwen3"])
+def test_every_family_equals_the_reference(name: str, checkpoints: Path) -> None:
+    embedded = name.startswith("toy")
+    max_seq = 256 if embedded else MAX_SEQ
+    config, reference, gpu = open_both(name if embedded else checkpoints / name, max_seq)
+    with reference, gpu:
+        fill(config, max_seq, reference, gpu)
+        for pos in sorted({min(pos, max_seq - 1) for pos in POSITIONS}, reverse=True):
+            token = (37 * pos + 5) % config.vocab
+            want, got = reference.step(token, pos), gpu.step(token, pos)
+            error = logit_error(got.astype(np.float64), want.astype(np.float64))
+            # Each may differ from the exact answer by the limit.
+            limit = F32_LIMIT if config.dtype == "f32" else 2 * error_limit(config.dtype, config, position=pos)
+            assert error <= limit, (pos, error, limit)
+            assert gpu.next_token == int(np.argmax(got))
+            for layer in range(config.layers):
+                for mine, theirs in zip(gpu.get_kv(layer, pos), reference.get_kv(layer, pos), strict=True):
+                    assert np.array_equal(mine, theirs), "history was written to"
+
+
+def test_the_last_row_of_a_long_cache(checkpoints: Path) -> None:
+    config, reference, gpu = open_both(checkpoints / LONG, LONG_ROWS)
+    with reference, gpu:
+        fill(config, LONG_ROWS, reference, gpu)
+        for pos in (LONG_ROWS - 1, 4097, 1023):
+            error = logit_error(gpu.step(3, pos).astype(np.float64), reference.step(3, pos).astype(np.float64))
+            # The angle pos * f is rounded to f32 by both.
+            assert error <= max(F32_LIMIT, 2 * error_limit("f32", config, position=pos)), (pos, error)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"tiling": {"gemv": {"N_tile": 8}, "attention": {"kv_block": 16}}},
+        {"fusion_grouping": [], "page_allocation": "none", "sm_assignment": "load_balance"},
+        {"tiling": {"gemv": {"N_tile": 128}, "attention": {"kv_block": 256}}, "page_allocation": "graph_color"},
+    ],
+    ids=["small tiles", "unfused", "large tiles"],
+)
+def test_other_schedules_equal_the_reference(schedule: dict[str, Any]) -> None:
+    config, reference, gpu = open_both("toy-gqa", 256, schedule)
+    with reference, gpu:
+        fill(config, 256, reference, gpu)
+        for pos in (255, 64, 15, 0):
+            want, got = reference.step(9, pos), gpu.step(9, pos)
+            assert logit_error(got.astype(float), want.astype(float)) <= 2 * error_limit("bf16", config, position=pos)
+
+
+def test_run_by_name_gives_what_step_gives() -> None:
+    _, reference, gpu = open_both("toy", 64)
+    with reference, gpu:
+        out = gpu.run({"token": np.array([7], np.int32)}, pos=0)
+        assert set(out) == set(reference.run({"token": np.array([7], np.int32)}, pos=0))
+        assert np.array_equal(out["logits"], gpu.step(7, 0)) and out["next_token"][0] == gpu.next_token
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_greedy_generation_equals_the_cpu_token_for_token(family: str, checkpoints: Path) -> None:
+    said = {}
+    for device in ("cpu", "cuda"):
+        options = {"gpu": "local", "device": device, "max_new_tokens": 256, "max_seq": 272, "stop_at_eos": False}
+        with amk.generate(checkpoints / f"{family}-f32", [3, 141, 59], **options) as tokens:
+            said[device] = [token.token for token in tokens]
+    assert said["cuda"] == said["cpu"] and len(said["cuda"]) == 256
+
+
+# --- launching ------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_relaunches_give_the_same_bits() -> None:
+    config, reference, gpu = open_both("toy-qwen3", 256)
+    with reference, gpu:
+        fill(config, 256, gpu)
+        first = gpu.step(17, 200)
+        for _ in range(RELAUNCHES):
+            gpu.relaunch()
+            assert gpu.read("logits").tobytes() == first.tobytes()
+
+
+def test_time() -> None:
+    _, reference, gpu = open_both("toy", 64)
+    with reference, gpu:
+        gpu.write("token", np.array([7], np.int32))
+        us = gpu.time(5, 20)
+        assert us.shape == (20,) and us.dtype == np.float64 and (us > 0).all() and (us < 1e5).all()
+
+
+def test_launch_on_a_stream_and_in_a_graph() -> None:
+    try:
+        import torch
+    except ImportError:
+        missing("torch, which makes the streams here, is not installed")
+    config, reference, gpu = open_both("toy", 64)
+    with reference, gpu:
+        fill(config, 64, reference, gpu)
+        expected = {pos: gpu.step(7, pos) for pos in (9, 40)}  # in this order, row 9 of the second is the first's
+        with pytest.raises(InputError, match="no step"):
+            gpu.finish()
+        stream = torch.cuda.Stream()
+        for given in (stream, stream.cuda_stream, torch.cuda.current_stream(), None):
+            gpu.launch(40, given)
+            with pytest.raises(InputError, match="in flight"):
+                gpu.read("logits")
+            gpu.finish()
+            assert np.array_equal(gpu.read("logits"), expected[40])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            gpu.launch(0, stream)
+        for pos in (40, 9):
+            gpu.aim(pos)
+            graph.replay()
+            torch.cuda.synchronize()
+            gpu.finish()
+            assert np.array_equal(gpu.read("logits"), expected[pos])
+
+
+def test_refused_before_anything_is_launched() -> None:
+    source = amk.open_model("toy")
+    weights, schedule = source.weights(), amk.ScheduleConfig.default()
+    image = amk.lower(source.config, schedule, "local", 64).pack()
+    wide = replace(amk.TARGETS["h200"], name="wide", sm_count=1000)
+    with pytest.raises(Rejected, match="V10"):
+        amk.MegakernelVM(amk.lower(source.config, schedule, wide, 64).pack(), weights)
+    verdict = amk.evaluate("toy", wide, device="cuda", max_seq=64)
+    assert not verdict.valid and "V10" in verdict.rejected_reason and verdict.latency_us is None
+    with pytest.raises(InputError, match="device"):
+        amk.MegakernelVM(image, weights, device=99)
+    with pytest.raises(Unavailable, match="cuda:99"):
+        amk.evaluate("toy", "local", device="cuda:99")
+    with pytest.raises(InputError, match="lm_head"):
+        amk.MegakernelVM(image, {name: weights[name] for name in weights if name != "lm_head"})
+    with amk.MegakernelVM(image, weights) as gpu:
+        with pytest.raises(InputError, match="prepare"):
+            gpu.launch(0)
+        for token, pos in ((7, 64), (7, -1), (256, 0), (-1, 0)):
+            with pytest.raises(InputError):
+                gpu.step(token, pos)
+        assert np.isfinite(gpu.step(7, 0)).all(), "a refused step leaves the machine usable"
+    with pytest.raises(InputError, match="closed"):
+        gpu.step(7, 0)
+
+
+# --- judged ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["toy", "toy-2L", "toy-gqa", "toy-qwen3", "llama3-bf16", "qwen3-f32"])
+def test_evaluate_measures(model: str, checkpoints: Path) -> None:
+    verdict = amk.evaluate(model if model.startswith("toy") else checkpoints / model, "local", device="cuda")
+    assert verdict.correct and verdict.device == "cuda:0", verdict.notes
+    assert verdict.latency_kind == "measured-gpu" and verdict.latency_us >= verdict.bound_us > 0, verdict.notes
+    assert verdict.latency_p10_us <= verdict.latency_us <= verdict.latency_p90_us
+    found = verdict.provenance
+    assert found["device_uuid"] == device_uuid(0) and found["device_name"] == amk.resolve_target("local").name
+    assert min(found["read_gb_per_s"]) > 100
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_the_command_line_takes_the_live_device() -> None:
+    def run(*arguments: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "amk", *arguments, "--json"]
+        done = subprocess.run(command, capture_output=True, timeout=300)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return json.loads(done.stdout)
+
+    live = amk.resolve_target("local").name
+    found = run("doctor")
+    assert found["gpu"]["name"] == live and found["gpu"]["devices"][0]["uuid"] == device_uuid(0)
+    assert found["library"]["build"]["cuda"]["variants"]
+    judged = run("eval", "toy", "--quiet")
+    assert judged["device"] == "cuda:0" and judged["latency_kind"] == "measured-gpu"
+    assert judged["gpu"] == found["gpu"]["devices"][0]["target"] or judged["gpu"] == live
+
+
+def test_what_the_driver_says() -> None:
+    found = nvml.snapshot(device_uuid(0))
+    assert found["driver_version"] == nvml.driver_version()
+    if found["driver_version"] is not None:  # absent is null, never a guess
+        assert found["name"] == amk.resolve_target("local").name and found["sm_clock_mhz"] > 0
+    assert nvml.snapshot("GPU-00000000-0000-0000-0000-000000000000")["name"] is None
+
+
+def test_read_bandwidth_is_that_of_memory() -> None:
+    published = amk.resolve_target("local").hbm_gb_per_s
+    assert 0.5 * published < read_bandwidth(0) < 1.05 * published
