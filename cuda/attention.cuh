@@ -54,7 +54,8 @@ template <class T, int kHeads, int kVectors, int kThreads>
 struct AttentionPass {
   static constexpr int kRowsAhead = attention_rows_ahead(kThreads, kVectors);
   static constexpr int kElems = kVectors * kPerVector<T>;
-  float q[kHeads][kElems], o[kHeads][kElems], m[kHeads], l[kHeads];
+  uint4 query[kHeads][kVectors];
+  float o[kHeads][kElems], m[kHeads], l[kHeads];
   int row_vectors, row_lanes, lane_in_row;
 
   __device__ void load_vectors(const T* row, bool inside, uint4 (&v)[kVectors]) const {
@@ -74,17 +75,16 @@ struct AttentionPass {
     }
   }
 
-  // heads <= kHeads of them exist; the others repeat the last and are never stored.
-  __device__ void begin(const T* query, int heads, int dim, int vectors) {
+  // heads <= kHeads of them exist; the others repeat the last and are never stored. The query is only on its way here:
+  // the first rows are asked for before it is looked at, so both are one trip to memory.
+  __device__ void begin(const T* q, int heads, int dim, int vectors) {
     row_vectors = vectors;
     row_lanes = 1;
     while (row_lanes < vectors && row_lanes < kWarpThreads) row_lanes *= 2;
     lane_in_row = threadIdx.x % row_lanes;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      uint4 raw[kVectors];
-      load_vectors(query + int64_t{min(h, heads - 1)} * dim, true, raw);
-      unpack_row(raw, q[h]);
+      load_vectors(q + int64_t{min(h, heads - 1)} * dim, true, query[h]);
       m[h] = minus_infinity();
       l[h] = 0;
 #pragma unroll
@@ -105,14 +105,20 @@ struct AttentionPass {
       for (int u = 0; u < kRowsAhead; ++u)
         load_vectors(v + int64_t{base + u * stride + slot} * dim, base + u * stride + slot < range.end, values[u]);
       float s[kRowsAhead][kHeads];
+      lane_scores(keys, s);
+      // All rows and heads at each level: their shuffles overlap.
+      for (int mask = row_lanes / 2; mask > 0; mask /= 2) {
+#pragma unroll
+        for (int u = 0; u < kRowsAhead; ++u) {
+#pragma unroll
+          for (int h = 0; h < kHeads; ++h) s[u][h] += __shfl_xor_sync(kWholeWarp, s[u][h], mask);
+        }
+      }
 #pragma unroll
       for (int u = 0; u < kRowsAhead; ++u) {
-        if (base + u * stride >= range.end) {
+        const bool inside = base + u * stride + slot < range.end;
 #pragma unroll
-          for (int h = 0; h < kHeads; ++h) s[u][h] = minus_infinity();
-          continue;
-        }
-        score(keys[u], scale, base + u * stride + slot < range.end, s[u]);
+        for (int h = 0; h < kHeads; ++h) s[u][h] = inside ? s[u][h] * scale : minus_infinity();
       }
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
@@ -143,35 +149,48 @@ struct AttentionPass {
     }
   }
 
-  __device__ void score(const uint4 (&key)[kVectors], float scale, bool inside, float (&s)[kHeads]) const {
-    float e[kElems];
-    unpack_row(key, e);
+  // This lane's part of the products of rows and queries.
+  __device__ void lane_scores(const uint4 (&keys)[kRowsAhead][kVectors], float (&s)[kRowsAhead][kHeads]) const {
+    float k[kRowsAhead][kElems];
+#pragma unroll
+    for (int u = 0; u < kRowsAhead; ++u) unpack_row(keys[u], k[u]);
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      float sum[2] = {};
+      float q[kElems];
+      unpack_row(query[h], q);
 #pragma unroll
-      for (int i = 0; i < kElems; ++i) sum[i & 1] = fmaf(q[h][i], e[i], sum[i & 1]);
-      s[h] = sum[0] + sum[1];
+      for (int u = 0; u < kRowsAhead; ++u) {
+        float sum[2] = {};
+#pragma unroll
+        for (int i = 0; i < kElems; ++i) sum[i & 1] = fmaf(q[i], k[u][i], sum[i & 1]);
+        s[u][h] = sum[0] + sum[1];
+      }
     }
-    for (int mask = row_lanes / 2; mask > 0; mask /= 2) {
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) s[h] += __shfl_xor_sync(kWholeWarp, s[h], mask);
-    }
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) s[h] = inside ? s[h] * scale : minus_infinity();
   }
 
   // All groups of the warp end with the same state.
   __device__ void merge_groups() {
+    float common[kHeads];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) common[h] = m[h];
+    for (int mask = row_lanes; mask < kWarpThreads; mask *= 2) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) common[h] = fmaxf(common[h], __shfl_xor_sync(kWholeWarp, common[h], mask));
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const float weight = merge_weight(m[h], common[h]);
+      m[h] = common[h];
+      l[h] *= weight;
+#pragma unroll
+      for (int e = 0; e < kElems; ++e) o[h][e] *= weight;
+    }
     for (int mask = row_lanes; mask < kWarpThreads; mask *= 2) {
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        const float other = __shfl_xor_sync(kWholeWarp, m[h], mask), common = fmaxf(m[h], other);
-        const float mine = merge_weight(m[h], common), theirs = merge_weight(other, common);
-        l[h] = l[h] * mine + __shfl_xor_sync(kWholeWarp, l[h], mask) * theirs;
+        l[h] += __shfl_xor_sync(kWholeWarp, l[h], mask);
 #pragma unroll
-        for (int e = 0; e < kElems; ++e) o[h][e] = o[h][e] * mine + __shfl_xor_sync(kWholeWarp, o[h][e], mask) * theirs;
-        m[h] = common;
+        for (int e = 0; e < kElems; ++e) o[h][e] += __shfl_xor_sync(kWholeWarp, o[h][e], mask);
       }
     }
   }

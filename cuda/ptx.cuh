@@ -28,12 +28,16 @@ __device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t* p) {
   return v;
 }
 
+// The policy that createpolicy.fractional.L2::evict_first makes for all of an access: what is streamed once leaves L2
+// first, so that activations, cache rows, records and the kernel's own code stay.
+constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+
 // Weights: read once, through the non-coherent path, past L1. Only for bytes that nobody writes during the launch.
 __device__ __forceinline__ uint4 load_weight(const uint4* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
+               : "l"(p), "l"(kEvictFirst));
   return v;
 }
 // Starts a line's way into L2; what is read afterwards is still read from there, so this cannot make data stale.

@@ -73,43 +73,30 @@ __device__ void one_head(const TaskContext& c, const T* src, const T* norm, cons
 }
 
 constexpr int kPairs = 2;  // of a small head, per lane
-__host__ __device__ constexpr int heads_ahead(int threads) { return threads > 256 ? 2 : 4; }  // of one warp, in flight
 __device__ __forceinline__ bool is_small_head(int dim) { return dim % 2 == 0 && dim <= 2 * kPairs * kWarpThreads; }
 
-// The same for a small head, and for several of them at once, `step` apart from `first`: one trip to L2 for all.
-template <class T, int kHeadsAhead, class OutHead>
-__device__ void few_heads(const TaskContext& c, const T* src, int first, int step, int heads, const T* norm,
-                          const float2* turn, OutHead out_head) {
+// The same for a small head: one trip to L2, all of it in registers.
+template <class T>
+__device__ void small_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
   const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
-  float x[kHeadsAhead][kPairs], y[kHeadsAhead][kPairs], weight_x[kPairs], weight_y[kPairs];
+  float x[kPairs], y[kPairs], weight_x[kPairs], weight_y[kPairs];
 #pragma unroll
-  for (int n = 0; n < kHeadsAhead; ++n) {
-#pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-      const int i = lane + j * kWarpThreads, head = first + n * step;
-      const bool inside = i < half && head < heads;
-      x[n][j] = inside ? load(src + int64_t{head} * dim + i) : 0.0f;
-      y[n][j] = inside ? load(src + int64_t{head} * dim + i + half) : 0.0f;
-    }
+  for (int j = 0; j < kPairs; ++j) {
+    const int i = lane + j * kWarpThreads;
+    x[j] = i < half ? load(src + i) : 0.0f;
+    y[j] = i < half ? load(src + i + half) : 0.0f;
+    weight_x[j] = norm && i < half ? load(norm + i) : 0.0f;
+    weight_y[j] = norm && i < half ? load(norm + i + half) : 0.0f;
   }
   if (norm) {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) sum += x[j] * x[j] + y[j] * y[j];
+    const float scale = rms_scale(warp_sum(sum), dim, c.params().eps);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      const int i = lane + j * kWarpThreads;
-      weight_x[j] = i < half ? load(norm + i) : 0.0f;
-      weight_y[j] = i < half ? load(norm + i + half) : 0.0f;
-    }
-#pragma unroll
-    for (int n = 0; n < kHeadsAhead; ++n) {
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kPairs; ++j) sum += x[n][j] * x[n][j] + y[n][j] * y[n][j];
-      const float scale = rms_scale(warp_sum(sum), dim, c.params().eps);
-#pragma unroll
-      for (int j = 0; j < kPairs; ++j) {
-        x[n][j] = to_f32(from_f32<T>(x[n][j] * scale * weight_x[j]));
-        y[n][j] = to_f32(from_f32<T>(y[n][j] * scale * weight_y[j]));
-      }
+      x[j] = to_f32(from_f32<T>(x[j] * scale * weight_x[j]));
+      y[j] = to_f32(from_f32<T>(y[j] * scale * weight_y[j]));
     }
   }
 #pragma unroll
@@ -117,13 +104,8 @@ __device__ void few_heads(const TaskContext& c, const T* src, int first, int ste
     const int i = lane + j * kWarpThreads;
     if (i >= half) break;
     const float2 cs = turn ? turn[i] : float2{1.0f, 0.0f};
-#pragma unroll
-    for (int n = 0; n < kHeadsAhead; ++n) {
-      if (first + n * step >= heads) break;
-      T* out = out_head(first + n * step);
-      store(out + i, turn ? x[n][j] * cs.x - y[n][j] * cs.y : x[n][j]);
-      store(out + i + half, turn ? y[n][j] * cs.x + x[n][j] * cs.y : y[n][j]);
-    }
+    store(out + i, turn ? x[j] * cs.x - y[j] * cs.y : x[j]);
+    store(out + i + half, turn ? y[j] * cs.x + x[j] * cs.y : y[j]);
   }
 }
 
@@ -141,13 +123,10 @@ __device__ bool turn_heads(const TaskContext& c, int rope_slot, int heads, OutHe
   }
   const T* norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
   const T* src = c.in<T>(0) + p.m_off;
-  constexpr int kWarps = kThreads / kWarpThreads, kHeadsAhead = heads_ahead(kThreads);
-  if (is_small_head(p.head_dim)) {
-    for (int h = threadIdx.x / kWarpThreads; h < heads; h += kHeadsAhead * kWarps)
-      few_heads<T, kHeadsAhead>(c, src, h, kWarps, heads, norm, turn, out_head);
-  } else {
-    for (int h = threadIdx.x / kWarpThreads; h < heads; h += kWarps)
-      one_head(c, src + int64_t{h} * p.head_dim, norm, turn, out_head(h));
+  const bool is_small = is_small_head(p.head_dim);
+  for (int h = threadIdx.x / kWarpThreads; h < heads; h += kThreads / kWarpThreads) {
+    const T* head = src + int64_t{h} * p.head_dim;
+    is_small ? small_head(c, head, norm, turn, out_head(h)) : one_head(c, head, norm, turn, out_head(h));
   }
   return true;
 }

@@ -13,8 +13,8 @@ namespace {
 
 // Smallest share of an elementwise op, or of the scan for the largest logit, that is worth a task of its own.
 constexpr int64_t kElementwiseTile = 512;
-// The same for rotations and appends, in elements of whole heads: the 1B to 8B shapes stay one task.
-constexpr int64_t kHeadsTile = 4096;
+// The same for rotations and appends, in elements of whole heads: a warp has at most one head of the usual sizes.
+constexpr int64_t kHeadsTile = 512;
 
 struct Range {
   int32_t first, count;
