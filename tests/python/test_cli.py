@@ -373,6 +373,24 @@ def test_interrupt() -> None:
     assert child.returncode == 130 and out == b"" and b"Traceback" not in err
 
 
+def test_interrupt_while_python_runs_a_string(tmp_path: Path) -> None:
+    """Importing a dataclass runs one; `python -m` would then end by the signal although the command caught it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os, signal\n"
+        "real = builtins.__import__\n"
+        "def hook(name, *arguments, **keywords):\n"
+        "    if name == 'doctor':\n"
+        "        builtins.__import__ = real\n"
+        "        exec('os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(1000): pass')\n"
+        "    return real(name, *arguments, **keywords)\n"
+        "builtins.__import__ = hook\n"
+    )
+    command = [sys.executable, "-m", "amk", "doctor"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 130 and done.stdout == b"" and done.stderr == b"amk doctor: interrupted\n"
+
+
 def test_import_is_cheap_and_lazy() -> None:
     code = (
         "import sys, amk; assert callable(amk.evaluate) and callable(amk.propose);"
