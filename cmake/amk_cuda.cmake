@@ -4,7 +4,7 @@ set(AMK_CUDA_ENABLED OFF)
 set(AMK_CUDA_LIBRARIES "")
 # The variants of the kernel that are compiled, by threads per block: the one table. Each is a translation unit of its
 # own; a program that asks for another one is refused with this list.
-set(AMK_CUDA_VARIANTS 256 512)
+set(AMK_CUDA_VARIANTS 256)
 # The same for every architecture and every variant; no fast math.
 set(AMK_CUDA_FLAGS -O3 --fmad=true -lineinfo -Xcompiler=-fvisibility=hidden,-fstack-protector-strong)
 

@@ -253,9 +253,9 @@ __device__ void attend(const TaskContext& c, RowRange range) {
       pass.rows(c.in<T>(1) + cache_at, c.in<T>(2) + cache_at, range, dim, p.scale, warp, kThreads / kWarpThreads);
       pass.merge_groups();
       pass.publish(state, dim, warp);
-      __syncthreads();
+      block_sync<kThreads>();
       merge_warps<kThreads>(c, state, kHeads, head, heads);
-      __syncthreads();
+      block_sync<kThreads>();
     }
   }
 }
@@ -280,7 +280,7 @@ __device__ bool attention(const TaskContext& c) {
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     prefetch_history<T, kThreads>(c, range);
-    if (!c.await_inputs()) return false;
+    if (!c.await_inputs<kThreads>()) return false;
     const amk_params_t& p = c.params();
     const int row_bytes = p.head_dim * static_cast<int>(sizeof(T));
     switch (attention_pass_heads(p.n_heads / p.n_kv_heads, row_bytes, kThreads)) {
@@ -340,7 +340,7 @@ __device__ void combine_heads(const TaskContext& c) {
 
 template <int kThreads>
 __device__ bool attention_combine(const TaskContext& c) {
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   return with_dtype(c.task.out_dtype, [&](auto type) {
     combine_heads<typename decltype(type)::type, kThreads>(c);
     return true;

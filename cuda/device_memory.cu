@@ -8,6 +8,7 @@
 #include "base/dtype.h"
 #include "gemv.cuh"
 #include "ops/op_spec.h"
+#include "repack.h"
 #include "rope.cuh"
 #include "sample.cuh"
 
@@ -29,10 +30,21 @@ int32_t dtype_of(const ImageView& image, const amk_instruction_t& t) {
   return t.n_inputs > 0 ? image.buffers[t.inputs[0]].dtype : AMK_DTYPE_F32;
 }
 
+// Of the weight that a task reads in slot 1.
+Packing packing_of(const ImageView& image, const amk_instruction_t& t) {
+  if (t.op != AMK_OP_GEMV_TILE && t.op != AMK_OP_EMBED) return Packing::kPlain;
+  return static_cast<Packing>(image.storages[static_cast<size_t>(image.places[t.inputs[1]].storage)].packing);
+}
+bool is_streamed(const ImageView& image, const amk_instruction_t& t) {
+  return t.op == AMK_OP_GEMV_TILE && packing_of(image, t) != Packing::kPlain;
+}
+
 int64_t shared_bytes(const ImageView& image, const amk_instruction_t& t, int threads) {
   const int element_bytes = dtype_bits(dtype_of(image, t)) / 8;
   switch (t.op) {
-    case AMK_OP_GEMV_TILE: return gemv_shared_bytes(t.params, element_bytes, threads);
+    case AMK_OP_GEMV_TILE:
+      if (is_streamed(image, t)) return stream_shared_bytes(t.params, threads);
+      return gemv_shared_bytes(t.params, element_bytes, threads);
     case AMK_OP_ATTENTION_TILE: return attention_shared_bytes(t.params, element_bytes, threads);
     case AMK_OP_ROPE:
     case AMK_OP_KV_APPEND: return rope_shared_bytes(t.params);
@@ -78,19 +90,56 @@ DeviceImage::DeviceImage(const ImageView& image, cudaStream_t stream) : image_(i
     if (!is_borrowed(image.storages[i].kind) && image.storages[i].nbytes)
       AMK_CUDA_CHECK(cudaMemsetAsync(regions_[i].base, 0, static_cast<size_t>(image.storages[i].nbytes), stream));
   }
-  const std::vector<DeviceTask> tasks = relocate();
-  const size_t task_bytes = tasks.size() * sizeof(DeviceTask);
-  tables_ = allocate_device(task_bytes + image.queue_start.size_bytes(), "task records");
-  char* at = static_cast<char*>(tables_.get());
-  AMK_CUDA_CHECK(cudaMemcpyAsync(at, tasks.data(), task_bytes, cudaMemcpyHostToDevice, stream));
-  AMK_CUDA_CHECK(cudaMemcpyAsync(at + task_bytes, image.queue_start.data(), image.queue_start.size_bytes(),
-                                 cudaMemcpyHostToDevice, stream));
-  AMK_CUDA_CHECK(cudaStreamSynchronize(stream));
+  for (size_t b = 0; b < image.buffers.size(); ++b) {
+    Region& r = regions_[static_cast<size_t>(image.places[b].storage)];
+    if (image.storages[static_cast<size_t>(image.places[b].storage)].packing == 0 || image.buffers[b].rank != 2)
+      continue;
+    r.rows = image.buffers[b].shape[0];
+    r.row_vectors = storage_bytes(image.buffers[b].dtype, image.buffers[b].shape[1]) / kVectorBytes;
+  }
+  upload_tables(stream);
 }
 
-const uint32_t* DeviceImage::queue_start() const {
-  return reinterpret_cast<const uint32_t*>(static_cast<const char*>(tables_.get()) +
-                                           image_.tasks.size() * sizeof(DeviceTask));
+void DeviceImage::upload_tables(cudaStream_t stream) {
+  const std::vector<DeviceTask> tasks = relocate();
+  std::vector<StreamTask> streamed;
+  std::vector<uint32_t> stream_start{0};
+  for (size_t q = 0; q + 1 < image_.queue_start.size(); ++q) {
+    for (uint32_t id : image_.queue(q)) {
+      const amk_instruction_t& t = image_.tasks[id];
+      if (!is_streamed(image_, t)) continue;
+      const StreamShape s = stream_shape(t.params, image_.launch().threads_per_block / kWarpThreads);
+      const int64_t row_bytes = int64_t{s.vectors} * kVectorBytes;
+      const int64_t first = int64_t{t.params.n_off} * (s.is_pair ? 2 : 1);  // rows before it, in packed order
+      const int tail_vectors = s.vectors - (s.chunks - 1) * kSlotRowVectors;
+      streamed.push_back(
+          {at(t.inputs[1]) + first * row_bytes, s.groups, s.chunks, tail_vectors * kGroupRows * kVectorBytes, 0});
+    }
+    stream_start.push_back(static_cast<uint32_t>(streamed.size()));
+  }
+
+  size_t total = 0;
+  const auto reserve = [&](size_t nbytes) {
+    const size_t offset = total;
+    total = static_cast<size_t>(round_up(static_cast<int64_t>(total + nbytes), kVectorBytes));
+    return offset;
+  };
+  const auto bytes_of = [](const auto& table) { return table.size() * sizeof(table[0]); };
+  reserve(bytes_of(tasks));
+  queue_start_at_ = reserve(image_.queue_start.size_bytes());
+  streams_at_ = reserve(bytes_of(streamed));
+  stream_start_at_ = reserve(bytes_of(stream_start));
+  tables_ = allocate_device(total, "task records");
+  const auto put = [&](size_t offset, const void* data, size_t nbytes) {
+    if (nbytes)
+      AMK_CUDA_CHECK(
+          cudaMemcpyAsync(static_cast<char*>(tables_.get()) + offset, data, nbytes, cudaMemcpyHostToDevice, stream));
+  };
+  put(0, tasks.data(), bytes_of(tasks));
+  put(queue_start_at_, image_.queue_start.data(), image_.queue_start.size_bytes());
+  put(streams_at_, streamed.data(), bytes_of(streamed));
+  put(stream_start_at_, stream_start.data(), bytes_of(stream_start));
+  AMK_CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
 // Buffer ids become addresses here and nowhere else. Queue order, so that a block reads its records one after the
@@ -133,6 +182,7 @@ std::vector<DeviceTask> DeviceImage::relocate() const {
     d.norm_slot = slots.norm;
     d.bias_slot = slots.bias;
     d.residual_slot = slots.residual;
+    d.packing = static_cast<int32_t>(packing_of(image_, t));
     out.push_back(d);
   }
   return out;
@@ -176,22 +226,35 @@ void DeviceImage::upload(cudaStream_t stream) {
   if (std::none_of(regions_.begin(), regions_.end(), [](const Region& r) { return r.is_dirty; })) return;
   constexpr int kStages = 2;  // the copy of one to the device overlaps the filling of the other
   PinnedMemory staging[kStages];
-  Event copied[kStages];
+  DeviceMemory plain[kStages];  // a matrix that is packed passes through here
+  Event done[kStages];
+  const bool any_packed = std::any_of(regions_.begin(), regions_.end(), [](const Region& r) { return r.rows > 0; });
   for (int i = 0; i < kStages; ++i) {
     staging[i] = allocate_pinned(kStagingBytes, "staging for weights");
-    copied[i] = make_event(cudaEventDisableTiming);
+    if (any_packed) plain[i] = allocate_device(kStagingBytes, "staging for weights");
+    done[i] = make_event(cudaEventDisableTiming);
   }
   int stage = 0;
   for (size_t i = 0; i < regions_.size(); ++i) {
     Region& r = regions_[i];
     if (!r.is_dirty) continue;
-    const size_t total = static_cast<size_t>(image_.storages[i].nbytes);
-    for (size_t done = 0; done < total; done += kStagingBytes, stage = (stage + 1) % kStages) {
-      const size_t nbytes = std::min(kStagingBytes, total - done);
-      AMK_CUDA_CHECK(cudaEventSynchronize(copied[stage].get()));
-      std::memcpy(staging[stage].get(), static_cast<const char*>(r.source) + done, nbytes);
-      AMK_CUDA_CHECK(cudaMemcpyAsync(r.base + done, staging[stage].get(), nbytes, cudaMemcpyHostToDevice, stream));
-      AMK_CUDA_CHECK(cudaEventRecord(copied[stage].get(), stream));
+    const ImageStorage& storage = image_.storages[i];
+    const size_t total = static_cast<size_t>(storage.nbytes);
+    const size_t row_bytes = static_cast<size_t>(r.row_vectors) * kVectorBytes;
+    const bool is_packed = r.rows > 0;
+    AMK_CHECK(row_bytes <= kStagingBytes, AMK_ERR_UNSUPPORTED, "%s: rows of %zu bytes, at most %zu are staged",
+              std::string(image_.storage_name.at(i)).c_str(), row_bytes, kStagingBytes);
+    const size_t step = is_packed ? kStagingBytes / row_bytes * row_bytes : kStagingBytes;
+    for (size_t at = 0; at < total; at += step, stage = (stage + 1) % kStages) {
+      const size_t nbytes = std::min(step, total - at);
+      AMK_CUDA_CHECK(cudaEventSynchronize(done[stage].get()));
+      std::memcpy(staging[stage].get(), static_cast<const char*>(r.source) + at, nbytes);
+      void* to = is_packed ? plain[stage].get() : r.base + at;
+      AMK_CUDA_CHECK(cudaMemcpyAsync(to, staging[stage].get(), nbytes, cudaMemcpyHostToDevice, stream));
+      if (is_packed)
+        enqueue_repack({static_cast<Packing>(storage.packing), r.rows, r.row_vectors}, to, r.base,
+                       static_cast<int64_t>(at / row_bytes), static_cast<int64_t>(nbytes / row_bytes), stream);
+      AMK_CUDA_CHECK(cudaEventRecord(done[stage].get(), stream));
     }
   }
   AMK_CUDA_CHECK(cudaStreamSynchronize(stream));

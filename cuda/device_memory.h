@@ -31,7 +31,9 @@ class DeviceImage {
   char* at(int64_t buffer) const;
   int64_t find(std::string_view name) const;  // the buffer of this name, or -1
   const DeviceTask* tasks() const { return reinterpret_cast<const DeviceTask*>(static_cast<char*>(tables_.get())); }
-  const uint32_t* queue_start() const;
+  const uint32_t* queue_start() const { return table<uint32_t>(queue_start_at_); }
+  const StreamTask* streams() const { return table<StreamTask>(streams_at_); }
+  const uint32_t* stream_start() const { return table<uint32_t>(stream_start_at_); }
   void abandon();
 
  private:
@@ -39,16 +41,24 @@ class DeviceImage {
     char* base = nullptr;
     const void* source = nullptr;  // bound host memory
     bool is_dirty = false;
+    int64_t rows = 0, row_vectors = 0;  // of a packed matrix
   };
+  template <class T>
+  const T* table(size_t offset_bytes) const {
+    return reinterpret_cast<const T*>(static_cast<const char*>(tables_.get()) + offset_bytes);
+  }
   std::vector<DeviceTask> relocate() const;
+  void upload_tables(cudaStream_t stream);
 
   const ImageView image_;
   std::vector<Region> regions_;  // per storage
-  DeviceMemory memory_, tables_;
+  DeviceMemory memory_;
+  DeviceMemory tables_;  // DeviceTasks, then at the offsets below what the kernel reads beside them
+  size_t queue_start_at_ = 0, streams_at_ = 0, stream_start_at_ = 0;
 };
 
-// Dynamic shared memory that the largest task needs in blocks of `threads`. REJECTED for a task that no shared memory
-// of limit_bytes can hold, or that the kernel has no code for at its size.
+// Dynamic shared memory that the largest task needs beside the ring, in blocks of `threads`. REJECTED for a task that
+// no shared memory of limit_bytes can hold, or that the kernel has no code for at its size.
 int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_bytes);
 
 }  // namespace amk

@@ -9,6 +9,10 @@
 
 namespace amk {
 
+constexpr int kWarpThreads = 32;
+// Registers change hands between groups of four warps, so the producer has a whole group, of which one lane works.
+constexpr int kProducerThreads = 4 * kWarpThreads;
+
 // One task, in queue order. Slots are input slots of operands that a flag adds, -1 where the flag is off.
 struct alignas(16) DeviceTask {
   const void* in[AMK_MAX_INPUTS];
@@ -20,9 +24,19 @@ struct alignas(16) DeviceTask {
   int32_t dtype;      // T of the opcode's law
   int32_t out_dtype;  // of output 0
   int32_t early;      // bit i: input i is immutable during a launch, so it may be read before the waits are over
-  int32_t rope_slot, norm_slot, bias_slot, residual_slot, pad[3];
+  int32_t rope_slot, norm_slot, bias_slot, residual_slot;
+  int32_t packing;  // Packing (ops/packing.h) of input 1
+  int32_t pad[2];
 };
 static_assert(sizeof(DeviceTask) == 304 && sizeof(DeviceTask) % 16 == 0, "the kernel fetches tasks 16 bytes at a time");
+
+// What the producer copies for one task: groups of packed rows, each in `chunks` slots of kSlotBytes, the last of
+// tail_bytes.
+struct alignas(8) StreamTask {
+  const char* weights;
+  int32_t groups, chunks, tail_bytes, pad;
+};
+static_assert(sizeof(StreamTask) == 24);
 
 // Launch scalars: one record in pinned memory, copied to the device by each launch, so that a captured launch can be
 // replayed at another position.
@@ -61,6 +75,11 @@ struct MachineTables {
   uint32_t n_counters;
   const uint32_t* cancel;
   uint64_t deadline_ns;
+  const StreamTask* streams;     // in queue order
+  const uint32_t* stream_start;  // [grid + 1]
+  int32_t ring_stages;           // of one slot per warp; 0: no task streams
+  int32_t ring_window;           // slots that may be on their way at a time
+  int32_t task_bytes;            // dynamic shared memory behind the ring
 };
 
 }  // namespace amk

@@ -17,7 +17,7 @@ template <int kThreads>
 __device__ __forceinline__ bool run_op(const TaskContext& c) {
   static_assert(AMK_OP_ARGMAX_COMBINE == 20, "an opcode was added: dispatch it here (nvcc does not warn)");
   switch (c.task.op) {
-    case AMK_OP_NOP: return c.await_inputs();
+    case AMK_OP_NOP: return c.await_inputs<kThreads>();
     case AMK_OP_COPY: return copy<kThreads>(c);
     case AMK_OP_EMBED: return embed<kThreads>(c);
     case AMK_OP_RMSNORM: return rmsnorm<kThreads>(c);

@@ -11,7 +11,7 @@ __device__ __forceinline__ float silu(float v) { return v / (1.0f + expf(-v)); }
 // out[n_off + i] = f(i) for i < N_tile.
 template <int kThreads, class F>
 __device__ bool elementwise(const TaskContext& c, F f) {
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     T* out = c.out<T>(0) + c.params().n_off;
@@ -51,7 +51,7 @@ __device__ bool silu_mul(const TaskContext& c) {
 template <int kThreads>
 __device__ bool copy(const TaskContext& c) {
   const amk_params_t& p = c.params();
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   const auto move = [&](auto word) {
     using Word = decltype(word);
     const Word* in = c.in<Word>(0) + p.m_off;

@@ -6,9 +6,8 @@
 // shared memory, normalised where flagged, in T.
 #pragma once
 
-#include "elementwise.cuh"
-#include "reduce.cuh"
-#include "tile_io.cuh"
+#include "gemv_rows.cuh"
+#include "gemv_stream.cuh"
 
 namespace amk {
 
@@ -115,70 +114,17 @@ __device__ __forceinline__ float reduce_rows(const float (&acc)[kBatchRows][2]) 
   return v;
 }
 
-// x -> shared memory, padded with zeros; normalised and rounded to T where norm is not null. Ends with a barrier.
-// norm_shared: the norm weight, on its way there by this thread's own async copies, or null.
-template <class T, int kThreads>
-__device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, const GemvShape& s, uint4* xs, const T* norm,
-                                        const uint4* norm_shared) {
-  constexpr int kAhead = 2;
-  const int padded = s.steps * kBatchVectors;
-  float sum = 0;
-  for (int first = threadIdx.x; first < padded; first += kAhead * kThreads) {
-    uint4 raw[kAhead];
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int v = first + a * kThreads;
-      raw[a] = v < s.vectors ? load_vector(reinterpret_cast<const uint4*>(x) + v) : uint4{};
-    }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int v = first + a * kThreads;
-      if (v < padded) xs[v] = raw[a];
-      if (!norm) continue;
-      float e[kPerVector<T>];
-      unpack<T>(raw[a], e);
-#pragma unroll
-      for (int i = 0; i < kPerVector<T>; ++i) sum = fmaf(e[i], e[i], sum);
-    }
-  }
-  if (norm) {
-    const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps);
-    if (norm_shared) ptx::copy_async_wait<0>();
-    for (int v = threadIdx.x; v < s.vectors; v += kThreads) {
-      float e[kPerVector<T>], w[kPerVector<T>];
-      unpack<T>(xs[v], e);
-      if (norm_shared) {
-        unpack<T>(norm_shared[v], w);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPerVector<T>; ++i) w[i] = load(norm + v * kPerVector<T> + i);
-      }
-#pragma unroll
-      for (int i = 0; i < kPerVector<T>; ++i) e[i] = e[i] * scale * w[i];
-      xs[v] = pack<T>(e);
-    }
-  }
-  __syncthreads();
-}
-
-// What one output row adds to its sums. The thread that stores row i holds them from the start of the task.
-struct RowTerms {
-  float bias = 0, up_bias = 0, residual = 0;
-};
-
 template <class T, int kThreads>
 class GemvTile {
  public:
   __device__ GemvTile(const TaskContext& c)
-      : c_(c), p_(c.params()), s_(gemv_shape(c.params(), sizeof(T))), weight_(c.in<T>(1)) {
-    xs_ = reinterpret_cast<uint4*>(c.shared);
-    norm_ = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
-    uint4* norm_at = xs_ + s_.steps * kBatchVectors;
-    norm_shared_ = norm_ && c.is_early(c.task.norm_slot) && reinterpret_cast<uintptr_t>(norm_) % kVectorBytes == 0
-                       ? norm_at
-                       : nullptr;
-    partial_ = reinterpret_cast<float*>(norm_ ? norm_at + s_.vectors : norm_at);
-  }
+      : c_(c),
+        p_(c.params()),
+        s_(gemv_shape(c.params(), sizeof(T))),
+        weight_(c.in<T>(1)),
+        xs_(reinterpret_cast<uint4*>(c.shared)),
+        norm_(c, s_.vectors, xs_ + s_.steps * kBatchVectors),
+        partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.steps * kBatchVectors))) {}
 
   __device__ bool run() {
     RowTerms terms;
@@ -186,20 +132,22 @@ class GemvTile {
       const int groups = min(kPanelGroups, s_.groups - panel), batches = groups * s_.steps;
       const int first = batches * warp() / kWarps, end = batches * (warp() + 1) / kWarps;
       WeightReader reader(weight_, p_, s_, panel, first);
-      Fragment ring[kDepth];
+      // Zero where there is none: registers that no path sets would be kept alive through every other op.
+      Fragment ring[kDepth]{};
 #pragma unroll
       for (int d = 0; d < kDepth; ++d)
         if (first + d < end) reader.load(ring[d]);
       if (panel == 0) {
-        if (norm_shared_) prefetch_norm();
-        if (!c_.await_inputs()) return false;
-        terms = load_terms(threadIdx.x);
-        stage_x<T, kThreads>(c_, c_.in<T>(0) + p_.m_off, s_, xs_, norm_, norm_shared_);
+        norm_.prefetch();
+        if (!c_.template await_inputs<kThreads>()) return false;
+        terms = load_terms<T>(c_, threadIdx.x);
+        stage_x<T, kThreads>(c_, c_.in<T>(0) + p_.m_off, s_.vectors, s_.steps * kBatchVectors, xs_, norm_.weight,
+                             norm_.shared);
       } else {
-        __syncthreads();  // the last panel's partials have been read
+        block_sync<kThreads>();  // the last panel's partials have been read
       }
       multiply(reader, ring, first, end);
-      __syncthreads();
+      block_sync<kThreads>();
       store_rows(panel, groups, batches, terms);
     }
     return true;
@@ -209,12 +157,6 @@ class GemvTile {
   static constexpr int kWarps = kThreads / kWarpThreads, kDepth = gemv_depth(kThreads);
 
   __device__ static int warp() { return threadIdx.x / kWarpThreads; }
-
-  __device__ void prefetch_norm() {
-    for (int v = threadIdx.x; v < s_.vectors; v += kThreads)
-      ptx::copy_async_16(const_cast<uint4*>(norm_shared_) + v, reinterpret_cast<const uint4*>(norm_) + v);
-    ptx::copy_async_commit();
-  }
 
   __device__ __forceinline__ void multiply(WeightReader& reader, Fragment (&ring)[kDepth], int first, int end) {
     const int lane = threadIdx.x % kWarpThreads;
@@ -250,33 +192,15 @@ class GemvTile {
     return sum;
   }
 
-  __device__ RowTerms load_terms(int item) const {
-    RowTerms t;
-    if (item >= p_.N_tile) return t;
-    const int n = p_.n_off + item;
-    if (c_.task.bias_slot >= 0) {
-      const T* bias = c_.in<T>(c_.task.bias_slot);
-      t.bias = amk::load(bias + n);
-      if (s_.is_pair) t.up_bias = amk::load(bias + p_.N + n);
-    }
-    if (c_.task.residual_slot >= 0) t.residual = amk::load(c_.in<T>(c_.task.residual_slot) + n);
-    return t;
-  }
-
   __device__ void store_rows(int panel, int groups, int batches, const RowTerms& early) const {
     const int first_item = s_.is_pair ? panel : panel * kBatchRows;
     const int items = min(s_.is_pair ? groups : groups * kBatchRows, p_.N_tile - first_item);
     for (int i = threadIdx.x; i < items; i += kThreads) {
       const int item = first_item + i;
-      const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms(item);
-      float y = row_sum(s_.is_pair ? i : i / kBatchRows, s_.is_pair ? 0 : i % kBatchRows, batches) + t.bias;
-      if (s_.is_pair) y = silu(y) * (row_sum(i, 1, batches) + t.up_bias);
-      y += t.residual;
-      if (c_.task.out_dtype == AMK_DTYPE_F32) {
-        c_.out<float>(0)[p_.n_off + item] = y;
-      } else {
-        store(c_.out<T>(0) + p_.n_off + item, y);
-      }
+      const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms<T>(c_, item);
+      store_row<T>(c_, item, t, [&](int up) {
+        return s_.is_pair ? row_sum(i, up, batches) : row_sum(i / kBatchRows, i % kBatchRows, batches);
+      });
     }
   }
 
@@ -284,14 +208,14 @@ class GemvTile {
   const amk_params_t& p_;
   const GemvShape s_;
   const T* weight_;
-  const T* norm_;
-  uint4* xs_;
-  const uint4* norm_shared_;
-  float* partial_;
+  uint4* const xs_;
+  const NormWeight<T, kThreads> norm_;
+  float* const partial_;
 };
 
 template <int kThreads>
 __device__ bool gemv(const TaskContext& c) {
+  if (c.task.packing != static_cast<int32_t>(Packing::kPlain)) return streamed_gemv<kThreads>(c);
   return with_dtype(c.task.dtype,
                     [&](auto type) { return GemvTile<typename decltype(type)::type, kThreads>(c).run(); });
 }

@@ -1,5 +1,6 @@
-// The machine: block b runs queue b, task by task: fetch, wait, run, signal.
-// In: MachineTables. Out: the tasks' writes, counters at their producers, the ledger. One launch is one step.
+// The machine: block b runs queue b, task by task: fetch, wait, run, signal. The last warps of a block are the
+// producer, which keeps the ring of weights full; the warps before it are the block of the tasks. In: MachineTables.
+// Out: the tasks' writes, counters at their producers, the ledger. One launch is one step.
 #pragma once
 
 #include "dispatch.cuh"
@@ -11,13 +12,15 @@ constexpr int kRecordRing = 4;
 constexpr int kRecordVectors = sizeof(DeviceTask) / kVectorBytes;
 static_assert(kRecordVectors <= kWarpThreads, "one warp fetches a record");
 
+template <int kThreads>
 class TaskQueue {
  public:
   __device__ TaskQueue(DeviceTask* ring, const MachineTables& m)
       : ring_(ring), records_(m.tasks), next_(m.queue_start[blockIdx.x]), end_(m.queue_start[blockIdx.x + 1]) {
     fetched_ = next_;
     for (int i = 0; i < kRecordRing - 1; ++i) fetch();
-    ready();
+    arrived();
+    block_sync<kThreads>();
   }
   __device__ bool empty() const { return next_ == end_; }
   __device__ const DeviceTask& front() const { return ring_[next_ % kRecordRing]; }
@@ -34,35 +37,59 @@ class TaskQueue {
   __device__ void pop() { ++next_; }
 
  private:
-  __device__ void ready() {
-    arrived();
-    __syncthreads();
-  }
   DeviceTask* ring_;
   const DeviceTask* records_;
   uint32_t next_, end_, fetched_;
 };
 
+// The warps of the tasks. False: the launch is over before the queue is.
 template <int kThreads>
-__global__ void __launch_bounds__(kThreads, 1) megakernel(const MachineTables machine) {
-  extern __shared__ __align__(128) char shared[];
-  __shared__ DeviceTask ring[kRecordRing];
-  __shared__ float reduce_scratch[kReduceScratch];
+__device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTask* records, float* reduce_scratch,
+                                          char* shared, RingReader& ring) {
   const int32_t pos = machine.scalars->pos;
-
   uint32_t done = 0;
-  for (TaskQueue queue(ring, machine); !queue.empty(); queue.pop(), ++done) {
+  for (TaskQueue<kThreads> queue(records, machine); !queue.empty(); queue.pop(), ++done) {
     queue.fetch();
     const DeviceTask& task = queue.front();
-    if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos})) return;
+    if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos, ring})) return false;
     queue.arrived();
-    if (signals(task)) signal(task, machine);
+    if (signals(task)) signal<kThreads>(task, machine);
   }
-
   // The completion proof (K4).
   if (threadIdx.x == 0) {
     atomicAdd(&machine.ledger->tasks_done, done);
     if (blockIdx.x == 0) machine.ledger->nonce = machine.scalars->nonce;
+  }
+  return true;
+}
+
+// Registers of a thread, by role: at most as many in all as the block starts with.
+constexpr int kTaskRegisters = 232, kProducerRegisters = 40;
+
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(const MachineTables machine) {
+  extern __shared__ __align__(128) char shared[];  // the ring, then what a task may use
+  __shared__ DeviceTask records[kRecordRing];
+  __shared__ float reduce_scratch[kReduceScratch];
+  __shared__ RingBarriers barriers;
+  constexpr int kWarps = kThreads / kWarpThreads;
+  static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
+  const int slots = machine.ring_stages * kWarps;
+  if (threadIdx.x == 0) barriers.init(slots);
+  __syncthreads();
+
+  if (threadIdx.x >= kThreads) {
+    ptx::give_registers<kProducerRegisters>();
+    if (threadIdx.x == kThreads && slots > 0) {
+      const uint32_t* start = machine.stream_start + blockIdx.x;
+      Producer(shared, barriers, slots, machine.ring_window)
+          .run(machine.streams + start[0], machine.streams + start[1]);
+    }
+  } else {
+    ptx::take_registers<kTaskRegisters>();
+    RingReader ring(shared, barriers, machine.ring_stages, kWarps);
+    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, shared + slots * kSlotBytes, ring);
+    if (!ended) barriers.stop = 1;
   }
 }
 

@@ -10,7 +10,7 @@ template <class T, int kThreads>
 __device__ bool rmsnorm_rows(const TaskContext& c) {
   const amk_params_t& p = c.params();
   const T* weight = c.in<T>(1);
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   for (int row = 0; row < p.M_tile; ++row) {
     const T* x = c.in<T>(0) + p.m_off + int64_t{row} * p.hidden;
     T* out = c.out<T>(0) + p.n_off + int64_t{row} * p.hidden;

@@ -56,6 +56,106 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewerGroups) : "memory");
 }
 
+// The first n threads that use barrier `id`, and only they: the others of the block have another role.
+__device__ __forceinline__ void barrier_sync(int id, int n) {
+  asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+__device__ __forceinline__ bool barrier_or(int id, int n, bool value) {
+  int any;
+  asm volatile(
+      "{.reg .pred p, q; setp.ne.s32 p, %3, 0; barrier.cta.red.or.aligned.pred q, %1, %2, p; selp.s32 %0, 1, 0, q;}"
+      : "=r"(any)
+      : "r"(id), "r"(n), "r"(static_cast<int>(value))
+      : "memory");
+  return any != 0;
+}
+
+// The copy engine and the mbarriers it completes are of compute capability 9.0; the host sends no work to them before.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define AMK_HAS_COPY_ENGINE 1
+#else
+#define AMK_HAS_COPY_ENGINE 0
+#endif
+
+// mbarriers in shared memory (PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier").
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// Makes the initialisation visible to the copy engine too.
+__device__ __forceinline__ void fence_mbarrier_init() {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t nbytes) {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(nbytes)
+               : "memory");
+#endif
+}
+// Whether the phase of this parity is complete; waits a little, as long as the hardware likes. Acquires.
+__device__ __forceinline__ bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity) {
+  uint32_t done = 0;
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+               : "=r"(done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
+#endif
+  return done != 0;
+}
+// nbytes (a multiple of 16) from global to shared memory by the copy engine, which completes them on the mbarrier.
+// Weights only: leaves L2 first.
+__device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint32_t nbytes, uint64_t* barrier) {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(shared)),
+      "l"(global), "r"(nbytes), "r"(shared_address(barrier)), "l"(kEvictFirst)
+      : "memory");
+#endif
+}
+
+// c += A B for one row of A: rows 1 to 15 are zero, so a1 and a3 are too. Fragments as the PTX ISA lays them out.
+__device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(0u), "r"(a2), "r"(0u), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_f16(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(0u), "r"(a2), "r"(0u), "r"(b0), "r"(b1));
+}
+
+// Registers per thread of a warp group from here on: all its warps take part. Only architecture-specific code (sm_90a,
+// sm_100a) can; elsewhere all roles keep what the block started with.
+#if defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define AMK_HAS_REGISTER_POOL 1
+#else
+#define AMK_HAS_REGISTER_POOL 0
+#endif
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+#if AMK_HAS_REGISTER_POOL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+#if AMK_HAS_REGISTER_POOL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
 __device__ __forceinline__ uint64_t global_time_ns() {
   uint64_t ns;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));

@@ -22,7 +22,7 @@ __device__ __forceinline__ float block_sum(float v, float* scratch, int half) {
   float* slots = scratch + half * kMaxWarps;
   v = warp_sum(v);
   if (threadIdx.x % kWarpThreads == 0) slots[threadIdx.x / kWarpThreads] = v;
-  __syncthreads();
+  block_sync<kThreads>();
   float sum = slots[0];
 #pragma unroll
   for (int w = 1; w < kThreads / kWarpThreads; ++w) sum += slots[w];

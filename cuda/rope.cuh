@@ -116,10 +116,10 @@ __device__ bool turn_heads(const TaskContext& c, int rope_slot, int heads, OutHe
   float2* turn = rope_slot < 0 ? nullptr : reinterpret_cast<float2*>(c.shared);
   const bool angles_early = turn && c.is_early(rope_slot);
   if (angles_early) angles<kThreads>(c, c.in<float>(rope_slot), turn);
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   if (turn && !angles_early) {
     angles<kThreads>(c, c.in<float>(rope_slot), turn);
-    __syncthreads();
+    block_sync<kThreads>();
   }
   const T* norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
   const T* src = c.in<T>(0) + p.m_off;

@@ -24,7 +24,7 @@ __device__ Best block_best(Best mine, char* shared) {
   for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
     mine = better(mine, {__shfl_xor_sync(kWholeWarp, mine.value, mask), __shfl_xor_sync(kWholeWarp, mine.index, mask)});
   if (threadIdx.x % kWarpThreads == 0) slots[threadIdx.x / kWarpThreads] = mine;
-  __syncthreads();
+  block_sync<kThreads>();
   Best best = slots[0];
   for (int w = 1; w < kThreads / kWarpThreads; ++w) best = better(best, slots[w]);
   return best;
@@ -38,7 +38,7 @@ __device__ __forceinline__ Best no_element() { return {__int_as_float(0xff800000
 template <int kThreads>
 __device__ bool sample_argmax(const TaskContext& c) {
   const amk_params_t& p = c.params();
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   const float* logits = c.in<float>(0) + p.n_off;
   Best mine = no_element();
 #pragma unroll 4
@@ -57,7 +57,7 @@ __device__ bool sample_argmax(const TaskContext& c) {
 template <int kThreads>
 __device__ bool argmax_combine(const TaskContext& c) {
   const amk_params_t& p = c.params();
-  if (!c.await_inputs()) return false;
+  if (!c.await_inputs<kThreads>()) return false;
   Best mine = no_element();
   for (int i = threadIdx.x; i < p.M; i += kThreads)
     mine = better(mine, {load(c.in<float>(0) + i), __ldcg(c.in<int32_t>(1) + i)});

@@ -13,7 +13,6 @@
 
 namespace amk {
 
-constexpr int kWarpThreads = 32;
 constexpr uint32_t kWholeWarp = 0xffffffffu;
 // Thread 0 sends signals and the release makes its warp wait for the block's writes, so another warp polls.
 constexpr int kPollWarp = 1;
@@ -84,13 +83,23 @@ __device__ inline bool poll_waits(const DeviceTask& task, const MachineTables& m
   }
 }
 
+// Threads that run tasks, and their barrier: the producer warp behind them takes no part in it.
+constexpr int kTaskBarrier = 1;
+template <int kThreads>
+__device__ __forceinline__ void block_sync() {
+  ptx::barrier_sync(kTaskBarrier, kThreads);
+}
+
+class RingReader;
+
 // What an op sees of the machine: its task, its shared memory, the position.
 struct TaskContext {
   const DeviceTask& task;  // in shared memory
   const MachineTables& machine;
-  char* shared;           // the launch's dynamic shared memory: free at the start of each task
+  char* shared;           // [machine.task_bytes], free at the start of each task
   float* reduce_scratch;  // [kReduceScratch]
   int32_t pos;
+  RingReader& ring;
 
   __device__ const amk_params_t& params() const { return task.params; }
   template <class T>
@@ -105,17 +114,19 @@ struct TaskContext {
 
   // Called once by every op, by all threads, before its first access to anything but early inputs and shared memory.
   // False: the launch is over; return at once.
+  template <int kThreads>
   __device__ __forceinline__ bool await_inputs() const {
     const bool polls = threadIdx.x / kWarpThreads == kPollWarp && task.n_waits > 0;
     const bool gave_up = polls && !poll_waits(task, machine);
-    return !__syncthreads_or(gave_up);
+    return !ptx::barrier_or(kTaskBarrier, kThreads, gave_up);
   }
 };
 
-// All threads, after the op's last write.
+// All threads of the tasks, after the op's last write.
+template <int kThreads>
 __device__ __forceinline__ void signal(const DeviceTask& task, const MachineTables& m) {
   uint32_t* counter = m.counters + task.out_counter;  // read here: behind the barrier the record may be overwritten
-  __syncthreads();
+  block_sync<kThreads>();
   // RELEASE: pairs with the ACQUIRE in poll_waits().
   if (threadIdx.x == 0) ptx::add_release_gpu(counter, 1);
 }

@@ -2,7 +2,7 @@
 // translation unit of its own (megakernel.cu) that defines kernel_<threads>().
 #pragma once
 
-#include <cstddef>
+#include "device_task.h"
 
 #ifndef AMK_CUDA_VARIANTS
 #error "AMK_CUDA_VARIANTS is not defined: cmake/amk_cuda.cmake holds the table"
@@ -18,6 +18,9 @@ struct KernelVariant {
   int threads;
   const void* (*kernel)();
 };
+// Threads of a launch: those of the tasks and the producer's.
+constexpr int block_threads(const KernelVariant& v) { return v.threads + kProducerThreads; }
+
 constexpr KernelVariant kKernelVariants[] = {
 #define X(threads) {threads, kernel_##threads},
     AMK_CUDA_VARIANTS

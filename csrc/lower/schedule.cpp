@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "ops/ring.h"
 
 namespace amk {
 namespace {
@@ -15,21 +16,35 @@ constexpr int32_t kAllFusions = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_F
 // gate+up is inside gate+up+silu.
 constexpr int32_t kDefaultFusions = kAllFusions & ~AMK_FUSE_GATE_UP;
 
-// Knobs of the kernel's launch and the one value of each that this build acts on. A new variant widens its row.
+// Knobs of the kernel's launch, their default, and the values that this build acts on. A new variant widens its row.
 struct LaunchKnob {
   const char* name;
   int32_t amk_schedule_t::* field;
-  int32_t built;
+  int32_t standard, low, high;
+  bool is_of_ring;  // acts only where weights are streamed (cpasync = 1)
 };
 constexpr LaunchKnob kLaunchKnobs[] = {
-    {"pipelining_depth", &amk_schedule_t::pipelining_depth, 0},
-    {"threads_per_block", &amk_schedule_t::threads_per_block, 256},
-    {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 0},
-    {"kernel_knobs.cols_per_warp", &amk_schedule_t::cols_per_warp, 0},
-    {"kernel_knobs.cpasync", &amk_schedule_t::cpasync, 0},
-    {"kernel_knobs.cpa_stages", &amk_schedule_t::cpa_stages, 0},
-    {"kernel_knobs.cpa_cols", &amk_schedule_t::cpa_cols, 0},
+    {"pipelining_depth", &amk_schedule_t::pipelining_depth, 6, 1, kMaxRingSlots, true},
+    {"threads_per_block", &amk_schedule_t::threads_per_block, 256, 256, 256, false},
+    {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 0, 0, 1 << 20, true},
+    {"kernel_knobs.cols_per_warp", &amk_schedule_t::cols_per_warp, 0, 0, 0, false},
+    {"kernel_knobs.cpasync", &amk_schedule_t::cpasync, 1, 0, 1, false},
+    {"kernel_knobs.cpa_stages", &amk_schedule_t::cpa_stages, 0, 0, kMaxRingStages, true},
+    {"kernel_knobs.cpa_cols", &amk_schedule_t::cpa_cols, 0, 0, 0, false},
 };
+
+void check_launch_knob(const amk_schedule_t& s, const LaunchKnob& knob) {
+  const int32_t value = s.*knob.field;
+  if (knob.low == knob.high) {
+    AMK_CHECK(value == knob.low, AMK_ERR_REJECTED, "V26: %s is %d, which was not built (built: %d)", knob.name, value,
+              knob.low);
+  }
+  AMK_CHECK(value >= knob.low && value <= knob.high, AMK_ERR_REJECTED, "V26: %s is %d, allowed: %d..%d", knob.name,
+            value, knob.low, knob.high);
+  AMK_CHECK(!knob.is_of_ring || s.cpasync || value == knob.standard, AMK_ERR_REJECTED,
+            "V26: %s is %d, but kernel_knobs.cpasync is 0, so there is no ring that it could act on (expected %d)",
+            knob.name, value, knob.standard);
+}
 
 void check_target(const amk_target_t& t) {
   AMK_CHECK(std::memchr(t.name, '\0', sizeof t.name), AMK_ERR_INVALID_ARGUMENT, "target.name is not terminated");
@@ -59,7 +74,7 @@ amk_schedule_t default_schedule() {
   s.fusion = kDefaultFusions;
   s.sm_policy = AMK_SM_ROUND_ROBIN;
   s.page_policy = AMK_PAGES_LINEAR;
-  for (const LaunchKnob& knob : kLaunchKnobs) s.*knob.field = knob.built;
+  for (const LaunchKnob& knob : kLaunchKnobs) s.*knob.field = knob.standard;
   return s;
 }
 
@@ -84,9 +99,10 @@ void check_schedule(const amk_schedule_t& s, const amk_target_t& target) {
   AMK_CHECK(s.page_policy >= AMK_PAGES_NONE && s.page_policy <= AMK_PAGES_GRAPH_COLOR, AMK_ERR_REJECTED,
             "V26: page_allocation is %d, allowed: %d (none), %d (linear), %d (graph_color)", s.page_policy,
             AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR);
-  for (const LaunchKnob& knob : kLaunchKnobs)
-    AMK_CHECK(s.*knob.field == knob.built, AMK_ERR_REJECTED, "V26: %s is %d, which was not built (built: %d)",
-              knob.name, s.*knob.field, knob.built);
+  for (const LaunchKnob& knob : kLaunchKnobs) check_launch_knob(s, knob);
+  AMK_CHECK(s.smem_bytes_per_block <= target.smem_optin_bytes, AMK_ERR_REJECTED,
+            "V26: smem_bytes_per_block is %d, but target %s offers %d", s.smem_bytes_per_block, target.name,
+            target.smem_optin_bytes);
   AMK_CHECK(s.threads_per_block <= target.max_threads_per_block, AMK_ERR_REJECTED,
             "V26: threads_per_block is %d, but target %s allows %d", s.threads_per_block, target.name,
             target.max_threads_per_block);

@@ -5,6 +5,7 @@
 #include "base/blake2b.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "pack/packing.h"
 
 namespace amk {
 namespace {
@@ -87,8 +88,10 @@ Image pack(const ValidProgram& valid) {
     places.push_back({place.storage, 0, place.offset_bytes, place.nbytes});
   std::vector<ImageStorage> storages;
   Strings storage_name;
-  for (const Storage& s : valid.storage().storages) {
-    storages.push_back({s.kind, 0, s.nbytes});
+  const std::vector<Packing> packing = choose_packing(p, valid.storage());
+  for (size_t i = 0; i < packing.size(); ++i) {
+    const Storage& s = valid.storage().storages[i];
+    storages.push_back({s.kind, static_cast<int32_t>(packing[i]), s.nbytes});
     storage_name.push(s.name);
   }
   const Strings buffer_name = whole_table(p.buffer_name, p.buffers.size());

@@ -17,7 +17,7 @@
 namespace amk {
 
 constexpr uint8_t kImageMagic[8] = {'A', 'M', 'K', 'i', 'm', 'g', '\r', '\n'};
-constexpr uint32_t kImageLayoutVersion = 1;
+constexpr uint32_t kImageLayoutVersion = 2;
 constexpr size_t kImageAlign = 64;
 
 enum class ImageSection : uint32_t {
@@ -55,7 +55,8 @@ struct ImagePlace {
 
 // A region of memory: [0] is the arena (kind -1), the others carry the amk_buffer_kind of what lives there.
 struct ImageStorage {
-  int32_t kind, pad;
+  int32_t kind;
+  int32_t packing;  // Packing (ops/packing.h) of a weight on a device
   int64_t nbytes;
 };
 

@@ -82,6 +82,7 @@ bool prove_placement(const Program& program, const StorageMap& storage, Report* 
 bool prove_accesses(const Program& program, const StorageMap& storage, AccessTable* out, Report* report);  // V5 V7 V18
 bool prove_partials(const Program& program, const StorageMap& storage, const AccessTable& accesses,
                     Report* report);                                                           // V22
+bool prove_ring(const Program& program, Report* report);                                       // V20
 bool prove_work(const Program& program, Report* report);                                       // V23
 bool prove_signals(const Program& program, std::vector<uint32_t>* producers, Report* report);  // V8
 bool prove_progress(const Program& program, const std::vector<uint32_t>& producers, TaskOrder* out, Report* report);

@@ -12,6 +12,7 @@ Judgement ValidProgram::judge(Program program, const Decoder* model) {
   // 1. Structure: until the tables index what exists and every size fits, nothing else may look at them.
   if (!prove_tables(program, report)) return result;
   if (!prove_sizes(program, report)) return result;
+  prove_ring(program, report);
   StorageMap storage = map_storage(program);
   if (!prove_placement(program, storage, report)) return result;
   if (!prove_laws(program, report)) return result;

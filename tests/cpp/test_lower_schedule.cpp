@@ -26,7 +26,8 @@ TEST(values_in_the_domain_pass) {
                          Row{"", &amk_schedule_t::attention_kv_block, 48}, Row{"", &amk_schedule_t::fusion, 0},
                          Row{"", &amk_schedule_t::attention_kv_block, 1024}, Row{"", &amk_schedule_t::fusion, 63},
                          Row{"", &amk_schedule_t::page_policy, 0}, Row{"", &amk_schedule_t::page_policy, 2},
-                         Row{"", &amk_schedule_t::sm_policy, AMK_SM_EXPLICIT}}) {
+                         Row{"", &amk_schedule_t::sm_policy, AMK_SM_EXPLICIT}, Row{"", &amk_schedule_t::cpasync, 0},
+                         Row{"", &amk_schedule_t::cpa_stages, 3}, Row{"", &amk_schedule_t::pipelining_depth, 1}}) {
     amk_schedule_t s = default_schedule();
     s.*row.member = row.value;
     check_schedule(s, h200());
@@ -49,19 +50,31 @@ TEST(values_outside_are_rejected_naming_the_field) {
       {"sm_assignment", &amk_schedule_t::sm_policy, -1},
       {"page_allocation", &amk_schedule_t::page_policy, 3},
       {"page_allocation", &amk_schedule_t::page_policy, -1},
-      {"pipelining_depth", &amk_schedule_t::pipelining_depth, 1},
+      {"pipelining_depth", &amk_schedule_t::pipelining_depth, 0},
+      {"pipelining_depth", &amk_schedule_t::pipelining_depth, 65},
       {"threads_per_block", &amk_schedule_t::threads_per_block, 128},
       {"threads_per_block", &amk_schedule_t::threads_per_block, 0},
-      {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 1024},
+      {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, -1},
+      {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 300000},
       {"kernel_knobs.cols_per_warp", &amk_schedule_t::cols_per_warp, 4},
-      {"kernel_knobs.cpasync", &amk_schedule_t::cpasync, 1},
-      {"kernel_knobs.cpa_stages", &amk_schedule_t::cpa_stages, 2},
+      {"kernel_knobs.cpasync", &amk_schedule_t::cpasync, 2},
+      {"kernel_knobs.cpa_stages", &amk_schedule_t::cpa_stages, 9},
       {"kernel_knobs.cpa_cols", &amk_schedule_t::cpa_cols, 2},
   };
   for (const Row& row : kRows) {
     amk_schedule_t s = default_schedule();
     s.*row.member = row.value;
     EXPECT_ERROR(AMK_ERR_REJECTED, std::string(row.field) + " is ", check_schedule(s, h200()));
+  }
+}
+
+TEST(a_knob_of_the_ring_needs_the_ring) {
+  for (int32_t amk_schedule_t::* knob : {&amk_schedule_t::pipelining_depth, &amk_schedule_t::cpa_stages}) {
+    amk_schedule_t s = default_schedule();
+    s.*knob = 2;
+    check_schedule(s, h200());
+    s.cpasync = 0;
+    EXPECT_ERROR(AMK_ERR_REJECTED, "there is no ring", check_schedule(s, h200()));
   }
 }
 

@@ -1,5 +1,5 @@
 // Time of a whole decode step (cache, attention, argmax and all) on device 0, as JSON on stdout; notes on stderr.
-// In: names of shapes (0.6B 1B 8B), or nothing for all; threads=N, splits and contexts as below. Weights are random and
+// In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N, contexts as below. Weights are random and
 // equal on every layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and
 // position; time is CUDA events around all that one step enqueues; a step's completion proof is checked before it
 // counts.
@@ -37,13 +37,10 @@ void fill(uint8_t* at, int64_t nbytes, float spread) {
     std::memcpy(at + done, at, std::min(kPeriod, nbytes - done));
 }
 
-void measure(const Shape& s, double gb_per_s, bool is_last, int32_t threads, int32_t kv_block) {
+void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule) {
   const amk_model_t m =
       model(AMK_DTYPE_BF16, s.layers, s.hidden, s.heads, s.kv_heads, s.dim, s.ffn, s.vocab, kMaxSeq, s.features);
-  amk_schedule_t schedule = amk::default_schedule();
-  schedule.attention_kv_block = kv_block;
   amk::Program program = amk::lower(amk::build_decoder(m), schedule, h200(amk::query_device(0).sm_count));
-  program.launch.threads_per_block = threads;
   amk::Judgement judged = amk::validate(program);
   if (!judged.valid) throw amk::Error(AMK_ERR_INTERNAL, judged.report.entries().front().text);
   const Bytes bytes = amk::pack(*judged.valid).shared_bytes();
@@ -69,8 +66,10 @@ void measure(const Shape& s, double gb_per_s, bool is_last, int32_t threads, int
 
   std::printf(
       "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"layers\": %d, \"tasks\": %zu, \"counters\": %zu, "
-      "\"grid\": %d, \"threads\": %d, \"kv_block\": %d, \"contexts\": [\n",
-      s.name, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid, threads, kv_block);
+      "\"grid\": %d, \"threads\": %d, \"kv_block\": %d, \"cpasync\": %d, \"pipelining_depth\": %d, \"cpa_stages\": %d, "
+      "\"contexts\": [\n",
+      s.name, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid, schedule.threads_per_block,
+      schedule.attention_kv_block, schedule.cpasync, schedule.pipelining_depth, schedule.cpa_stages);
   Random tokens{99};
   for (int32_t context : {1, 1024, 8192}) {
     std::vector<float> us;
@@ -98,19 +97,22 @@ void measure(const Shape& s, double gb_per_s, bool is_last, int32_t threads, int
 
 int main(int argc, char** argv) {
   std::vector<const Shape*> chosen;
-  int32_t threads = amk::default_schedule().threads_per_block, kv_block = amk::default_schedule().attention_kv_block;
+  amk_schedule_t schedule = amk::default_schedule();
   for (int i = 1; i < argc; ++i) {
     for (const Shape& s : kShapes)
       if (std::strcmp(argv[i], s.name) == 0) chosen.push_back(&s);
-    std::sscanf(argv[i], "threads=%d", &threads);
-    std::sscanf(argv[i], "kv_block=%d", &kv_block);
+    std::sscanf(argv[i], "kv_block=%d", &schedule.attention_kv_block);
+    std::sscanf(argv[i], "cpasync=%d", &schedule.cpasync);
+    std::sscanf(argv[i], "pipelining_depth=%d", &schedule.pipelining_depth);
+    std::sscanf(argv[i], "cpa_stages=%d", &schedule.cpa_stages);
+    std::sscanf(argv[i], "sm_policy=%d", &schedule.sm_policy);
   }
   if (chosen.empty())
     for (const Shape& s : kShapes) chosen.push_back(&s);
   try {
     const double gb_per_s = read_gb_per_s();
     std::printf("{\"device\": \"%s\", \"read_gb_per_s\": %.0f, \"results\": [\n", amk::query_device(0).name, gb_per_s);
-    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), threads, kv_block);
+    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule);
     std::printf("]}\n");
   } catch (const amk::Error& e) {
     std::fprintf(stderr, "gpu_bench: status %d: %s\n", e.status(), e.what());

@@ -25,8 +25,16 @@ amk_model_t random_model(Random& r) {
 
 struct Config {
   amk_schedule_t schedule = amk::default_schedule();
-  int32_t sms = 1, launch_threads = 0;
+  int32_t sms = 1, launch_threads = 0;  // launch_threads: set in the program, past the schedule's own check
 };
+
+// The ring, and its knobs as they stand by default.
+void with_ring(Config& c) {
+  const amk_schedule_t standard = amk::default_schedule();
+  c.schedule.cpasync = 1;
+  c.schedule.pipelining_depth = standard.pipelining_depth;
+  c.schedule.cpa_stages = standard.cpa_stages;
+}
 
 Config random_config(Random& r) {
   Config c;
@@ -36,7 +44,11 @@ Config random_config(Random& r) {
   c.schedule.sm_policy = pick(r, {AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE});
   c.schedule.page_policy = pick(r, {AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR});
   c.sms = pick(r, {1, 2, 5, 17, 64, 132});
-  c.launch_threads = pick(r, {0, 0, 512});
+  c.schedule.cpasync = pick(r, {0, 1, 1, 1});
+  if (c.schedule.cpasync) {
+    c.schedule.pipelining_depth = pick(r, {1, 2, 5, 6, 8});
+    c.schedule.cpa_stages = pick(r, {0, 1, 2});
+  }
   return c;
 }
 
@@ -152,8 +164,8 @@ const Knob kKnobs[] = {
      [](Config& c, int32_t v) { c.schedule.page_policy = v; }},
     {"SMs", {1, 2, 7, 66, 131, 132}, {}, [](Config& c, int32_t v) { c.sms = v; }},
     {"threads, in the program",
-     {256, 512},
-     {0, 32, 128, 1024, 2048},
+     {256},
+     {0, 32, 128, 512, 1024, 2048},
      [](Config& c, int32_t v) { c.launch_threads = v ? v : -1; }},
     {"threads_per_block",
      {256},
@@ -162,11 +174,35 @@ const Knob kKnobs[] = {
        c.schedule.threads_per_block = v;
        c.launch_threads = 0;
      }},
-    {"smem_bytes_per_block", {0}, {-1, 1 << 20}, [](Config& c, int32_t v) { c.schedule.smem_bytes_per_block = v; }},
-    {"pipelining_depth", {0}, {-1, 99}, [](Config& c, int32_t v) { c.schedule.pipelining_depth = v; }},
+    {"smem_bytes_per_block",
+     {0, 150000, 200000},
+     {-1, 1 << 20},
+     [](Config& c, int32_t v) {
+       with_ring(c);
+       c.schedule.smem_bytes_per_block = v;
+     }},
+    {"pipelining_depth",
+     {1, 2, 3, 6, 8, 12, 24},
+     {-1, 0, 65},
+     [](Config& c, int32_t v) {
+       with_ring(c);
+       c.schedule.pipelining_depth = v;
+     }},
     {"cols_per_warp", {0}, {-1, 99}, [](Config& c, int32_t v) { c.schedule.cols_per_warp = v; }},
-    {"cpasync", {0}, {-1, 99}, [](Config& c, int32_t v) { c.schedule.cpasync = v; }},
-    {"cpa_stages", {0}, {-1, 99}, [](Config& c, int32_t v) { c.schedule.cpa_stages = v; }},
+    {"cpasync",
+     {0, 1},
+     {-1, 99},
+     [](Config& c, int32_t v) {
+       with_ring(c);
+       c.schedule.cpasync = v;
+     }},
+    {"cpa_stages",
+     {0, 1, 2, 3},
+     {-1, 9},
+     [](Config& c, int32_t v) {
+       with_ring(c);
+       c.schedule.cpa_stages = v;
+     }},
     {"cpa_cols", {0}, {-1, 99}, [](Config& c, int32_t v) { c.schedule.cpa_cols = v; }},
 };
 

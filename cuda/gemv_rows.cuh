@@ -1,0 +1,111 @@
+// What every form of GEMV_TILE does around its sums: x into shared memory before them, the fusions of a row after them.
+// In: a task and its x. Out: x staged in T, rows stored.
+#pragma once
+
+#include "elementwise.cuh"
+#include "reduce.cuh"
+#include "tile_io.cuh"
+
+namespace amk {
+
+// x -> shared memory: `vectors` of it, then zeros up to `padded`; normalised and rounded to T where norm is not null.
+// Ends with a barrier. norm_shared: the norm weight, on its way there by this thread's own async copies, or null.
+template <class T, int kThreads>
+__device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int vectors, int padded, uint4* xs,
+                                        const T* norm, const uint4* norm_shared) {
+  constexpr int kAhead = 2;
+  float sum = 0;
+  for (int first = threadIdx.x; first < padded; first += kAhead * kThreads) {
+    uint4 raw[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int v = first + a * kThreads;
+      raw[a] = v < vectors ? load_vector(reinterpret_cast<const uint4*>(x) + v) : uint4{};
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int v = first + a * kThreads;
+      if (v < padded) xs[v] = raw[a];
+      if (!norm) continue;
+      float e[kPerVector<T>];
+      unpack<T>(raw[a], e);
+#pragma unroll
+      for (int i = 0; i < kPerVector<T>; ++i) sum = fmaf(e[i], e[i], sum);
+    }
+  }
+  if (norm) {
+    const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps);
+    if (norm_shared) ptx::copy_async_wait<0>();
+    for (int v = threadIdx.x; v < vectors; v += kThreads) {
+      float e[kPerVector<T>], w[kPerVector<T>];
+      unpack<T>(xs[v], e);
+      if (norm_shared) {
+        unpack<T>(norm_shared[v], w);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPerVector<T>; ++i) w[i] = load(norm + v * kPerVector<T> + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kPerVector<T>; ++i) e[i] = e[i] * scale * w[i];
+      xs[v] = pack<T>(e);
+    }
+  }
+  block_sync<kThreads>();
+}
+
+// The norm weight of a task and its place in shared memory, where it is copied while the inputs are awaited.
+template <class T, int kThreads>
+struct NormWeight {
+  const T* weight;
+  uint4* shared;  // null where it is no early input of whole vectors
+  int vectors;
+
+  __device__ NormWeight(const TaskContext& c, int x_vectors, uint4* at)
+      : weight(c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot)), vectors(x_vectors) {
+    const bool is_early = weight && c.is_early(c.task.norm_slot);
+    shared = is_early && reinterpret_cast<uintptr_t>(weight) % kVectorBytes == 0 ? at : nullptr;
+  }
+  __device__ uint4* behind(uint4* at) const { return weight ? at + vectors : at; }
+  __device__ void prefetch() const {
+    if (!shared) return;
+    for (int v = threadIdx.x; v < vectors; v += kThreads)
+      ptx::copy_async_16(shared + v, reinterpret_cast<const uint4*>(weight) + v);
+    ptx::copy_async_commit();
+  }
+};
+
+// What one output row adds to its sums. The thread that stores row i holds them from the start of the task.
+struct RowTerms {
+  float bias = 0, up_bias = 0, residual = 0;
+};
+
+template <class T>
+__device__ __forceinline__ RowTerms load_terms(const TaskContext& c, int item) {
+  const amk_params_t& p = c.params();
+  RowTerms t;
+  if (item >= p.N_tile) return t;
+  const int n = p.n_off + item;
+  if (c.task.bias_slot >= 0) {
+    const T* bias = c.in<T>(c.task.bias_slot);
+    t.bias = load(bias + n);
+    if (p.flags & AMK_FLAG_SILU_PAIR) t.up_bias = load(bias + p.N + n);
+  }
+  if (c.task.residual_slot >= 0) t.residual = load(c.in<T>(c.task.residual_slot) + n);
+  return t;
+}
+
+// sum(0): the product of row `item`, sum(1): of its up row, asked for where there is one.
+template <class T, class Sum>
+__device__ __forceinline__ void store_row(const TaskContext& c, int item, const RowTerms& t, Sum sum) {
+  const amk_params_t& p = c.params();
+  float y = sum(0) + t.bias;
+  if (p.flags & AMK_FLAG_SILU_PAIR) y = silu(y) * (sum(1) + t.up_bias);
+  y += t.residual;
+  if (c.task.out_dtype == AMK_DTYPE_F32) {
+    c.out<float>(0)[p.n_off + item] = y;
+  } else {
+    store(c.out<T>(0) + p.n_off + item, y);
+  }
+}
+
+}  // namespace amk

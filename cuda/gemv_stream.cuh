@@ -1,0 +1,150 @@
+// GEMV_TILE over packed weights from the ring, on the tensor cores: the weights are the 8 columns of B, x is row 0 of
+// A. A warp takes every kWarps-th slot of the task, sums those of one row group in registers, and leaves a partial per
+// row and group; partials are added in the order of the columns they cover, so the sum depends neither on timing nor on
+// which warp a slot fell to. While the inputs are awaited a warp already holds its first slot in registers: that much
+// more of the ring is on its way.
+#pragma once
+
+#include "gemv_rows.cuh"
+#include "ring.cuh"
+
+namespace amk {
+
+constexpr int kPanelPartials = 256;  // groups x partials that a task likes to keep before it adds them up
+
+// Row groups of a tile, slots of a row group, and partials of one.
+struct StreamShape {
+  int vectors, groups, chunks, partials;
+  bool is_pair;
+};
+__host__ __device__ inline StreamShape stream_shape(const amk_params_t& p, int warps) {
+  StreamShape s;
+  s.is_pair = p.flags & AMK_FLAG_SILU_PAIR;
+  s.vectors = p.K * 2 / kVectorBytes;
+  s.groups = p.N_tile / kGroupRows * (s.is_pair ? 2 : 1);
+  s.chunks = ceil_div_int(s.vectors, kSlotRowVectors);
+  s.partials = s.chunks < warps ? s.chunks : warps;
+  return s;
+}
+// A gate group and its up group stay together.
+__host__ __device__ inline int64_t stream_group_bytes(const StreamShape& s) {
+  return int64_t{s.partials} * kGroupRows * 4;
+}
+__host__ inline int64_t stream_shared_bytes(const amk_params_t& p, int threads) {
+  const StreamShape s = stream_shape(p, threads / kWarpThreads);
+  const int64_t x = int64_t{s.vectors} * kVectorBytes, norm = p.flags & AMK_FLAG_NORM ? x : 0;
+  const int liked = kPanelPartials / s.partials, groups = s.groups < liked ? s.groups : liked;
+  return x + norm + groups * stream_group_bytes(s);
+}
+
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], uint32_t x0, uint32_t x1, uint32_t w0, uint32_t w1) {
+  if constexpr (sizeof(T) == 2) {
+    if constexpr (std::is_same_v<T, __half>) {
+      ptx::mma_f16(c, x0, x1, w0, w1);
+    } else {
+      ptx::mma_bf16(c, x0, x1, w0, w1);
+    }
+  }
+}
+
+template <class T, int kThreads>
+class StreamedGemv {
+ public:
+  __device__ StreamedGemv(const TaskContext& c)
+      : c_(c),
+        s_(stream_shape(c.params(), kWarps)),
+        xs_(reinterpret_cast<uint4*>(c.shared)),
+        norm_(c, s_.vectors, xs_ + s_.vectors),
+        partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.vectors))),
+        slots_(s_.groups * s_.chunks),
+        next_(c.ring.first_slot()) {}
+
+  __device__ bool run() {
+    // Zero where there is none: registers that no path sets would be kept alive through every other op.
+    SlotFragment held{};
+    if (next_ < slots_) c_.ring.take(held);
+    norm_.prefetch();
+    if (!c_.template await_inputs<kThreads>()) return false;
+    const RowTerms terms = load_terms<T>(c_, threadIdx.x);
+    stage_x<T, kThreads>(c_, c_.in<T>(0) + c_.params().m_off, s_.vectors, s_.vectors, xs_, norm_.weight, norm_.shared);
+    const int panel_groups = groups_per_panel();
+    for (int panel = 0; panel < s_.groups; panel += panel_groups) {
+      const int end = min(panel + panel_groups, s_.groups);
+      if (panel > 0) block_sync<kThreads>();  // the last panel's partials have been read
+      multiply(held, panel, end);
+      block_sync<kThreads>();
+      store_rows(panel, end, terms);
+    }
+    c_.ring.advance(slots_);
+    return true;
+  }
+
+ private:
+  static constexpr int kWarps = kThreads / kWarpThreads;
+
+  __device__ int groups_per_panel() const {
+    const int64_t room = c_.machine.task_bytes - (reinterpret_cast<char*>(partial_) - c_.shared);
+    return max(2, static_cast<int>(room / stream_group_bytes(s_)) / 2 * 2);
+  }
+
+  // This warp's slots of row groups [panel, end); the next one is always in registers already.
+  __device__ __forceinline__ void multiply(SlotFragment& held, int panel, int end) {
+    const int lane = threadIdx.x % kWarpThreads, last = end * s_.chunks;
+    while (next_ < last) {
+      const int group = next_ / s_.chunks, first = next_ - group * s_.chunks;
+      float acc[4][4] = {};
+      for (int chunk = first; chunk < s_.chunks; chunk += kWarps) {
+        add_slot(held, chunk, acc);
+        next_ += kWarps;
+        if (next_ < slots_) c_.ring.take(held);
+      }
+      if (lane < kUnitRowVectors)  // rows 2 * lane and 2 * lane + 1 of the group
+        *reinterpret_cast<float2*>(partial_ + ((group - panel) * s_.partials + first) * kGroupRows + 2 * lane) = {
+            (acc[0][0] + acc[1][0]) + (acc[2][0] + acc[3][0]), (acc[0][1] + acc[1][1]) + (acc[2][1] + acc[3][1])};
+    }
+  }
+  __device__ __forceinline__ void add_slot(const SlotFragment& f, int chunk, float (&acc)[4][4]) const {
+    const int lane = threadIdx.x % kWarpThreads;
+    const int units = min(kSlotUnits, s_.vectors / kUnitRowVectors - chunk * kSlotUnits);
+    const uint4* x = xs_ + chunk * kSlotRowVectors + lane;
+#pragma unroll
+    for (int u = 0; u < kSlotUnits; ++u) {
+      if (u >= units) break;  // behind the end of the rows a slot holds what it held before
+      const uint4 v = lane < kUnitRowVectors ? x[u * kUnitRowVectors] : uint4{};
+      multiply_add<T>(acc[2 * u & 3], v.x, v.y, f.v[u].x, f.v[u].y);
+      multiply_add<T>(acc[(2 * u + 1) & 3], v.z, v.w, f.v[u].z, f.v[u].w);
+    }
+  }
+
+  __device__ float row_sum(int group, int row) const {
+    const float* at = partial_ + group * s_.partials * kGroupRows + row;
+    float sum = at[0];
+    for (int i = 1; i < s_.partials; ++i) sum += at[i * kGroupRows];
+    return sum;
+  }
+  __device__ void store_rows(int panel, int end, const RowTerms& early) const {
+    const int fold = s_.is_pair ? 2 : 1, first = panel / fold * kGroupRows, items = (end - panel) / fold * kGroupRows;
+    for (int i = threadIdx.x; i < items; i += kThreads) {
+      const int item = first + i;
+      const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms<T>(c_, item);
+      store_row<T>(c_, item, t, [&](int up) { return row_sum(i / kGroupRows * fold + up, i % kGroupRows); });
+    }
+  }
+
+  const TaskContext& c_;
+  const StreamShape s_;
+  uint4* const xs_;
+  const NormWeight<T, kThreads> norm_;
+  float* const partial_;
+  const int slots_;  // of the task
+  int next_;         // this warp's next one
+};
+
+template <int kThreads>
+__device__ bool streamed_gemv(const TaskContext& c) {
+  if (c.task.dtype == AMK_DTYPE_F16) return StreamedGemv<__half, kThreads>(c).run();
+  return StreamedGemv<__nv_bfloat16, kThreads>(c).run();
+}
+
+}  // namespace amk

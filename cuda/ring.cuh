@@ -1,0 +1,143 @@
+// The ring of weights (ops/ring.h): one producer warp fills it, the warps that run tasks empty it.
+// In: the block's StreamTasks. Out: Fragments, in queue order. Weights are immutable during a launch, so the producer
+// waits for no counter: it runs ahead across tasks and their dependencies as far as slots are free. It keeps at most
+// `window` copies on their way, because whatever is asked for beyond what the memory needs to stay busy only delays
+// everybody else's loads.
+// Ordering: `full` is completed by the copy engine's bytes and acquired by try_wait; `empty` is arrived at by the
+// slot's warp after its last read, and the producer's wait for it orders those reads before the next copy.
+#pragma once
+
+#include "ops/ring.h"
+#include "sync.cuh"
+
+namespace amk {
+
+// 16 bytes per lane and unit: what ops/packing.h says a slot holds.
+struct SlotFragment {
+  uint4 v[kSlotUnits];
+};
+
+// In static shared memory.
+struct RingBarriers {
+  uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];
+  uint32_t stop;  // the tasks have ended early: copy no more
+
+  // One thread, before the block's first barrier.
+  __device__ void init(int slots) {
+    for (int i = 0; i < slots; ++i) {
+      ptx::mbarrier_init(full + i, 1);
+      ptx::mbarrier_init(empty + i, 1);
+    }
+    stop = 0;
+    ptx::fence_mbarrier_init();
+  }
+};
+
+// A warp's place in the ring. Every warp of the tasks has one, and all go through the same tasks.
+class RingReader {
+ public:
+  __device__ RingReader(const char* slots, RingBarriers& barriers, int stages, int warps)
+      : slots_(slots), barriers_(barriers), stages_(stages), warps_(warps) {}
+
+  // The first slot of the next task that is this warp's: slot i of a launch is warp i % warps'.
+  __device__ int first_slot() const {
+    const int mine = warp() - next_owner_;
+    return mine < 0 ? mine + warps_ : mine;
+  }
+  // Moves this warp's next slot into registers and hands the slot back.
+  __device__ __forceinline__ void take(SlotFragment& f) {
+    const int slot = stage_ * warps_ + warp();
+    while (!ptx::mbarrier_try_wait(barriers_.full + slot, parity_)) {
+    }
+    const uint4* at = reinterpret_cast<const uint4*>(slots_ + slot * kSlotBytes) + threadIdx.x % kWarpThreads;
+#pragma unroll
+    for (int u = 0; u < kSlotUnits; ++u) f.v[u] = at[u * kUnitVectors];
+    __syncwarp();
+    if (threadIdx.x % kWarpThreads == 0) ptx::mbarrier_arrive(barriers_.empty + slot);
+    if (++stage_ == stages_) {
+      stage_ = 0;
+      parity_ ^= 1;
+    }
+  }
+  // The task that just ended had `slots` slots.
+  __device__ void advance(int slots) { next_owner_ = (next_owner_ + slots) % warps_; }
+
+ private:
+  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
+
+  const char* slots_;
+  RingBarriers& barriers_;
+  int stages_, warps_, stage_ = 0, next_owner_ = 0;
+  uint32_t parity_ = 0;
+};
+
+// One lane fills the ring until the queue's last task has its weights, or the tasks end early.
+class Producer {
+ public:
+  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window)
+      : slots_(slots), barriers_(barriers), n_slots_(n_slots), window_(window) {}
+
+  __device__ void run(const StreamTask* task, const StreamTask* end) {
+    if (task == end) return;
+    StreamTask next = *task;
+    while (task != end) {
+      const StreamTask now = next;
+      if (++task != end) next = *task;  // on its way while this one is copied
+      const char* from = now.weights;
+      for (int g = 0; g < now.groups; ++g) {
+        for (int c = 0; c < now.chunks; ++c) {
+          const uint32_t nbytes = c + 1 < now.chunks ? kSlotBytes : static_cast<uint32_t>(now.tail_bytes);
+          if (!copy(from, nbytes)) return drain();
+          from += nbytes;
+        }
+      }
+    }
+    drain();
+  }
+
+ private:
+  struct Cursor {
+    int slot = 0;
+    uint32_t parity = 0;
+    __device__ void advance(int n_slots) {
+      if (++slot != n_slots) return;
+      slot = 0;
+      parity ^= 1;
+    }
+  };
+
+  __device__ bool copy(const char* from, uint32_t nbytes) {
+    if (is_reused_ && !wait(barriers_.empty + at_.slot, at_.parity ^ 1)) return false;
+    if (in_flight_ == window_) {
+      if (!wait(barriers_.full + oldest_.slot, oldest_.parity)) return false;
+      oldest_.advance(n_slots_);
+      --in_flight_;
+    }
+    ptx::mbarrier_arrive_expect(barriers_.full + at_.slot, nbytes);
+    ptx::bulk_copy(slots_ + at_.slot * kSlotBytes, from, nbytes, barriers_.full + at_.slot);
+    ++in_flight_;
+    at_.advance(n_slots_);
+    is_reused_ |= at_.slot == 0;
+    return true;
+  }
+  __device__ bool wait(const uint64_t* barrier, uint32_t parity) {
+    while (!ptx::mbarrier_try_wait(barrier, parity))
+      if (*static_cast<volatile uint32_t*>(&barriers_.stop)) return false;
+    return true;
+  }
+  // Shared memory must not go while the copy engine writes to it.
+  __device__ void drain() {
+    for (; in_flight_ > 0; --in_flight_, oldest_.advance(n_slots_))
+      while (!ptx::mbarrier_try_wait(barriers_.full + oldest_.slot, oldest_.parity)) {
+      }
+  }
+
+  char* slots_;
+  RingBarriers& barriers_;
+  const int n_slots_, window_;
+  Cursor at_, oldest_;  // the next slot to fill; the oldest copy that is not known to have arrived
+  int in_flight_ = 0;
+  bool is_reused_ = false;
+};
+
+}  // namespace amk
