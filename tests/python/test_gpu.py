@@ -7,6 +7,7 @@ names a directory of checkpoints made elsewhere (gpu_checkpoints.py), for machin
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 import amk
 from amk import nvml
-from amk.errors import InputError, Rejected, Unavailable
+from amk.errors import InputError, NonFinite, Rejected, Unavailable
 from amk.exam import stored_history
 from amk.megakernel import device_count, device_uuid, read_bandwidth
 from amk.oracle import error_limit, logit_error
@@ -134,6 +135,24 @@ def test_greedy_generation_equals_the_oracle_token_for_token(family: str, checkp
     options = {"gpu": "local", "device": "cuda:0", "max_new_tokens": len(tokens), "stop_at_eos": False}
     with amk.generate(checkpoints / f"{family}-f32", prompt, **options) as generation:
         assert [token.token for token in generation] == tokens and len(tokens) == 256
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_logits_that_are_no_numbers_are_never_handed_out(bad: float) -> None:
+    source = amk.open_model("toy")
+    image = amk.lower(source.config, amk.ScheduleConfig.default(), "local", 64).pack()
+    weights = {name: array.copy() for name, array in source.weights().items()}
+    weights["final_norm"][3] = bad
+    for machine in (amk.ReferenceVM(image, weights), amk.MegakernelVM(image, weights)):
+        with machine:
+            for pos in (0, 1):
+                with pytest.raises(NonFinite, match="logit"):
+                    machine.step(7, pos)
+            with pytest.raises(NonFinite, match="logit"):
+                machine.run({"token": np.array([7], np.int32)}, pos=2)
+    healthy = dict(source.weights())
+    with amk.MegakernelVM(image, healthy) as gpu:
+        assert np.isfinite(gpu.step(7, 0)).all()
 
 
 # --- launching ------------------------------------------------------------------------------------------------------
