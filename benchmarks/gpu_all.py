@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Everything the GPU figures rest on, in one run on one machine: checks, sanitizers, times, peers, one JSON, one table.
 
-    cmake -S . -B build -DAMK_CUDA=ON && cmake --build build --target gpu_tests
-    python benchmarks/gpu_all.py build/tests/gpu --output benchmarks/results [--sanitize]
+    tests/gpu/pack.sh build-gpu/carry.tar.xz            # where nvcc and a network are
+    mkdir carry && tar -C carry -xJf carry.tar.xz       # on the GPU machine, in a checkout of the same commit
+    python benchmarks/gpu_all.py carry/programs --python carry/wheels carry/checkpoints --load /tmp/random-1b \
+        --random-trials 6 --peer-limit-s 0 --output RESULTS [--sanitize]
 
-Standard library only (the peers need torch, and are left out with a note where there is none), so that the folder of
-programs, tests/gpu/run.py and benchmarks/ can be copied to a bare GPU machine. Writes gpu_<name>.json and
-gpu_<name>.md. Exit status 1 if anything failed; the table then says so.
+Without --python the folder of programs is all it needs: `cmake --build BUILD --target gpu_tests`, BUILD/tests/gpu.
+Standard library only (the peers need torch, and are left out with a note where there is none). Every child has a limit.
+Writes gpu_<name>.json and gpu_<name>.md, and what was measured until then also when it is interrupted. Exit status 1 if
+anything failed; the table then says so.
 """
 
 from __future__ import annotations
@@ -25,6 +28,17 @@ NVIDIA_SMI = (
     "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,"
     "clocks_event_reasons.active,ecc.errors.uncorrected.volatile.total,memory.used"
 )
+PYTHON_LIMIT_S = 420
+MAKER_LIMIT_S = 120
+PEERS, PEER_START_S = 6, 120  # three shapes, eager and compiled; each has a limit of its own inside
+
+
+def wait_or_kill(child: subprocess.Popen, limit_s: float) -> int:
+    try:
+        return child.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
 def load_runner(path: Path):
@@ -49,12 +63,39 @@ def state_of_device() -> dict:
 
 def run_peers(limit_s: float, shapes: list[str]) -> dict:
     arguments = ["--limit-s", str(limit_s), *(["--shapes", *shapes] if shapes else [])]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "peer_torch.py"), *arguments], stdout=subprocess.PIPE, stderr=sys.stderr, text=True
-    )
+    command = [sys.executable, str(HERE / "peer_torch.py"), *arguments]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, timeout=PEERS * limit_s + PEER_START_S
+        )
+    except subprocess.TimeoutExpired as error:
+        return {"results": [], "note": f"peer_torch.py: no end after {error.timeout:.0f} s"}
     if done.returncode:
         return {"results": [], "note": f"peer_torch.py ended with {done.returncode}: is torch installed?"}
     return json.loads(done.stdout)
+
+
+def read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def random_trials(checks: list, trials: int | None) -> list:
+    """The programs of run.py, with fewer random configurations where that was asked for."""
+    if trials is None:
+        return checks
+    return [(name, [f"trials={trials}"] if name == "gpu_random" else given, s) for name, given, s in checks]
+
+
+def run_python(session, script: Path, wheels: Path, checkpoints: Path, load: Path | None, output: Path) -> dict:
+    """Tests, judgements, generations and the load, from Python; what they wrote."""
+    output.mkdir(parents=True, exist_ok=True)
+    arguments = [str(wheels), str(checkpoints), str(output), *([str(load)] if load else [])]
+    print(session.python(script, arguments, PYTHON_LIMIT_S), end="", flush=True)
+    names = ("python_on_gpu", "generations", *(["load_time"] if load else []))
+    return {name: read_json(output / f"{name}.json") for name in names}
 
 
 def table(result: dict) -> list[str]:
@@ -93,7 +134,14 @@ def marks(result: dict) -> list[dict]:
         if eager:
             out.append({"mark": "1B, context 1,024: under torch eager", "got": us[1024], "limit": eager[0]})
         out.append({"mark": "1B: context 8,192 / 1,024", "got": round(us[8192] / us[1024], 3), "limit": 1.35})
-    return [mark | {"met": mark["got"] <= mark["limit"]} for mark in out]
+    loaded = result.get("python", {}).get("load_time")
+    if loaded:
+        title = "1B: load to first token / cold read" + ("" if loaded["cold"] else " (not measured: files NOT cold)")
+        mark = {"mark": title, "got": loaded["load_over_read"], "limit": loaded["marks"]["load_over_read"]}
+        out.append(mark if loaded["cold"] else mark | {"met": False})
+        peak = {"got": loaded["peak_over_weights"], "limit": loaded["marks"]["peak_over_weights"]}
+        out.append({"mark": "1B: peak host memory of a load / checkpoint", **peak})
+    return [{"met": mark["got"] <= mark["limit"]} | mark for mark in out]
 
 
 def markdown(result: dict) -> str:
@@ -117,6 +165,9 @@ def markdown(result: dict) -> str:
         failed = len(record["lines_failed"]) or (f"exit status {record['exit_status']}" if record["exit_status"] else 0)
         summary = f" ({record['summary']})" if "summary" in record else ""
         lines.append(f"| {record['program']}{summary} | {record['lines_ok']} | {failed} | {record['seconds']} |")
+    for row in (result.get("python", {}).get("generations") or {}).get("families", []):
+        said = "all equal" if row["equal"] else f"DIFFER from token {row['first_difference']}"
+        lines.append(f"| {row['tokens']} greedy tokens, {row['checkpoint']}, against the oracle: {said} | | | |")
     lines += ["", f"Failed: {', '.join(result['failed'])}." if result["failed"] else "Nothing failed."]
     return "\n".join(lines) + "\n"
 
@@ -142,8 +193,17 @@ def main() -> int:
     parser.add_argument(
         "--peer-limit-s", type=float, default=120, help="seconds for one shape and version; 0: no peers"
     )
+    parser.add_argument("--python", nargs=2, type=Path, metavar=("WHEELS", "CHECKPOINTS"), help="the Python side too")
+    parser.add_argument("--load", type=Path, help="with --python: time a load of this checkpoint, made if it is absent")
+    parser.add_argument("--random-trials", type=int, help="configurations for each knob value (default: 20)")
     options = parser.parse_args()
+    if options.load and not options.python:
+        parser.error("--load needs --python")
 
+    maker = None
+    if options.load and not (options.load / "config.json").exists():  # takes a processor and no GPU: meanwhile
+        maker = subprocess.Popen([sys.executable, str(HERE / "make_checkpoint.py"), str(options.load)],
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     runner = load_runner(options.runner)
     session = runner.Session(options.folder)
     result = {
@@ -155,9 +215,11 @@ def main() -> int:
             if p.is_file() and not p.suffix
         },
     }
-    session.check()
+    session.check(random_trials(runner.CHECKS, options.random_trials))
     if options.sanitize:
         session.sanitize()
+    if maker is not None and wait_or_kill(maker, MAKER_LIMIT_S):
+        session.failed.append("make_checkpoint.py")
     quick = [("gpu_check", ["quick"], 120)]
     session.check(quick)
     result["before"] = state_of_device()
@@ -170,7 +232,11 @@ def main() -> int:
         session.failed.append("gpu_bench: no JSON")
         result["bench"] = {"read_gb_per_s": 0, "results": [], "output": text}
     result |= {"peers": {"results": []}, "checks": session.records, "failed": session.failed, "marks": []}
-    write(result, options.output, options.name)  # the peers take long: what was measured is kept
+    write(result, options.output, options.name)  # what was measured is kept, whatever becomes of the rest
+    if options.python:
+        script = options.runner.parent / "python_on_gpu.sh"
+        result["python"] = run_python(session, script, *options.python, options.load, options.output)
+        write(result, options.output, options.name)
     if options.peer_limit_s:
         result["peers"] = run_peers(options.peer_limit_s, options.shapes)
     result["marks"] = marks(result)

@@ -441,7 +441,8 @@ void amk_image_destroy(amk_image* image);
 amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_t* options, amk_vm** out);
 /* Borrow nbytes at ptr as the storage of every buffer whose source is `name`. ptr must be 16-byte aligned. */
 amk_status amk_vm_bind(amk_vm* vm, const char* name, const void* ptr, uint64_t nbytes);
-/* Copy into / out of a KV_CACHE, STATE, IO_INPUT or (read only) IO_OUTPUT buffer, by buffer name. */
+/* Copy into / out of a KV_CACHE, STATE, IO_INPUT or (read only) IO_OUTPUT buffer, by buffer name. NONFINITE from read:
+ * the f32 output holds NaN or infinity where it was read (the GPU machine; the reference machine says so in run). */
 amk_status amk_vm_write(amk_vm* vm, const char* name, uint64_t offset, const void* data, uint64_t nbytes);
 amk_status amk_vm_read(amk_vm* vm, const char* name, uint64_t offset, void* data, uint64_t nbytes);
 /* One launch at position pos. INVALID_ARGUMENT: pos outside [0, max_seq), something not bound, a token outside the

@@ -179,6 +179,7 @@ class CudaVm final : public Vm {
     const CurrentDevice current(device_);
     check(cudaMemcpyAsync(data, at, nbytes, cudaMemcpyDeviceToHost, stream_.get()), "read");
     check(cudaStreamSynchronize(stream_.get()), "read");
+    check_finite(name, offset, data, nbytes);
   }
 
   void prepare() override {
@@ -324,6 +325,28 @@ class CudaVm final : public Vm {
               "%s %s: bytes [%llu, %llu + %llu) of %llu", verb, name.c_str(), (unsigned long long)offset,
               (unsigned long long)offset, (unsigned long long)nbytes, (unsigned long long)size);
     return memory_->at(b) + offset;
+  }
+
+  // No output leaves with a NaN or infinity in it: where the reference machine looks after each step, this one looks at
+  // what is read, as an output that stays on the device costs nothing.
+  void check_finite(const std::string& name, uint64_t offset, const void* data, uint64_t nbytes) const {
+    const int64_t b = memory_->find(name);
+    if (image_.bindings[b].kind != AMK_KIND_IO_OUTPUT || image_.buffers[b].dtype != AMK_DTYPE_F32) return;
+    constexpr uint32_t kExponent = 0x7f800000;
+    const uint64_t skipped = (sizeof(float) - offset % sizeof(float)) % sizeof(float);  // of a number cut in two
+    const uint64_t count = nbytes < skipped ? 0 : (nbytes - skipped) / sizeof(float);
+    const char* first = static_cast<const char*>(data) + skipped;
+    const auto bits_of = [&](uint64_t i) {
+      uint32_t bits;
+      std::memcpy(&bits, first + i * sizeof bits, sizeof bits);
+      return bits;
+    };
+    uint32_t found = 0;  // without a branch, so that the compiler takes many at once
+    for (uint64_t i = 0; i < count; ++i) found |= (bits_of(i) & kExponent) == kExponent;
+    for (uint64_t i = 0; found && i < count; ++i)
+      AMK_CHECK((bits_of(i) & kExponent) != kExponent, AMK_ERR_NONFINITE, "%s[%llu] is %s", name.c_str(),
+                (unsigned long long)((offset + skipped) / sizeof(float) + i),
+                (bits_of(i) & ~kExponent) << 1 ? "NaN" : "infinite");
   }
 
   void poison_if_guarded(cudaStream_t stream) {

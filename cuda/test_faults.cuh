@@ -1,5 +1,5 @@
-// Ops that fail on purpose, for the fault tests alone: compiled only where AMK_TEST_FAULTS is defined, which the
-// library never is.
+// Ops that fail or dawdle on purpose, for the fault tests alone: compiled only where AMK_TEST_FAULTS is defined, which
+// the library never is.
 #pragma once
 
 #include "sync.cuh"
@@ -14,6 +14,9 @@ __device__ inline bool run_test_op(const TaskContext& c) {
     while (ptx::load_relaxed_system(c.machine.cancel) != 2) __nanosleep(1000);
   } else if (c.task.op == kTestIllegalAddress) {
     *reinterpret_cast<volatile int*>(uintptr_t{1} << 20) = 1;
+  } else if (c.task.op == kTestPause) {  // after its inputs: it may not run before
+    if (!c.await_inputs()) return false;
+    for (const uint64_t begin = ptx::global_time_ns(); ptx::global_time_ns() - begin < kTestPauseNs;) __nanosleep(1000);
   } else {
     return c.task.op == kTestSkipSignal;
   }

@@ -1,10 +1,18 @@
-// Opcodes that fail on purpose, far from those of amk.h. Only kernels built with AMK_TEST_FAULTS have code for them.
+// Opcodes for the fault tests, far from those of amk.h: three fail on purpose, kTestPause is a NOP that takes 20 ms.
+// Only kernels built with AMK_TEST_FAULTS have code for them.
 #pragma once
 
 #include <cstdint>
 
 namespace amk {
 
-enum TestOp : int32_t { kTestSkipSignal = 1000, kTestLoopForever = 1001, kTestIllegalAddress = 1002 };
+enum TestOp : int32_t {
+  kTestSkipSignal = 1000,
+  kTestLoopForever = 1001,
+  kTestIllegalAddress = 1002,
+  kTestPause = 1003
+};
+
+constexpr uint64_t kTestPauseNs = 20'000'000;
 
 }  // namespace amk

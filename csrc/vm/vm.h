@@ -19,6 +19,7 @@ class Vm {
   // size, or ptr not 16-byte aligned.
   virtual void bind(const std::string& name, const void* ptr, uint64_t nbytes) = 0;
   // Copies into / out of a buffer by name. Writable: KV_CACHE, STATE, IO_INPUT; readable: those and IO_OUTPUT.
+  // NONFINITE: what was read of an f32 output holds NaN or infinity, and run() did not look.
   virtual void write(const std::string& name, uint64_t offset, const void* data, uint64_t nbytes) = 0;
   virtual void read(const std::string& name, uint64_t offset, void* data, uint64_t nbytes) = 0;
   // One step. INVALID_ARGUMENT before anything is touched: pos outside [0, max_seq), something unbound, a token

@@ -3,7 +3,8 @@
 In: config.json with model.safetensors, or with shards and model.safetensors.index.json. Out: numpy arrays in the
 storage dtype (bf16 as uint16), operands of one fused instruction concatenated. Every tensor is accounted for when the
 directory is opened; each byte is then read once, straight into its final place, where it is scanned for NaN and
-infinity and hashed while it is hot. This file must never convert a weight or keep a second copy of one.
+infinity and hashed while it is hot, on several threads. This file must never convert a weight or keep a second copy of
+one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import math
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +37,9 @@ FILE_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 # NaN and infinity have every exponent bit set: (unsigned view, mask) per dtype.
 _EXPONENT = {"f32": (np.uint32, 0x7F800000), "f16": (np.uint16, 0x7C00), "bf16": (np.uint16, 0x7F80)}
 
-_CHUNK_BYTES = 2 << 20  # one read, one scan, one leaf of the digest
+_CHUNK_BYTES = 2 << 20  # one read, one scan, one leaf of the digest: part of its definition
+# More than the processors, as some wait for the disk. One blake2b runs at about 0.6 GB/s, without the GIL.
+_READERS = min(8, 2 * (os.cpu_count() or 1))
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARDS = 4096
@@ -48,13 +52,20 @@ Plan = dict[str, tuple[Part, ...]]  # canonical name -> the parts whose rows are
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Canonical name -> array in storage dtype; `digest` covers names, dtypes, shapes and bytes."""
+    """Canonical name -> array in storage dtype. `digest` covers names, dtypes, shapes and bytes; asking for it is an
+    error where it was not computed."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], dtype: str, digest: str) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], dtype: str, digest: str | None) -> None:
         self._arrays = arrays
         self.dtype = dtype
-        self.digest = digest
+        self._digest = digest
         self.nbytes = sum(array.nbytes for array in arrays.values())
+
+    @property
+    def digest(self) -> str:
+        if self._digest is None:
+            raise InputError("weights: expected hashed=True where they were read, because the digest is asked for")
+        return self._digest
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -124,49 +135,52 @@ class WeightSource(ABC):
         self._read_range(name, 0, array.reshape(-1))
         return array
 
-    def weights(self, *, check_finite: bool = True) -> Weights:
-        """Reads the whole model: each tensor once, directly into its rows of the operand that it belongs to."""
+    def weights(self, *, check_finite: bool = True, hashed: bool = True) -> Weights:
+        """Reads the whole model: each tensor once, directly into its rows of the operand that it belongs to.
+
+        Of several defects the first in the order of the plan is the one reported. hashed=False leaves out the digest,
+        which takes more time than the rest, for a caller that names the weights in no record.
+        """
         dtype = self.config.dtype
         arrays: dict[str, np.ndarray] = {}
-        digest = _Digest()
+        leaves: list[bytes | Future[bytes]] = []  # of a two-level digest, in plan order: labels, and chunks of tensors
+        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="amk-read")
         try:
             for name, parts in weight_plan(self.config).items():
                 shape = (sum(part_shape[0] for _, part_shape in parts), *parts[0][1][1:])
                 arrays[name] = _allocate(shape, STORAGE[dtype], name)
-                digest.begin(name, dtype, shape)
+                leaves.append(_label(name, dtype, shape))
                 flat, start = arrays[name].reshape(-1), 0
                 for tensor, part_shape in parts:
                     end = start + math.prod(part_shape)
-                    for chunk in self._read_chunks(tensor, flat[start:end], check_finite):
-                        digest.add(chunk)
+                    whole, step = flat[start:end], _CHUNK_BYTES // flat.itemsize
+                    for first in range(0, whole.size, step):
+                        chunk = whole[first : first + step]
+                        leaves.append(pool.submit(self._read_chunk, tensor, first, chunk, check_finite, hashed))
                     start = end
             frequencies = arrays["rope_inv_freq"] = rope_inv_freq(self.config)
-            digest.begin("rope_inv_freq", "f32", frequencies.shape)
-            digest.add(frequencies)
-            if self.config.tied and "lm_head.weight" in self.tensor_names():
-                self._require_tied_head(arrays["embed"].reshape(-1))
-            return Weights(arrays, dtype, digest.finish())
-        except BaseException:
-            digest.cancel()
-            raise
+            leaves += [_label("rope_inv_freq", "f32", frequencies.shape), _leaf_digest(frequencies)]
+            root = hashlib.blake2b(digest_size=32)
+            for leaf in leaves:
+                root.update(leaf if isinstance(leaf, bytes) else leaf.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if self.config.tied and "lm_head.weight" in self.tensor_names():
+            self._require_tied_head(arrays["embed"].reshape(-1))
+        return Weights(arrays, dtype, root.hexdigest() if hashed else None)
 
-    def _read_chunks(self, tensor: str, flat: np.ndarray, check_finite: bool) -> Iterator[np.ndarray]:
-        """Fills `flat` with a whole tensor, handing over each piece as soon as it is in place."""
-        step = _CHUNK_BYTES // flat.itemsize
-        view, mask = _EXPONENT[self.config.dtype]
-        scratch = np.empty(min(step, flat.size), dtype=view)
-        for start in range(0, flat.size, step):
-            chunk = flat[start : start + step]
-            self._read_range(tensor, start, chunk)
-            if check_finite:
-                exponents = np.bitwise_and(chunk.view(view), view(mask), out=scratch[: chunk.size])
-                if exponents.max() == mask:
-                    index = start + int(np.argmax(exponents == mask))
-                    raise InputError(
-                        f"{self.name}: tensor {tensor!r}: expected finite values, got NaN or infinity at flat "
-                        f"index {index}"
-                    )
-            yield chunk
+    def _read_chunk(self, tensor: str, start: int, chunk: np.ndarray, check_finite: bool, hashed: bool) -> bytes:
+        """Fills `chunk` with the elements of a tensor from `start` on; its digest, if it is wanted."""
+        self._read_range(tensor, start, chunk)
+        if check_finite:
+            view, mask = _EXPONENT[self.config.dtype]
+            exponents = np.bitwise_and(chunk.view(view), view(mask), out=_scratch(chunk.size, view))
+            if exponents.max() == mask:
+                index = start + int(np.argmax(exponents == mask))
+                raise InputError(
+                    f"{self.name}: tensor {tensor!r}: expected finite values, got NaN or infinity at flat index {index}"
+                )
+        return _leaf_digest(chunk) if hashed else b""
 
     def _require_tied_head(self, embed: np.ndarray) -> None:
         head = np.empty(min(_CHUNK_BYTES // embed.itemsize, embed.size), dtype=embed.dtype)
@@ -234,8 +248,8 @@ class Checkpoint(WeightSource):
     def _read_range(self, name: str, start: int, out: np.ndarray) -> None:
         self._where[name].read_into(name, out, start_byte=start * out.itemsize)
 
-    def weights(self, *, check_finite: bool = True) -> Weights:
-        weights = super().weights(check_finite=check_finite)
+    def weights(self, *, check_finite: bool = True, hashed: bool = True) -> Weights:
+        weights = super().weights(check_finite=check_finite, hashed=hashed)
         for file in self._files:
             file.check_unchanged()
         return weights
@@ -261,37 +275,23 @@ class Checkpoint(WeightSource):
                 )
 
 
-class _Digest:
-    """A two-level blake2b-256: of each label and of the digests of each tensor's chunks, in plan order.
-
-    Leaves are hashed on threads (hashlib works without the GIL), so that hashing hides behind reading: one blake2b runs
-    at about 0.6 GB/s. `_CHUNK_BYTES` is part of the definition.
-    """
-
-    def __init__(self) -> None:
-        self._items: list[bytes | Future[bytes]] = []
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="amk-digest")
-
-    def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        self._items.append(f"{name} {dtype} {list(shape)}\n".encode())
-
-    def add(self, chunk: np.ndarray) -> None:
-        """The chunk must not change before `finish`."""
-        self._items.append(self._pool.submit(_leaf_digest, chunk.view(np.uint8)))
-
-    def finish(self) -> str:
-        root = hashlib.blake2b(digest_size=32)
-        for item in self._items:
-            root.update(item if isinstance(item, bytes) else item.result())
-        self._pool.shutdown()
-        return root.hexdigest()
-
-    def cancel(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+def _label(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return f"{name} {dtype} {list(shape)}\n".encode()
 
 
 def _leaf_digest(chunk: np.ndarray) -> bytes:
-    return hashlib.blake2b(chunk, digest_size=32).digest()
+    return hashlib.blake2b(chunk.view(np.uint8), digest_size=32).digest()
+
+
+_of_thread = threading.local()
+
+
+def _scratch(count: int, dtype: type[np.unsignedinteger[Any]]) -> np.ndarray:
+    """A buffer of this thread's own, which the next call takes again."""
+    kept = getattr(_of_thread, "scratch", None)
+    if kept is None or kept.dtype != dtype or kept.size < count:
+        kept = _of_thread.scratch = np.empty(count, dtype=dtype)
+    return kept[:count]
 
 
 def _open_files(path: Path) -> list[SafetensorsFile]:

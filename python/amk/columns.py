@@ -142,6 +142,8 @@ class Columns:
         """The lists under `key`, flat, with the record and the slot each element came from."""
         ids = lambda index: {kind: index}  # noqa: E731
         values = [() if isinstance(record, Anything) else record.get(key, default) for record in records]
+        if set(map(type, values)) <= {list, tuple} and max(map(len, values), default=0) <= cap:
+            return Groups(values, f"{path}[{{}}].{key}")
         for index, value in enumerate(values):
             if value is MISSING:
                 self.reject("V1", f"{path}[{index}].{key}: expected this key, but it is missing", **ids(index))

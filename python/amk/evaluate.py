@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, Rejected, Unavailable, show
@@ -101,6 +102,7 @@ def evaluate(
         asked["device"], plan = "cpu", None
         found = _examine(model, source, image, questions, None, "cpu", say)
     mark = found.grade
+    notes += mark.remarks
     notes += mark.notes if len(mark.notes) <= MAX_NOTES else (
         *mark.notes[:MAX_NOTES], f"and {len(mark.notes) - MAX_NOTES} more steps like these"
     )  # fmt: skip
@@ -169,7 +171,7 @@ def _examine(
     """Every machine's answers, then the reference's, then the grades. Never holds the weights and the reference at
     once."""
     from . import vm
-    from .exam import ask_machine, ask_oracle, grade, worst_of
+    from .exam import ask_machine, ask_oracle, grade, noise_of, worst_of
     from .oracle import OracleCache
 
     say(f"reading the weights of {source.name}")
@@ -186,10 +188,13 @@ def _examine(
         trial = run_trial(source, model, digest, nbytes, image, questions, plan, device, say)
     cache = OracleCache(os.environ.get("AMK_CACHE_DIR") or None)
     reference = ask_oracle(source.config, source.raw, digest, questions, cache, say)
-    grades = {"reference machine": grade(source.config, questions, answers, reference)}
+    noise = once(lambda: noise_of(source.config, source.raw, questions, reference, say))
+    grades = {"reference machine": grade(source.config, questions, answers, reference, noise)}
     if plan is not None and trial is not None:
-        timed = ask_oracle(source.config, source.raw, digest, plan.as_questions, cache, say)
-        grades |= grade_trial(source.config, questions, plan, trial, reference, timed)
+        asked = plan.as_questions
+        timed = ask_oracle(source.config, source.raw, digest, asked, cache, say)
+        timed_noise = once(lambda: noise_of(source.config, source.raw, asked, timed, say))
+        grades |= grade_trial(source.config, questions, plan, trial, (reference, noise), (timed, timed_noise))
     return _Findings(worst_of(grades), digest, nbytes, trial)
 
 

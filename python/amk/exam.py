@@ -33,12 +33,20 @@ __all__ = [
     "failed",
     "grade",
     "make_questions",
+    "noise_of",
     "stored_history",
     "stored_nan",
     "worst_of",
 ]
 
 DECODE_STEPS = 8
+# A machine's error against the rms error of NOISE_DRAWS noisy references (`noise_of`), measured: 1,152 steps of the six
+# families of tests/python/families.py at their high gain (init 0.15), f16 and bf16, gave 0.60 in the median, 1.09 at
+# 99 %, 1.30 at 99.9 % and 1.48 at most; a decade of probability costs about 0.2.
+NOISE_DRAWS = 8
+NOISE_FACTOR = 2.0
+# A model so unstable that rounding alone takes it further than this cannot be judged in its dtype, and is not let pass.
+MOST_OF_ANALYTIC = 6.0
 PROGRESS_SECONDS = 2.0
 
 Progress = Callable[[str], None]
@@ -88,6 +96,7 @@ class Grade:
     err_limit: float  # at that step
     top1_agreement: float
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()  # what a reader should know and that is no fault
 
 
 def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: int) -> Questions:
@@ -173,11 +182,45 @@ def ask_oracle(
     return Answers(np.concatenate([probes, cache.fetch(decode_key, (len(questions.decode_tokens), vocab), decode)]))
 
 
-def grade(config: Any, questions: Questions, machine: Answers, reference: Answers) -> Grade:
-    """Every step must lie within its limit, and the questions must be able to tell a wrong answer from a right one."""
+def noise_of(
+    config: Any, raw: Callable[[str], NDArray[Any]], questions: Questions, reference: Answers, progress: Progress
+) -> NDArray[np.float64]:
+    """Of each step, the rms `logit_error` that rounding noise leaves in the reference: what a right machine's error is
+    like for these very weights, where `error_limit` knows only the model's shape. No machine's answer enters it."""
+    progress(f"reference: {NOISE_DRAWS} noisy copies, as an error is beyond what the model's shape explains")
+    generator = np.random.Generator(np.random.Philox(key=np.uint64(questions.seed)))
+    noisy, draws = Oracle(config, raw, noise=generator), NOISE_DRAWS
+    tokens, positions, vocab = questions.probe_tokens, questions.probe_positions, config.vocab
+    history = lambda layer: synthetic_kv(config, max(positions), questions.seed, layer)  # noqa: E731
+    parts = [noisy.probe(tokens * draws, positions * draws, history).reshape(draws, -1, vocab)]
+    if questions.decode_tokens:
+        parts.append(noisy.prefill(questions.decode_tokens, copies=draws).reshape(draws, -1, vocab))
+    copies = np.concatenate(parts, axis=1)
+    errors = [[logit_error(said[i], reference.logits[i]) for i in range(copies.shape[1])] for said in copies]
+    return np.sqrt(np.mean(np.square(errors), axis=0))
+
+
+def grade(
+    config: Any,
+    questions: Questions,
+    machine: Answers,
+    reference: Answers,
+    noise: Callable[[], NDArray[np.float64]] | None = None,
+) -> Grade:
+    """Every step must lie within its limit, and the questions must be able to tell a wrong answer from a right one.
+
+    The limit is `error_limit`. In a 16-bit dtype, weights of an unusual gain can carry a right machine beyond it; where
+    one is, and not by far, `noise` (`noise_of` of these questions, asked only then) says what rounding does to this
+    model, and the limit of a step is NOISE_FACTOR times that if it is more.
+    """
     got, ref = machine.logits.astype(np.float64), reference.logits
-    limits = [error_limit(config.dtype, config, position=pos) for _, pos in questions.steps]
+    analytic = np.array([error_limit(config.dtype, config, position=pos) for _, pos in questions.steps])
     errors = [logit_error(got[i], ref[i]) for i in range(len(ref))]
+    limits, remarks = analytic.tolist(), ()
+    if noise is not None and config.dtype != "f32" and 1.0 < np.max(errors / analytic) <= MOST_OF_ANALYTIC:
+        limits = np.clip(NOISE_FACTOR * noise(), analytic, MOST_OF_ANALYTIC * analytic).tolist()
+        wider = max(limit / most for limit, most in zip(limits, analytic.tolist(), strict=True))
+        remarks = (f"limits are those of rounding noise in these weights, up to {wider:.2g} times those of the shape",)
     worst = int(np.argmax([error / limit for error, limit in zip(errors, limits, strict=True)]))
     notes = list(machine.faults)
     for i, (token, pos) in enumerate(questions.steps):
@@ -193,6 +236,7 @@ def grade(config: Any, questions: Questions, machine: Answers, reference: Answer
         err_limit=limits[worst],
         top1_agreement=float(np.mean(got.argmax(axis=-1) == ref.argmax(axis=-1))),
         notes=tuple(notes),
+        remarks=remarks,
     )
 
 
@@ -213,6 +257,7 @@ def worst_of(grades: Mapping[str, Grade]) -> Grade:
         err_limit=worst.err_limit,
         top1_agreement=min(mark.top1_agreement for mark in grades.values()),
         notes=tuple(f"{name}: {note}" for name, mark in grades.items() for note in mark.notes),
+        remarks=tuple(f"{name}: {remark}" for name, mark in grades.items() for remark in mark.remarks),
     )
 
 

@@ -183,7 +183,7 @@ def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int
     say(f"lowering {source.name} for {target.name}, max_seq {max_seq}")
     _, image = lower_and_pack(source, schedule, target, max_seq)
     say(f"reading the weights of {source.name}")
-    return open_machine(device, image, source.weights())
+    return open_machine(device, image, source.weights(hashed=False))  # no record names them
 
 
 def _capacity(source: WeightSource, max_seq: int | None, wanted: int) -> int:

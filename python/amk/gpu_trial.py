@@ -103,8 +103,11 @@ def run_trial(
     return GpuTrial(device, facts, arrays)
 
 
+Reference = tuple[Answers, Callable[[], Any] | None]  # its answers, and its noise (see `grade`)
+
+
 def grade_trial(
-    config: Any, questions: Questions, plan: TimingPlan, trial: GpuTrial, reference: Answers, timed: Answers
+    config: Any, questions: Questions, plan: TimingPlan, trial: GpuTrial, reference: Reference, timed: Reference
 ) -> dict[str, Grade]:
     """By what was graded: the examination before and after the timing, and the timed steps that were chosen."""
     if trial.trouble is not None:
@@ -117,7 +120,7 @@ def grade_trial(
         answers = trial.arrays.get("checked" if when == "during" else when)
         if answers is not None:
             said = Answers(answers, tuple(faults.get(when) or ()))
-            grades[f"{trial.device}, {when} the timing"] = grade(config, asked, said, truth)
+            grades[f"{trial.device}, {when} the timing"] = grade(config, asked, said, *truth)
     if "after" not in trial.arrays:
         grades.setdefault(trial.device, failed("the run ended before the last examination"))
     elif not np.array_equal(trial.arrays["before"], trial.arrays["after"]):

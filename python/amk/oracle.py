@@ -106,15 +106,22 @@ def synthetic_kv(config: Any, max_rows: int, seed: int, layer: int) -> tuple[NDA
 
 
 class Oracle:
-    """Decodes in float64. `raw(name)` returns a tensor in storage dtype (bf16 as uint16 bits), afresh at each call."""
+    """Decodes in float64. `raw(name)` returns a tensor in storage dtype (bf16 as uint16 bits), afresh at each call.
 
-    def __init__(self, config: Any, raw: Callable[[str], NDArray[Any]]) -> None:
+    With `noise`, every activation that a machine stores is off by a random part of itself, as a rounding to the storage
+    dtype may leave it: the answers are then draws of what a right machine may say.
+    """
+
+    def __init__(
+        self, config: Any, raw: Callable[[str], NDArray[Any]], *, noise: np.random.Generator | None = None
+    ) -> None:
         if config.n_heads % config.n_kv_heads or config.head_dim % 2:
             raise ValueError(
                 f"n_heads {config.n_heads} must be a multiple of n_kv_heads {config.n_kv_heads}, head_dim even"
             )
         self.config = config
         self._raw = raw
+        self._noise = noise
         self._freq = inverse_frequencies(config)
 
     def probe(self, tokens: Sequence[int], positions: Sequence[int], kv: KvSource, *, rows: Rows | None = None) -> F64:
@@ -145,20 +152,23 @@ class Oracle:
 
         return self._decode(tokens, positions, attend, rows)
 
-    def prefill(self, tokens: Sequence[int], *, rows: Rows | None = None) -> F64:
-        """Logits [n, V] of a decode from an empty cache: positions 0..n-1 at once, each seeing itself and before."""
-        cfg = self.config
-        hidden_future = np.triu(np.full((len(tokens), len(tokens)), -np.inf), k=1)
+    def prefill(self, tokens: Sequence[int], *, rows: Rows | None = None, copies: int = 1) -> F64:
+        """Logits [n, V] of a decode from an empty cache: positions 0..n-1 at once, each seeing itself and before.
+        [copies * n, V] of that many such decodes, which noise makes differ."""
+        cfg, n = self.config, len(tokens)
+        hidden_future = np.triu(np.full((n, n), -np.inf), k=1)
 
         def attend(layer: int, q: F64, k: F64, v: F64) -> F64:
             out = np.empty_like(q)
-            for g in range(cfg.n_kv_heads):
-                for r in range(q.shape[2]):
-                    scores = q[:, g, r] @ k[:, g].T / math.sqrt(cfg.head_dim)
-                    out[:, g, r] = _softmax(scores + hidden_future) @ v[:, g]
+            for copy in range(copies):
+                own = slice(copy * n, copy * n + n)
+                for g in range(cfg.n_kv_heads):
+                    for r in range(q.shape[2]):
+                        scores = q[own, g, r] @ k[own, g].T / math.sqrt(cfg.head_dim)
+                        out[own, g, r] = _softmax(scores + hidden_future) @ v[own, g]
             return out
 
-        return self._decode(tokens, range(len(tokens)), attend, rows)
+        return self._decode([*tokens] * copies, [*range(n)] * copies, attend, rows)
 
     def _decode(self, tokens: Sequence[int], positions: Sequence[int], attend: _Attend, rows: Rows | None) -> F64:
         cfg, n = self.config, len(tokens)
@@ -171,30 +181,39 @@ class Oracle:
         angle = np.asarray(positions, dtype=np.float64)[:, None] * self._freq
         cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
 
+        def stored(x: F64) -> F64:
+            """As it is, or with the noise of one rounding: at most u of each value, u / sqrt(3) rms."""
+            if self._noise is None:
+                return x
+            return x * (1.0 + UNIT_ROUNDOFF[cfg.dtype] * self._noise.uniform(-1.0, 1.0, x.shape))
+
         def norm(x: F64, name: str) -> F64:
-            weight = self._tensor(name, (x.shape[-1],))
-            return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + cfg.eps) * to_float64(weight, cfg.dtype)
+            weight = to_float64(self._tensor(name, (x.shape[-1],)), cfg.dtype)
+            return stored(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + cfg.eps) * weight)
+
+        def project(x: F64, name: str, n_out: int, bias: bool) -> F64:
+            return stored(self._project(x, name, n_out, bias))
 
         x = to_float64(self._tensor("model.embed_tokens.weight", (cfg.vocab, cfg.hidden))[list(tokens)], cfg.dtype)
         for layer in range(cfg.layers):
             at = f"model.layers.{layer}."
             h = norm(x, at + "input_layernorm.weight")
-            q = self._project(h, at + "self_attn.q_proj", q_width, cfg.qkv_bias).reshape(n, cfg.n_heads, cfg.head_dim)
-            k = self._project(h, at + "self_attn.k_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
-            v = self._project(h, at + "self_attn.v_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
+            q = project(h, at + "self_attn.q_proj", q_width, cfg.qkv_bias).reshape(n, cfg.n_heads, cfg.head_dim)
+            k = project(h, at + "self_attn.k_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
+            v = project(h, at + "self_attn.v_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
             if cfg.qk_norm:
                 q = norm(q, at + "self_attn.q_norm.weight")
                 k = norm(k, at + "self_attn.k_norm.weight")
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k = stored(_rotate(q, cos, sin)), stored(_rotate(k, cos, sin))
             if rows is not None:
                 rows.append((k, v))
             # Query head j reads kv head j // (n_heads / n_kv_heads), so [Q, D] splits as [G, Q/G, D].
-            mixed = attend(layer, q.reshape(n, cfg.n_kv_heads, -1, cfg.head_dim), k, v).reshape(n, q_width)
-            x = x + self._project(mixed, at + "self_attn.o_proj", cfg.hidden, cfg.o_bias)
+            mixed = stored(attend(layer, q.reshape(n, cfg.n_kv_heads, -1, cfg.head_dim), k, v)).reshape(n, q_width)
+            x = stored(x + project(mixed, at + "self_attn.o_proj", cfg.hidden, cfg.o_bias))
             h = norm(x, at + "post_attention_layernorm.weight")
-            gate = self._project(h, at + "mlp.gate_proj", cfg.ffn, cfg.mlp_bias)
-            up = self._project(h, at + "mlp.up_proj", cfg.ffn, cfg.mlp_bias)
-            x = x + self._project(_silu(gate) * up, at + "mlp.down_proj", cfg.hidden, cfg.mlp_bias)
+            gate = project(h, at + "mlp.gate_proj", cfg.ffn, cfg.mlp_bias)
+            up = project(h, at + "mlp.up_proj", cfg.ffn, cfg.mlp_bias)
+            x = stored(x + project(stored(_silu(gate) * up), at + "mlp.down_proj", cfg.hidden, cfg.mlp_bias))
         head = "model.embed_tokens" if cfg.tied else "lm_head"
         return self._project(norm(x, "model.norm.weight"), head, cfg.vocab, False)
 

@@ -18,7 +18,7 @@ from .columns import Rejection
 from .config import ScheduleConfig
 from .errors import InputError, Rejected, show
 from .model_config import ModelConfig
-from .program_read import ReadProgram, parse_json, read_program
+from .program_read import ReadProgram, read_json, read_program
 from .program_write import write_program
 from .tables import ProgramTables, view_of
 from .targets import GpuTarget, resolve_target
@@ -94,17 +94,20 @@ class Program:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Program:
         """Total on contents: what cannot be put in tables is what `validate` reports. InputError only for no dict."""
-        read: ReadProgram = read_program(data)
+        return cls._from_read(read_program(data))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Program:
+        """As from_dict; InputError when the text is no (strict) JSON."""
+        return cls._from_read(read_json(text))
+
+    @classmethod
+    def _from_read(cls, read: ReadProgram) -> Program:
         if read.tables is not None:
             return cls.from_tables(read.tables, meta=read.meta, config=read.config)
         program = cls(None, read.meta, read.config)
         program._reports[None] = Report(False, tuple(read.rejections), read.rejected_count)
         return program
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Program:
-        """As from_dict; InputError when the text is no (strict) JSON."""
-        return cls.from_dict(parse_json(text))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for from_dict. Rejected when there are no tables, or tables that JSON cannot say."""

@@ -19,11 +19,11 @@ from . import _lib
 from .columns import INT64, MISSING, UINT32, Anything, Columns, Groups, Rejection
 from .config import ScheduleConfig, integer_key
 from .errors import InputError, Rejected, show
-from .strict_json import parse_strict_json
+from .strict_json import no_collection, parse_strict_json
 from .tables import ProgramTables, StringTable
 from .targets import TARGETS, GpuTarget
 
-__all__ = ["ReadProgram", "parse_json", "read_program"]
+__all__ = ["ReadProgram", "read_json", "read_program"]
 
 
 IR_VERSION = _lib.limit("IR_VERSION")
@@ -58,8 +58,13 @@ class ReadProgram:
     rejected_count: int = 0
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The JSON value of a program file; InputError when the text is no JSON."""
+def read_json(text: str | bytes) -> ReadProgram:
+    """As read_program, of the text of a program file; InputError when it is no JSON."""
+    with no_collection():
+        return read_program(_parse(text))
+
+
+def _parse(text: str | bytes) -> Any:
     if isinstance(text, str):
         try:
             text = text.encode()

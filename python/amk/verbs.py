@@ -310,7 +310,7 @@ _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dro
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
 _MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face checkpoint directory", required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
-_DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
+_DEVICE = Option("--device", "where it runs: auto, cpu, cuda or cuda:N", default="auto")
 _COMMON = (_JSON, _QUIET)
 
 VERBS: tuple[Verb, ...] = (

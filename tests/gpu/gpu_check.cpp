@@ -18,10 +18,9 @@ void compare(const char* name, const amk_model_t& m, const amk_schedule_t& s, in
     Pair p(make_image(m, s, sms), 1, deadline_ms);
     double logit_error = 0, cache_error = 0;
     bool same_choice = true;
-    std::vector<int32_t> positions{0, 1, 17, s.attention_kv_block - 1, s.attention_kv_block, 1023};
+    std::vector<int32_t> positions = positions_below(m.max_seq, s.attention_kv_block);
     if (few) positions = {0, 17};
     for (int32_t pos : positions) {
-      if (pos >= m.max_seq) continue;
       p.token((pos * 37 + 5) % m.vocab);
       p.reference->run(pos);
       p.gpu->run(pos);
@@ -87,6 +86,20 @@ void compare_all() {
           schedule(16, 128, 0, AMK_SM_LOAD_BALANCE, AMK_PAGES_GRAPH_COLOR), 17);
   compare("one layer of a 1B model", model(bf16, 1, 2048, 32, 8, 64, 8192, 4096, 1024), plain, 132);
   compare("many rows per tile (panels)", model(bf16, 1, 256, 4, 2, 64, 512, 6001, 1024), schedule(8192, 64), 2);
+}
+
+// What each supported family is made of, with a cache of 8,192 rows and all three dtypes.
+void families() {
+  const int32_t qk_norm = AMK_MODEL_QK_NORM, tied = AMK_MODEL_TIED_HEAD, qkv_bias = AMK_MODEL_QKV_BIAS;
+  for (int32_t dtype : {AMK_DTYPE_F32, AMK_DTYPE_F16, AMK_DTYPE_BF16}) {
+    const amk_schedule_t plain = schedule(0, 64);
+    compare("llama2: mha", model(dtype, 2, 256, 4, 4, 64, 688, 1000, 8192), plain, 132);
+    compare("llama3: gqa", model(dtype, 2, 256, 8, 2, 32, 512, 1001, 8192), plain, 132);
+    compare("mistral: q wider than hidden", model(dtype, 2, 160, 8, 2, 24, 512, 1000, 8192), plain, 132);
+    compare("qwen2: qkv bias, tied", model(dtype, 2, 256, 4, 2, 64, 512, 1000, 8192, qkv_bias | tied), plain, 132);
+    compare("qwen3: qk norm", model(dtype, 2, 128, 4, 2, 64, 512, 1000, 8192, qk_norm), plain, 132);
+    compare("smollm: 9 heads on 3, tied", model(dtype, 2, 144, 9, 3, 16, 256, 1000, 8192, tied), plain, 132);
+  }
 }
 
 // launch() into a capturing stream, replayed at several positions.
@@ -169,6 +182,7 @@ int main(int argc, char** argv) {
               132);
     } else {
       compare_all();
+      families();
       long_context();
       replay();
     }

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "gpu_pair.h"
+#include "gpu_sketch.h"
 #include "test_ops.h"
 #include "vm/device.h"
 
@@ -88,6 +89,30 @@ void refused_before_launch() {
          [] { amk::make_cuda_vm(plain_image(), options(), 0)->run(0); });
 }
 
+// F20: a step whose logits are no numbers ends well; whoever reads them is told. argmax notices NaN, not infinity.
+void not_finite() {
+  for (const float bad : {INFINITY, NAN}) {
+    const Bytes bytes = plain_image();
+    std::map<std::string, Block> weights = make_weights(view_of(bytes), 7);
+    put(AMK_DTYPE_BF16, weights.at("final_norm").data.get(), 5, bad);
+    auto vm = amk::make_cuda_vm(bytes, options(0, 500), 0);
+    bind_all(*vm, weights);
+    expect(bad > 0 ? "F20 infinity in a weight" : "F20 NaN in a weight", AMK_ERR_NONFINITE, "logit", 3, [&] {
+      vm->run(0);
+      std::vector<float> logits(1000);
+      vm->read("logits", 0, logits.data(), logits.size() * sizeof(float));
+    });
+    const int32_t token = 3;
+    vm->write("token", 0, &token, sizeof token);
+    expect("F20 again", AMK_ERR_NONFINITE, "logit", 3, [&] {
+      vm->run(1);
+      float logit;
+      for (uint64_t at = 0; at < 4000; at += 4) vm->read("logits", at, &logit, sizeof logit);
+    });
+  }
+  healthy("F20");
+}
+
 void ended_by_the_device() {
   expect("unknown opcode 77", AMK_ERR_DEVICE_FAULT, "opcode 77", 3, [] { machine(with_op(77, 0))->run(0); });
   expect("F1 skipped signal", AMK_ERR_TIMEOUT, "no progress", 3,
@@ -102,6 +127,7 @@ void ended_by_the_device() {
     vm->finish();
   });
   healthy("F3");
+  not_finite();
 }
 
 // The context is gone afterwards: last in its process.
@@ -133,6 +159,67 @@ double seconds_since(std::chrono::steady_clock::time_point t) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
 }
 
+// x -> 20 ms -> 20 ms -> y: a healthy step that is long enough to be hit. Left alone, it ends and is right.
+constexpr int64_t kNumbers = 1000;
+Bytes slow_image() {
+  Sketch s;
+  const int32_t x = s.input("x", AMK_DTYPE_F32, {kNumbers}), t = s.scratch("t", AMK_DTYPE_F32, {kNumbers}),
+                u = s.scratch("u", AMK_DTYPE_F32, {kNumbers}), y = s.output("y", AMK_DTYPE_F32, {kNumbers});
+  amk_params_t all{};
+  all.N_tile = kNumbers;
+  int32_t last = s.task(AMK_OP_COPY, {x}, {t}, all);
+  last = s.task(AMK_OP_NOP, {}, {}, {}, {last});
+  last = s.task(AMK_OP_COPY, {t}, {u}, all, {last});
+  last = s.task(AMK_OP_NOP, {}, {}, {}, {last});
+  s.task(AMK_OP_COPY, {u}, {y}, all, {last});
+  return edited(s.image(),
+                [](amk::ImageHeader&, amk_instruction_t* tasks) { tasks[1].op = tasks[3].op = amk::kTestPause; });
+}
+
+void cancel_while_it_runs() {
+  constexpr double kStepS = 2e-9 * amk::kTestPauseNs;
+  const Bytes bytes = slow_image();
+  const amk::ImageView image = view_of(bytes);
+  auto vm = amk::make_cuda_vm(bytes, options(1, 5000), 0);  // guarded: an output that is not written is no number
+  std::vector<float> x(kNumbers);
+  Random random{11};
+  const auto run_and_compare = [&] {
+    for (float& v : x) v = random.uniform();
+    vm->write("x", 0, x.data(), x.size() * sizeof(float));
+    vm->run(0);
+    return std::memcmp(read_buffer(*vm, image, "y").data(), x.data(), x.size() * sizeof(float)) == 0;
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  const bool right = run_and_compare();
+  const double alone_s = seconds_since(begin);
+  report(right && alone_s >= kStepS,
+         amk::text("F14 a step of %.0f ms, left alone, is right (%.1f ms)", 1e3 * kStepS, 1e3 * alone_s));
+  interrupted = vm.get();
+  std::signal(SIGINT, on_interrupt);
+  int ended = 0, cancelled = 0, wrong = 0;
+  double slowest_s = 0;
+  for (int i = 0; i < 100; ++i) {
+    vm->prepare();
+    vm->launch(0, nullptr);
+    std::this_thread::sleep_for(std::chrono::microseconds(random.next() % 60000));
+    std::raise(SIGINT);
+    try {
+      vm->finish();
+      ++ended;
+      wrong += std::memcmp(read_buffer(*vm, image, "y").data(), x.data(), x.size() * sizeof(float)) != 0;
+    } catch (const amk::Error& e) {
+      const bool is_cancelled = e.status() == AMK_ERR_TIMEOUT && std::strstr(e.what(), "cancelled");
+      ++(is_cancelled ? cancelled : wrong);
+    }
+    slowest_s = std::max(slowest_s, seconds_since(interrupted_at));
+    if (i % 10 == 0) wrong += !run_and_compare();  // the machine is usable, and nothing is left of the cancelled step
+  }
+  std::signal(SIGINT, SIG_DFL);
+  report(wrong == 0 && cancelled >= 20 && ended >= 5 && slowest_s <= 1,
+         amk::text("F14 SIGINT at 100 instants of such a step: %d ended, %d cancelled, %d wrong, slowest return %.3f s",
+                   ended, cancelled, wrong, slowest_s));
+}
+
 void interrupt() {
   auto vm = machine(with_op(amk::kTestSkipSignal, 5), 20000);
   interrupted = vm.get();
@@ -146,7 +233,9 @@ void interrupt() {
   report(seconds_since(interrupted_at) <= 1,
          amk::text("F14: back %.3f s after the signal", seconds_since(interrupted_at)));
 
-  // A healthy step, at random instants: it ends as cancelled or it ends, soon, and the next one is right.
+  cancel_while_it_runs();
+
+  // A fast step, at random instants: too short for a wait to look at the cancel word, so most end. The next is right.
   const amk_model_t m = model(AMK_DTYPE_BF16, 4, 1024, 16, 8, 64, 3072, 8192, 256);
   Pair p(make_image(m, amk::default_schedule(), 132), 1);
   p.token(5);

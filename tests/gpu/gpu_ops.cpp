@@ -1,5 +1,5 @@
 // Every opcode by itself against the reference machine: each flag, tiles that start and end anywhere, the smallest and
-// odd sizes, positions around every edge. Needs a GPU.
+// odd sizes, and every opcode at every position of positions_below, also where it must not matter. Needs a GPU.
 // In: "few" (one case of each opcode and type, for a sanitizer), deadline_ms=N. Out: one line per opcode.
 #include <cstdio>
 #include <functional>
@@ -35,11 +35,13 @@ double one_rounding(int32_t dtype) {
   return dtype == AMK_DTYPE_F32 ? 1e-5 : dtype == AMK_DTYPE_BF16 ? 1.0 / 128 : 1.0 / 1024;
 }
 
-// Runs the sketch on both machines at each position and compares every output and cache. Limit 0: equal bytes.
-void check(Line& line, const std::string& what, const Sketch& sketch, double limit,
-           const std::vector<int32_t>& positions = {0},
+// Runs the sketch on both machines at each position (none given: all, up to 8,191) and compares every output and cache.
+// Limit 0: equal bytes.
+void check(Line& line, const std::string& what, const Sketch& sketch, double limit, std::vector<int32_t> positions = {},
            const std::map<std::string, std::vector<int32_t>>& integers = {}, double term_size = 1e-30) {
   ++line.cases;
+  if (positions.empty()) positions = positions_below(8192, Sketch::kKvBlock);
+  if (few) positions = {0, 17};
   try {
     Pair p(sketch.image(), 1, deadline_ms, static_cast<uint64_t>(line.cases));
     for (size_t b = 0; b < p.image.buffers.size(); ++b) {
@@ -136,7 +138,7 @@ void embed() {
           p.N_tile = n;
           s.task(AMK_OP_EMBED, {id, table}, {y}, p);
         }
-        check(line, amk::text("%s hidden %d token %d", amk::dtype_name(dtype), hidden, token), s, 0, {0},
+        check(line, amk::text("%s hidden %d token %d", amk::dtype_name(dtype), hidden, token), s, 0, {},
               {{"token", {token}}});
       }
     }
@@ -215,7 +217,50 @@ void gemv() {
           s.task(AMK_OP_GEMV_TILE, in, {y}, p);
         }
         check(line, amk::text("%s K %d N %d flags %d", amk::dtype_name(dtype), size.k, size.n, flags), s,
-              one_rounding(dtype), {0}, {}, 0.1);
+              one_rounding(dtype), {}, {}, 0.1);
+      }
+    }
+  }
+}
+
+// The same over packed weights from the ring: row groups of 8, slots of 512 columns and a shorter last one, more slots
+// than the ring has, panels, several tasks per queue.
+void streamed_gemv() {
+  Line line("GEMV_TILE, streamed");
+  struct Size {
+    int32_t k, n;
+  };
+  for (int32_t dtype : {AMK_DTYPE_F16, AMK_DTYPE_BF16}) {
+    for (int32_t flags = 0; flags < 16; ++flags) {
+      for (Size size : {Size{32, 8}, Size{96, 24}, Size{544, 40}, Size{1024, 264}, Size{4096, 2048}, Size{14336, 56}}) {
+        if (few && !(size.n == 40 && (flags == 0 || flags == 7 || flags == 15))) continue;
+        const bool f32_out = (flags + size.n / 8) % 2 == 0, pair = flags & AMK_FLAG_SILU_PAIR;
+        const int64_t k = size.k, rows = pair ? 2 * size.n : size.n;
+        Sketch s;
+        const int32_t x = s.input("x", dtype, {k + 8}), w = s.weight("w", dtype, {rows, k}),
+                      y = s.output("y", f32_out ? AMK_DTYPE_F32 : dtype, {size.n});
+        std::vector<int32_t> in{x, w};
+        if (flags & AMK_FLAG_NORM) in.push_back(s.weight("norm", dtype, {k}));
+        if (flags & AMK_FLAG_BIAS) in.push_back(s.weight("bias", dtype, {rows}));
+        if (flags & AMK_FLAG_RESIDUAL) in.push_back(s.input("residual", dtype, {size.n}));
+        const int32_t groups = size.n / AMK_ROW_GROUP, parts = groups < 7 ? groups : 7;
+        for (int32_t i = 0; i < parts; ++i) {
+          amk_params_t p{};
+          p.K = size.k;
+          p.N = size.n;
+          p.n_off = groups * i / parts * AMK_ROW_GROUP;
+          p.N_tile = groups * (i + 1) / parts * AMK_ROW_GROUP - p.n_off;
+          p.m_off = 8;
+          p.flags = flags;
+          if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
+          s.task(AMK_OP_GEMV_TILE, in, {y}, p);
+        }
+        const Bytes image = s.image();
+        bool is_packed = false;
+        for (const amk::ImageStorage& storage : view_of(image).storages) is_packed |= storage.packing != 0;
+        const std::string name = amk::text("%s K %d N %d flags %d", amk::dtype_name(dtype), size.k, size.n, flags);
+        if (!is_packed) report(false, name + ": its weights are not packed");
+        check(line, name, s, one_rounding(dtype), {}, {}, 0.1);
       }
     }
   }
@@ -242,8 +287,7 @@ void rope() {
           if (flags) p.eps = 1e-5f;
           s.task(AMK_OP_ROPE, in, {y}, p);
         }
-        check(line, amk::text("%s dim %d flags %d", amk::dtype_name(dtype), dim, flags), s, one_rounding(dtype),
-              {0, 1, 17, 1023, 8191});
+        check(line, amk::text("%s dim %d flags %d", amk::dtype_name(dtype), dim, flags), s, one_rounding(dtype));
       }
     }
   }
@@ -255,7 +299,7 @@ void append() {
     for (int32_t dim : {8, 64, 80}) {
       for (int32_t flags : {0, (int32_t)AMK_FLAG_NORM, (int32_t)AMK_FLAG_ROPE, AMK_FLAG_NORM | AMK_FLAG_ROPE}) {
         if (few && dim != 80) continue;
-        const int32_t heads = 3, rows = 40;
+        const int32_t heads = 3, rows = 8192;
         Sketch s(rows);
         const int32_t x = s.input("x", dtype, {heads * dim + 8}), cache = s.cache("kv.0.k", dtype, {heads, rows, dim});
         std::vector<int32_t> in{x};
@@ -274,7 +318,7 @@ void append() {
           s.task(AMK_OP_KV_APPEND, in, {cache}, p);
         }
         check(line, amk::text("%s dim %d flags %d", amk::dtype_name(dtype), dim, flags), s,
-              flags ? one_rounding(dtype) : 0, {0, 1, 17, rows - 1});
+              flags ? one_rounding(dtype) : 0);
       }
     }
   }
@@ -340,12 +384,13 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
 void attention() {
   Line line("ATTENTION, COMBINE");
   const Heads shapes[] = {{1, 1, 8, 64, 1, 16},    {8, 2, 64, 300, 5, 16},   {7, 1, 128, 200, 3, 32},
-                          {6, 3, 80, 1030, 7, 64}, {4, 4, 256, 150, 2, 128}, {32, 8, 64, 1030, 16, 64}};
+                          {6, 3, 80, 1030, 7, 64}, {4, 4, 256, 150, 2, 128}, {32, 8, 64, 8192, 16, 64},
+                          {6, 2, 80, 8192, 5, 128}};
   for (int32_t dtype : kTypes) {
     for (const Heads& h : shapes) {
-      if (few && h.dim != 80) continue;
-      std::vector<int32_t> positions{0, 1, 17, h.kv_block - 1, h.kv_block, h.rows - 1};
-      if (few) positions = {0, h.kv_block};
+      if (few && h.rows != 1030) continue;
+      std::vector<int32_t> positions = positions_below(h.rows, h.kv_block);
+      positions.push_back(h.rows - 1);
       attention_case(line, dtype, h, false, positions);
       if ((h.rows - 1) / h.kv_block >= h.splits && !few) attention_case(line, dtype, h, true, {h.rows - 1});
     }
@@ -378,7 +423,7 @@ void argmax() {
       s.task(AMK_OP_ARGMAX_COMBINE, {value, index}, {y}, p, {join});
       std::map<std::string, std::vector<int32_t>> bits;
       if (tie) bits["x"] = std::vector<int32_t>(static_cast<size_t>(vocab), 0x3f800000);  // all are 1
-      check(line, amk::text("vocab %d%s", vocab, tie ? ", all equal" : ""), s, 0, {0}, bits);
+      check(line, amk::text("vocab %d%s", vocab, tie ? ", all equal" : ""), s, 0, {}, bits);
     }
   }
 }
@@ -398,6 +443,7 @@ int main(int argc, char** argv) {
   elementwise(AMK_OP_SILU_MUL, "SILU_MUL");
   rmsnorm();
   gemv();
+  streamed_gemv();
   rope();
   append();
   attention();

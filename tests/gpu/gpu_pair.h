@@ -35,6 +35,14 @@ inline double error_of(int32_t dtype, const uint8_t* a, const uint8_t* b, int64_
 // and a rounding that falls the other way is carried on.
 inline double limit_of(int32_t dtype) { return dtype == AMK_DTYPE_F32 ? 1e-5 : dtype == AMK_DTYPE_BF16 ? 3e-2 : 4e-3; }
 
+// Where a step is scored: the first positions, around the edge of a cache block, and two far ones, below `rows`.
+inline std::vector<int32_t> positions_below(int32_t rows, int32_t kv_block) {
+  std::vector<int32_t> out;
+  for (int32_t pos : {0, 1, 17, kv_block - 1, kv_block, 1023, 8191})
+    if (pos < rows) out.push_back(pos);
+  return out;
+}
+
 struct Pair {
   Bytes bytes;
   amk::ImageView image;

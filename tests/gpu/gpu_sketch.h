@@ -13,7 +13,9 @@ namespace gpu_test {
 
 class Sketch {
  public:
-  explicit Sketch(int32_t max_seq = 16, int32_t grid = 3) {
+  static constexpr int32_t kKvBlock = 16;
+
+  explicit Sketch(int32_t max_seq = 8192, int32_t grid = 3) {
     const amk_schedule_t s = amk::default_schedule();
     program_.target = h200(grid);
     amk_launch_t& l = program_.launch;
@@ -28,7 +30,7 @@ class Sketch {
     l.max_seq = max_seq;
     l.steps_per_launch = 1;
     l.counter_reset = AMK_COUNTER_RESET_HOST;
-    l.kv_block = 16;
+    l.kv_block = kKvBlock;
   }
 
   int32_t weight(const std::string& name, int32_t dtype, std::initializer_list<int64_t> shape) {

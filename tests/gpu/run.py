@@ -17,7 +17,7 @@ from pathlib import Path
 
 # Name, arguments, seconds after which the program counts as hung. Some faults end their process's CUDA context.
 CHECKS = [
-    ("gpu_ops", [], 120),
+    ("gpu_ops", [], 180),
     ("gpu_check", [], 300),
     ("gpu_random", [], 300),
     ("gpu_repeat", [], 260),
@@ -53,19 +53,29 @@ class Session:
         start = time.monotonic()
         status, output = run([*prefix, str(self.folder / name), *arguments], limit_s)
         title = " ".join([*(p for p in prefix if p in TOOLS), name, *arguments])
+        self.record(title, status, output, time.monotonic() - start)
+        return output
+
+    def python(self, script: Path, arguments: list[str], limit_s: float) -> str:
+        """tests/gpu/python_on_gpu.sh: "ok" and "FAIL" lines as the programs have them."""
+        start = time.monotonic()
+        status, output = run(["bash", str(script), *arguments], limit_s)
+        self.record(script.name, status, output, time.monotonic() - start)
+        return output
+
+    def record(self, title: str, status: int, output: str, seconds: float) -> None:
         lines = output.splitlines()
         self.records.append(
             {
                 "program": title,
                 "exit_status": status,
-                "seconds": round(time.monotonic() - start, 1),
+                "seconds": round(seconds, 1),
                 "lines_ok": sum(line.startswith("ok ") for line in lines),
                 "lines_failed": [line for line in lines if line.startswith("FAIL")],
             }
         )
         if status:
             self.failed.append(title)
-        return output
 
     def check(self, checks: list[tuple[str, list[str], int]] = CHECKS) -> None:
         for name, arguments, limit_s in checks:

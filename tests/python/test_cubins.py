@@ -79,12 +79,21 @@ def kernels_in(cubin: Path) -> dict[str, dict[str, int]]:
     return kernels
 
 
+def without_path(name: str) -> str:
+    return re.sub(r"_GLOBAL__N__\w+?_\d+_(\w+?)_cu_[0-9a-f]{8}", r"\1", name)
+
+
+def usage_of(name: str, cubin: Path) -> dict[str, int]:
+    (usage,) = (usage for found, usage in kernels_in(cubin).items() if without_path(found) == name)
+    return usage
+
+
 def kernels(code: Path) -> dict[str, dict[str, Path]]:
     """Kernel -> architecture -> its cubin. The two names differ in a hash of the file's path only."""
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for cubin in sorted(code.glob("*.cubin")):
         for name in kernels_in(cubin):
-            key = re.sub(r"_GLOBAL__N__\w+?_\d+_(\w+?)_cu_[0-9a-f]{8}", r"\1", name)
+            key = without_path(name)
             assert architecture_of(cubin) not in found[key], f"{key} twice for {architecture_of(cubin)}"
             found[key][architecture_of(cubin)] = cubin
     return found
@@ -109,8 +118,7 @@ def test_every_kernel_has_machine_code_for_every_architecture(code, capsys):
         print()
         for name, cubins in found.items():
             for architecture, cubin in sorted(cubins.items()):
-                (usage,) = (u for n, u in kernels_in(cubin).items() if cubins[architecture] == cubin)
-                print(f"{architecture:8} {name}: {usage}")
+                print(f"{architecture:8} {name}: {usage_of(name, cubin)}")
     for name, cubins in found.items():
         assert set(cubins) == ARCHITECTURES, f"{name} has machine code for {sorted(cubins)}"
 
@@ -122,11 +130,24 @@ def test_kernels_fit_an_sm_and_hardly_spill(code):
             if f"megakernelILi{threads}E" not in name:
                 continue
             for architecture, cubin in cubins.items():
-                (usage,) = kernels_in(cubin).values()
+                usage = usage_of(name, cubin)
                 assert 0 < usage["REG"] * threads <= REGISTERS_PER_SM, f"{name} {architecture}: {usage}"
                 assert usage["LOCAL"] == 0 and usage["STACK"] <= MAX_STACK_BYTES[architecture], (
                     f"{name} {architecture}: {usage}"
                 )
+
+
+@needs_cuda_build
+def test_every_way_of_reading_fills_its_sms(code):
+    """A block too few resident at once, and the probe that sets the floor reads low without a sign of it."""
+    ways = {name: cubins for name, cubins in kernels(code).items() if "read_bandwidth" in name}
+    assert len(ways) >= 4
+    for name, cubins in ways.items():
+        threads, blocks = map(int, re.search(r"LoadELi\d+ELi(\d+)ELi(\d+)E", name).groups())
+        for architecture, cubin in cubins.items():
+            usage = usage_of(name, cubin)
+            fits = 0 < usage["REG"] * threads * blocks <= REGISTERS_PER_SM
+            assert fits and usage["STACK"] == usage["LOCAL"] == 0, f"{name} {architecture}: {usage}"
 
 
 @needs_cuda_build

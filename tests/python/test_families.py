@@ -51,7 +51,7 @@ def unit_gain(family: str) -> float:
     """The deviation of weights that keeps a rounding error its size, which is what `error_limit` assumes of a model.
 
     NOTE: at 1.8 times this (smollm with the 0.15 of families.py) attention is so peaked that bf16 steps leave the limit
-    now and then, those of transformers in bf16 more often than ours.
+    now and then, those of transformers in bf16 more often than ours. The judge then asks for the noise (`noise_of`).
     """
     return FAMILIES[family][2]["hidden_size"] ** -0.5
 

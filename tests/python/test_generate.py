@@ -188,6 +188,17 @@ def test_what_was_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machine.closed and next(generation, None) is None
 
 
+def test_greedy_equals_the_oracle_token_for_token() -> None:
+    from amk.oracle import error_limit
+    from greedy_oracle import greedy_tokens
+
+    source, prompt = amk.open_model("toy"), [3, 141, 59]
+    tokens, lead = greedy_tokens(source, prompt, 64)
+    assert lead > 2 * error_limit("f32", source.config, position=80) and len(set(tokens)) > 16
+    generation = amk.generate("toy", prompt, device="cpu", max_new_tokens=64, stop_at_eos=False)
+    assert [token.token for token in generation] == tokens
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 NEW_TOKENS = 32

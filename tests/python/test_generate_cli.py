@@ -159,6 +159,8 @@ def test_a_full_disk_is_an_error() -> None:
         (("toy", "--top-k", "-1"), 2, b"top_k"),
         (("toy", "--max-new-tokens", "0"), 2, b"max_new_tokens"),
         (("toy", "--device", "cuda"), 4, b"CUDA"),
+        (("toy", "--device", "cuda:3"), 4, b"cuda:3"),
+        (("toy", "--device", "cuda:x"), 2, b"'cuda:N', got 'cuda:x'"),
         (("no-such-model",), 2, b"no-such-model"),
     ],
     ids=str,

@@ -462,3 +462,16 @@ def test_the_key_covers_the_model_and_the_question() -> None:
     keys += [OracleCache.key(*base[:at], value, *base[at + 1 :]) for at, value in changes]
     assert len(set(keys)) == len(keys)
     assert OracleCache.key(Config(), "digest", np.array([1, 2]), np.array([3, 4]), 5, "probe") == keys[0]
+
+
+def test_noise_is_that_of_one_rounding_per_stored_value() -> None:
+    """Copies differ with noise and not without; its size is that of an emulated machine's error, within a factor."""
+    cfg = Config(dtype="bf16")
+    weights, tokens = random_weights(cfg, 5), [3, 1, 4, 1, 5]
+    exact = Oracle(cfg, weights.__getitem__).prefill(tokens, copies=2).reshape(2, 5, cfg.vocab)
+    for other in (exact[1], Oracle(cfg, weights.__getitem__).prefill(tokens)):
+        assert logit_error(other, exact[0]) < 1e-12
+    noisy = Oracle(cfg, weights.__getitem__, noise=np.random.default_rng(1)).prefill(tokens, copies=16)
+    errors = [logit_error(copy, exact[0]) for copy in noisy.reshape(16, 5, cfg.vocab)]
+    limit = error_limit("bf16", cfg, position=4)
+    assert len(set(errors)) == 16 and 0.1 * limit < min(errors) and max(errors) < limit

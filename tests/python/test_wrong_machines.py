@@ -195,3 +195,28 @@ def test_a_wrong_machine_is_caught(name: str, model: str, monkeypatch: pytest.Mo
 def test_a_one_percent_error_is_caught_in_f32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vm, "ReferenceVM", edit(lambda w, dtype: scale(w["layers.1.w_down"], 1.01, dtype)))
     assert amk.evaluate("toy-2L", "h200").correct is False
+
+
+@pytest.fixture(scope="module")
+def unstable(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """16-bit weights of such a gain that the right machine leaves the limit of the model's shape in one step."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from families import build_checkpoint
+
+    folder = tmp_path_factory.mktemp("unstable")
+    build_checkpoint(folder, "mistral", seed=2, dtype=torch.float16)
+    return folder
+
+
+def test_a_right_machine_is_judged_by_the_rounding_noise_of_its_weights(unstable: Any) -> None:
+    verdict = amk.evaluate(unstable, "h200", device="cpu", seed=1)
+    assert verdict.correct and any("rounding noise" in note for note in verdict.notes), verdict.notes
+    assert verdict.rel_err < verdict.err_limit
+
+
+@pytest.mark.parametrize("name", WRONG_MACHINES)
+def test_and_a_wrong_one_is_still_caught(name: str, unstable: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "ReferenceVM", WRONG_MACHINES[name])
+    verdict = amk.evaluate(unstable, "h200", device="cpu", seed=1)
+    assert verdict.valid and verdict.correct is False and verdict.latency_us is None
