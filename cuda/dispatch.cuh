@@ -32,7 +32,7 @@ __device__ __forceinline__ bool run_op(const TaskContext& c) {
     case AMK_OP_ATTENTION_COMBINE: return attention_combine<kThreads>(c);
     case AMK_OP_ARGMAX_COMBINE: return argmax_combine<kThreads>(c);
     default:
-      if (run_test_op(c)) return true;
+      if (run_test_op<kThreads>(c)) return true;
       if (threadIdx.x == 0)
         raise_fault(c.machine.ledger, FaultKind::kUnknownOpcode, -(c.task.op + 1), c.task.task, -1, 0, 0);
       return false;

@@ -9,13 +9,14 @@ namespace amk {
 
 #ifdef AMK_TEST_FAULTS
 // True where op is one of them and ran.
-__device__ inline bool run_test_op(const TaskContext& c) {
+template <int kThreads>
+__device__ bool run_test_op(const TaskContext& c) {
   if (c.task.op == kTestLoopForever) {
     while (ptx::load_relaxed_system(c.machine.cancel) != 2) __nanosleep(1000);
   } else if (c.task.op == kTestIllegalAddress) {
     *reinterpret_cast<volatile int*>(uintptr_t{1} << 20) = 1;
   } else if (c.task.op == kTestPause) {  // after its inputs: it may not run before
-    if (!c.await_inputs()) return false;
+    if (!c.await_inputs<kThreads>()) return false;
     for (const uint64_t begin = ptx::global_time_ns(); ptx::global_time_ns() - begin < kTestPauseNs;) __nanosleep(1000);
   } else {
     return c.task.op == kTestSkipSignal;
@@ -24,7 +25,10 @@ __device__ inline bool run_test_op(const TaskContext& c) {
 }
 __device__ inline bool signals(const DeviceTask& task) { return task.op != kTestSkipSignal; }
 #else
-__device__ __forceinline__ bool run_test_op(const TaskContext&) { return false; }
+template <int kThreads>
+__device__ __forceinline__ bool run_test_op(const TaskContext&) {
+  return false;
+}
 __device__ __forceinline__ bool signals(const DeviceTask&) { return true; }
 #endif
 
