@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import amk
-from amk import cli, verbs
+from amk import cli, core_verbs, verbs
 from amk.errors import InternalError
 
 
@@ -219,7 +219,7 @@ def test_an_unwritable_output_is_refused_before_any_work(
     def fail(*_: Any) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr(verbs, "_lower", fail)
+    monkeypatch.setattr(core_verbs, "_lower", fail)
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "pipe.amk")
     (tmp_path / "report.json").mkdir()

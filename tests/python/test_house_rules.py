@@ -28,6 +28,7 @@ CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h"}
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
 PY_ARROWS = {
     "errors": set(),
+    "verb": set(),
     "strict_json": {"errors"},
     "safetensors": {"errors", "strict_json"},
     "model_config": {"errors", "strict_json"},
