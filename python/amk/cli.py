@@ -126,10 +126,12 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         keywords |= {"type": types[option.kind], "default": option.default, "metavar": option.metavar}
         if option.choices:
             keywords["choices"] = option.choices
+        if option.many:
+            keywords["nargs"] = "+"
         if option.flag.startswith("-"):
             keywords["required"] = option.required
         elif not option.required:
-            keywords["nargs"] = "?"
+            keywords["nargs"] = "*" if option.many else "?"
     parser.add_argument(option.flag, **keywords)
 
 

@@ -70,13 +70,13 @@ def propose_verb(arguments: Namespace, say: Say) -> Outcome:
 
 
 def validate_verb(arguments: Namespace, say: Say) -> Outcome:
-    from .embedded import EMBEDDED
+    from .embedded import EMBEDDED, SHAPES
 
     what = arguments.INPUT
     result: dict[str, Any] = {"input": what}
     image: Image | None = None
     try:
-        if what in EMBEDDED or os.path.isdir(what):
+        if what in EMBEDDED or what in SHAPES or os.path.isdir(what):
             result["kind"] = "model"
             program, image, *_ = _lower(arguments, say)
         else:

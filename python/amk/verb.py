@@ -34,6 +34,7 @@ class Option:
     default: Any = None
     required: bool = False
     choices: tuple[str, ...] = ()
+    many: bool = False  # one or more values, as a list
 
     @property
     def metavar(self) -> str | None:

@@ -42,6 +42,18 @@ def _generate(arguments: Namespace, say: Say) -> Outcome:
     return run_generate(arguments, say)
 
 
+def _bench(arguments: Namespace, say: Say) -> Outcome:
+    from .bench_verb import bench_verb
+
+    return bench_verb(arguments, say)
+
+
+def _report(arguments: Namespace, say: Say) -> Outcome:
+    from .report_verb import report_verb
+
+    return report_verb(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -52,6 +64,7 @@ def _help(_: Namespace, __: Say) -> Outcome:
                 "required": option.required,
                 "default": False if option.kind == "flag" else option.default,
                 "choices": list(option.choices),
+                "many": option.many,
                 "help": option.help,
             }
             for option in verb.options
@@ -70,7 +83,8 @@ _GPU = Option("--gpu", f"target name (default: the live device, else {DEFAULT_GP
 _CONFIG = Option("--config", "schedule as a JSON file, or - for stdin (default: the default schedule)")
 _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dropping them with a note", "flag")
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
-_MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face checkpoint directory", required=True)
+_MODELS = "toy, toy-2L, toy-gqa, toy-qwen3, a shape at full size (0.6B, 1B, 8B), or a Hugging Face checkpoint directory"
+_MODEL = Option("MODEL", _MODELS, required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
 _DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
 _COMMON = (_JSON, _QUIET)
@@ -134,6 +148,35 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _generate,
+    ),
+    Verb(
+        "bench",
+        "time decode steps of models at several contexts against the floor, beside peers; only what is correct counts",
+        (
+            Option("MODEL", _MODELS, required=True, many=True),
+            Option("--contexts", "rows attended to, separated by commas (default: 1,1024,8192, as far as they fit)"),
+            _GPU,
+            Option("--device", "auto, cpu (predicts), cuda or cuda:N (measures)", default="auto"),
+            _CONFIG,
+            Option("--peers", "what to compare with: torch, or torch-eager and torch-compile by name"),
+            Option("--peer-limit", "seconds for one peer and model, compilation included", "float", default=300.0),
+            Option("--max-seq", "rows of the cache (default: the longest context)", "int"),
+            Option("--seed", "draws the questions and the tokens", "int", default=0),
+            Option("--output-file", "a .json file for the rows"),
+            Option("--plot", "a .png or .svg file; needs matplotlib"),
+            *_COMMON,
+        ),
+        _bench,
+    ),
+    Verb(
+        "report",
+        "write one self-contained HTML page of a log: trials, plots, provenance, and the commands that redo them",
+        (
+            Option("RESULTS", "results.tsv, or the journal beside it", required=True),
+            Option("--output", "a .html file", required=True),
+            *_COMMON,
+        ),
+        _report,
     ),
     Verb("help", "list verbs, options and exit codes", _COMMON, _help),
 )

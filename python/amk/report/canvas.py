@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import InternalError, Unavailable
 
-__all__ = ["PAGE", "PRINT", "SUFFIXES", "Theme", "inline_svg", "render"]
+__all__ = ["PAGE", "PRINT", "SUFFIXES", "Theme", "inline_svg", "render", "require_matplotlib"]
 
 SUFFIXES = (".png", ".svg")
 DPI = 120
@@ -89,14 +89,20 @@ def inline_svg(draw: Draw, size: tuple[float, float], name: str, label: str) -> 
     return f"{head}>{rest}"
 
 
-@contextmanager
-def _matplotlib(theme: Theme) -> Iterator[Any]:
-    """The Figure class, while matplotlib is set up as above whatever its configuration files say."""
+def require_matplotlib() -> tuple[Any, type]:
+    """The package and its Figure class; Unavailable names the extra."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unavailable('a plot needs the package matplotlib: pip install "amk[plot]"') from error
+    return matplotlib, Figure
+
+
+@contextmanager
+def _matplotlib(theme: Theme) -> Iterator[Any]:
+    """The Figure class, while matplotlib is set up as above whatever its configuration files say."""
+    matplotlib, figure_class = require_matplotlib()
     colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), theme.ink)
     colours |= dict.fromkeys(("xtick.color", "ytick.color"), theme.faint)
     colours |= dict.fromkeys(("axes.edgecolor", "grid.color"), theme.grid)
@@ -106,4 +112,4 @@ def _matplotlib(theme: Theme) -> Iterator[Any]:
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC | colours)
-        yield Figure
+        yield figure_class

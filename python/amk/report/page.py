@@ -1,6 +1,6 @@
 """One page that holds a whole log: tables, plots, provenance, and the commands that redo it.
 
-In: a `Log`, and what this installation is. Out: HTML in one piece: no script, nothing that is fetched from anywhere, the
+In: a `Log`, and what this installation is. Out: HTML in one piece: no script, nothing fetched from anywhere, the
 same bytes for the same log. Every text of a record is hostile until shown otherwise: it is escaped by the template, its
 invisible characters are written out, and the page's own policy forbids scripts and requests should both fail.
 The template is package data; jinja2 and matplotlib are the extra `report`.
