@@ -16,6 +16,7 @@ from .bench_peers import PeerRun, pick_peers, run_peer
 from .errors import AmkError, InputError, InternalError, show
 from .evaluate import evaluate, freeze_config
 from .machine import pick_device
+from .verdict import LATENCY_KINDS
 
 if TYPE_CHECKING:
     from .targets import GpuTarget
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTEXTS", "MEASURED", "run_bench"]
 
 CONTEXTS = (1, 1024, 8192)  # as far as the model's positions reach
-MEASURED = "measured-gpu"
+MEASURED = LATENCY_KINDS[0]
 PEER_LIMIT_S = 300.0  # for one peer and model, compilation included
 
 Say = Callable[[str], None]

@@ -83,8 +83,19 @@ PY_ARROWS = {
         *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
         *{"records/trial"},
     },
+    "report": set(),
+    "report/facts": {"records", "verdict"},
+    "report/canvas": {"errors"},
+    "report/plots": {"errors", "output", "records", "report/canvas", "report/facts"},
+    "report/history": {"records", "records/entries", "records/read"},
+    "report/page": {"errors", "records", "report/facts", "report/history", "report/plots"},
+    "bench_peers": {"errors"},  # it starts a peer, and imports none
+    "bench": {"bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
+    "bench_plot": {"report/canvas", "report/facts"},
+    "peers": set(),
+    "peers/torch_decode": set(),  # not of the package: a program beside it
 }
-SUB_PACKAGES = {"records"}  # every file in them is listed above
+SUB_PACKAGES = {"peers", "records", "report"}  # every file in them is listed above
 
 
 def tracked(*patterns: str) -> list[Path]:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..verdict import LATENCY_KINDS
+
 if TYPE_CHECKING:
     from ..records import Trial
 
@@ -34,7 +36,7 @@ __all__ = [
     "shell_word",
 ]
 
-MEASURED = "measured-gpu"
+MEASURED = LATENCY_KINDS[0]
 MAX_VALUES = 24  # of one knob told apart; the rarest of more are shown as one
 _OTHER = "other values"
 
@@ -50,7 +52,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{printable(self.model, 60)} on {printable(self.gpu, 40)}"
+        return f"{printable(self.model, 36)} on {printable(self.gpu, 16)}"
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,13 @@ def knobs_of(group: Group) -> list[Knob]:
 def redo_trial(trial: Trial, model: str | None = None) -> str | None:
     """The command that judges the trial's schedule again under the same questions; None where the log does not say
     what was run. `model` is what its loop was given, where that is known: a directory, for a checkpoint."""
-    verdict = trial.verdict
     if not trial.schedule_config:
         return None
-    device = str(verdict.get("device") or ("cuda" if trial.regime == MEASURED else "cpu"))
-    words = ["amk", "eval", trial.model if model is None else model, "--gpu", trial.gpu, "--config", "-"]
-    words += ["--device", device]
+    words = ["amk", "eval", _operand(trial.model if model is None else model), "--gpu", trial.gpu, "--config", "-"]
+    words += ["--device", "cuda" if trial.regime == MEASURED else "cpu"]
     for flag, name in (("--max-seq", "max_seq"), ("--position", "latency_position"), ("--seed", "seed")):
-        if verdict.get(name) is not None:
-            words += [flag, str(verdict[name])]
+        if type(trial.verdict.get(name)) is int:
+            words += [flag, str(trial.verdict[name])]
     text = json.dumps(_plain(trial.schedule_config), sort_keys=True, separators=(",", ":"))
     return f"printf %s {shell_word(text)} | {' '.join(map(shell_word, words))}"
 
@@ -153,7 +153,7 @@ def redo_loop(facts: Mapping[str, Any], results: str) -> str | None:
     not say which model it was."""
     if not isinstance(facts.get("model"), str):
         return None
-    words = ["amk", "loop", facts["model"]]
+    words = ["amk", "loop", _operand(facts["model"])]
     for name in _LOOP_FLAGS:
         value = facts.get(name)
         if type(value) in (str, int, float) and value != "":
@@ -162,6 +162,11 @@ def redo_loop(facts: Mapping[str, Any], results: str) -> str | None:
         words.append("--cold")
     words += ["--results", results]
     return " ".join(map(shell_word, words))
+
+
+def _operand(model: str) -> str:
+    """A model that no parser takes for an option."""
+    return f"./{model}" if model.startswith("-") else model
 
 
 def shell_word(text: str) -> str:

@@ -1,6 +1,6 @@
 """One page that holds a whole log: tables, plots, provenance, and the commands that redo it.
 
-In: a `Log`, and what this installation is. Out: HTML in one piece: no script, nothing fetched from anywhere, the
+In: a `History`, and what this installation is. Out: HTML in one piece: no script, nothing fetched from anywhere, the
 same bytes for the same log. Every text of a record is hostile until shown otherwise: it is escaped by the template, its
 invisible characters are written out, and the page's own policy forbids scripts and requests should both fail.
 The template is package data; jinja2 and matplotlib are the extra `report`.
@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, Unavailable
+from ..records import TAGS
 from .facts import (
     MEASURED,
     Group,
@@ -28,12 +29,11 @@ from .plots import knob_svg, progress_svg
 
 if TYPE_CHECKING:
     from ..records import Trial
-    from .log import Log
+    from .history import History
 
 __all__ = ["render_page"]
 
 TEMPLATE = "page.html.jinja"
-TAGS = ("kept", "tried", "revert", "rejected", "crash")
 NEW_RESULTS = "redone.tsv"  # what a loop is redone into, so that no log is appended to by accident
 _PROVENANCE = {
     "device_name": "GPU",
@@ -45,7 +45,7 @@ _PROVENANCE = {
 }
 
 
-def render_page(log: Log, about: Mapping[str, str]) -> str:
+def render_page(log: History, about: Mapping[str, str]) -> str:
     """`about`: version and build of the installation that makes the page."""
     if not log.trials:
         raise InputError(f"{log.path}: expected at least one readable trial, got none")
@@ -81,7 +81,7 @@ def _template() -> Any:
     return environment.from_string(text)
 
 
-def _group(number: int, group: Group, log: Log) -> dict[str, Any]:
+def _group(number: int, group: Group, log: History) -> dict[str, Any]:
     from markupsafe import Markup
 
     best = best_trial(group)
@@ -121,7 +121,7 @@ def _loop(loop: str, facts: Mapping[str, Any] | None, group: Group) -> dict[str,
     }
 
 
-def _row(trial: Trial, log: Log) -> dict[str, Any]:
+def _row(trial: Trial, log: History) -> dict[str, Any]:
     verdict = trial.verdict
     spread = [_number(verdict.get(name)) for name in ("latency_p10_us", "latency_p90_us")]
     return {
@@ -173,7 +173,8 @@ def _clocks(taken: Any) -> str | None:
         return None
     clocks = [str(one.get("sm_clock_mhz")) for one in taken if one.get("sm_clock_mhz") is not None]
     reasons = sorted({str(reason) for one in taken for reason in one.get("throttle_reasons") or ()})
-    return " ".join(filter(None, ["-".join(clocks) + " MHz" if clocks else "", f"({', '.join(reasons)})"]))
+    said = ["-".join(clocks) + " MHz" if clocks else "", f"({', '.join(reasons)})" if reasons else ""]
+    return " ".join(filter(None, said))
 
 
 def _some(values: list[str], limit: int = 6) -> list[str]:

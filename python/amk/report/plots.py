@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..output import WholeFiles, require_suffix
-from .canvas import SUFFIXES, Theme, inline_svg, render
+from .canvas import PRINT, SUFFIXES, Theme, inline_svg, render
 from .facts import Group, Knob, best_so_far, group_trials, knobs_of, latency_label
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _draw_progress(axes: Any, group: Group, theme: Theme) -> None:
                          label="not correct" if kind == "failed" else kind)  # fmt: skip
     axes.set_title(group.title, loc="left")
     axes.set(xlabel="trial", ylabel=latency_label(group.regime), xlim=(0.5, len(numbered) + 0.5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(axis="y")
     latencies = [trial.latency_us for trial in group.trials if trial.latency_us is not None]
     if not latencies:
@@ -126,14 +126,16 @@ def _draw_knob(axes: Any, group: Group, knob: Knob, theme: Theme) -> None:
 
 
 def _draw_points(axes: Any, points: list[tuple[float, float, str]], theme: Theme) -> None:
-    """The kept ones last, so that they lie on top."""
+    """The kept ones last, so that they lie on top. A picture cannot follow a page's colours: it has those of print."""
+    is_picture = len(points) > RASTER_POINTS
+    theme = PRINT if is_picture else theme
     for tag in ("tried", "revert", "kept"):
         chosen = [(x, y) for x, y, of in points if (of if of in MARKERS else "tried") == tag]
         if chosen:
             colour = getattr(theme, tag)
             axes.scatter(*zip(*chosen, strict=True), marker=MARKERS[tag], s=34 if tag == "kept" else 20, label=tag,
                          facecolors=colour if tag == "kept" else "none", edgecolors=colour, linewidths=1.1, zorder=3,
-                         rasterized=len(points) > RASTER_POINTS)  # fmt: skip
+                         rasterized=is_picture)  # fmt: skip
 
 
 def _points(group: Group, knob: Knob) -> list[tuple[float, float, str]]:
