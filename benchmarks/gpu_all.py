@@ -5,8 +5,8 @@
     python benchmarks/gpu_all.py build/tests/gpu --output benchmarks/results [--sanitize]
 
 Standard library only (the peers need torch, and are left out with a note where there is none), so that the folder of
-programs, tests/gpu/run.py and benchmarks/ can be copied to a bare GPU machine. Writes gpu_<name>.json and
-gpu_<name>.md. Exit status 1 if anything failed; the table then says so.
+programs, tests/gpu/run.py, benchmarks/ and python/amk/peers/ can be copied to a bare GPU machine. Writes
+gpu_<name>.json and gpu_<name>.md. Exit status 1 if anything failed; the table then says so.
 """
 
 from __future__ import annotations
