@@ -42,6 +42,12 @@ def _generate(arguments: Namespace, say: Say) -> Outcome:
     return run_generate(arguments, say)
 
 
+def _explain(arguments: Namespace, say: Say) -> Outcome:
+    from .explain_verb import explain_verb
+
+    return explain_verb(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -71,6 +77,7 @@ _CONFIG = Option("--config", "schedule as a JSON file, or - for stdin (default: 
 _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dropping them with a note", "flag")
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
 _MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face checkpoint directory", required=True)
+_INPUT = Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
 _DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
 _COMMON = (_JSON, _QUIET)
@@ -87,8 +94,18 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "validate",
         "prove a program file, an image, or the lowering of a model free of deadlocks and races",
-        (Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True), *_LOWERING, *_COMMON),
+        (_INPUT, *_LOWERING, *_COMMON),
         validate_verb,
+    ),
+    Verb(
+        "explain",
+        "say where the predicted time goes: critical path, waits, bytes against the floor, the next bottleneck",
+        (
+            *(_INPUT, *_LOWERING),
+            Option("--position", "context that the time is for (default: half of the cache)", "int"),
+            *_COMMON,
+        ),
+        _explain,
     ),
     Verb(
         "eval",
