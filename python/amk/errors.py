@@ -19,6 +19,7 @@ __all__ = [
     "OutOfMemory",
     "Rejected",
     "Unavailable",
+    "UnknownJob",
     "UnsupportedModel",
     "WorkerDied",
     "show",
@@ -35,6 +36,12 @@ class InputError(AmkError):
     """A file or an argument is missing, malformed or out of its domain."""
 
     code = "input"
+
+
+class UnknownJob(InputError):
+    """There is no job of this name, or what it left cannot be read."""
+
+    code = "unknown-job"
 
 
 class UnsupportedModel(AmkError):
