@@ -20,7 +20,7 @@ from .core_verbs import (
     vars_of,
 )
 from .machine import DEFAULT_GPU
-from .verb import EXIT_CODES, Option, Outcome, Say, Verb, failure
+from .verb import EXIT_CODES, Option, Outcome, Say, Tool, Verb, failure
 
 __all__ = [
     "EXIT_CODES",
@@ -28,6 +28,7 @@ __all__ = [
     "Option",
     "Outcome",
     "Say",
+    "Tool",
     "Verb",
     "failure",
     "pick_gpu",
@@ -48,6 +49,18 @@ def _explain(arguments: Namespace, say: Say) -> Outcome:
     return explain_verb(arguments, say)
 
 
+def _jobs(arguments: Namespace, say: Say) -> Outcome:
+    from .agent.jobs_verb import jobs_verb
+
+    return jobs_verb(arguments, say)
+
+
+def _mcp(arguments: Namespace, say: Say) -> Outcome:
+    from .agent.server import mcp_verb
+
+    return mcp_verb(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -62,7 +75,9 @@ def _help(_: Namespace, __: Say) -> Outcome:
             }
             for option in verb.options
         ]
-        verbs.append({"name": verb.name, "help": verb.help, "options": options})
+        verbs.append(
+            {"name": verb.name, "help": verb.help, "options": options, "tools": [tool.name for tool in verb.tools]}
+        )
     codes = {str(code): meaning for code, meaning in EXIT_CODES.items()}
     lines = [f"amk {verb.name:<9} {verb.help}" for verb in VERBS]
     lines += ["", "`amk VERB --help` lists the options of one verb; exit codes:"]
@@ -73,7 +88,9 @@ def _help(_: Namespace, __: Say) -> Outcome:
 _JSON = Option("--json", "print one JSON object instead of text", "flag")
 _QUIET = Option("--quiet", "no progress on stderr", "flag")
 _GPU = Option("--gpu", f"target name (default: the live device, else {DEFAULT_GPU})")
-_CONFIG = Option("--config", "schedule as a JSON file, or - for stdin (default: the default schedule)")
+_CONFIG = Option(
+    "--config", "schedule as a JSON file, or - for stdin (default: the default schedule)", holds="ScheduleConfig"
+)
 _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dropping them with a note", "flag")
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
 _MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face checkpoint directory", required=True)
@@ -81,21 +98,61 @@ _INPUT = Option("INPUT", "program.json, image.amk, - for stdin, or a model", req
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
 _DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
 _COMMON = (_JSON, _QUIET)
+WAIT_S = 15.0  # a tool that takes longer becomes a job
 
 VERBS: tuple[Verb, ...] = (
-    Verb("doctor", "say what this installation is and whether it is sound", _COMMON, doctor_verb),
-    Verb("targets", "list the GPUs known as data, with the source of their figures", _COMMON, targets_verb),
+    Verb(
+        "doctor",
+        "say what this installation is and whether it is sound",
+        _COMMON,
+        doctor_verb,
+        (
+            Tool(
+                "amk_doctor", "Versions, library, GPUs and environment of this installation, and what is wrong with it."
+            ),
+        ),
+    ),
+    Verb(
+        "targets",
+        "list the GPUs known as data, with the source of their figures",
+        _COMMON,
+        targets_verb,
+        (
+            Tool(
+                "amk_targets", "The GPUs that can be compiled and predicted for, as data, with their figures' sources."
+            ),
+        ),
+    ),
     Verb(
         "propose",
         "print a schedule to try next: the default, or the incumbent with one knob changed",
-        (_MODEL, _GPU, Option("--incumbent", "schedule as a JSON file, or - for stdin"), *_COMMON),
+        (
+            *(_MODEL, _GPU),
+            Option("--incumbent", "schedule as a JSON file, or - for stdin", holds="ScheduleConfig"),
+            *_COMMON,
+        ),
         propose_verb,
+        (
+            Tool(
+                "amk_propose",
+                "A schedule to evaluate next, the search space (the only values to edit) and its JSON Schema. Without "
+                "an incumbent: the default. With one: the incumbent with exactly one knob changed.",
+            ),
+        ),
     ),
     Verb(
         "validate",
         "prove a program file, an image, or the lowering of a model free of deadlocks and races",
         (_INPUT, *_LOWERING, *_COMMON),
         validate_verb,
+        (
+            Tool(
+                "amk_validate",
+                "Proves a program file, an image, or a model's lowering under a schedule free of deadlocks and races; "
+                "status REJECTED lists what was refused and why. Runs nothing.",
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "explain",
@@ -106,6 +163,14 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _explain,
+        (
+            Tool(
+                "amk_explain",
+                "Where the predicted time of a model, program file or image goes: critical path, time waiting per "
+                "producer, bytes against the floor, share per opcode, and the next bottleneck in words. No GPU needed.",
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "eval",
@@ -121,6 +186,16 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         eval_verb,
+        (
+            Tool(
+                "amk_evaluate",
+                "Judges one schedule: correct against a float64 reference, then its latency and percent of the floor. "
+                "A wrong result has no latency; latency_kind says measured-gpu or predicted. Never raises for a bad "
+                "schedule: status REJECTED names the reason. A job where it takes longer than wait_s.",
+                read_only=False,
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "compile",
@@ -152,5 +227,45 @@ VERBS: tuple[Verb, ...] = (
         ),
         _generate,
     ),
+    Verb(
+        "jobs",
+        "say what became of the jobs that an agent started: status of all or one, result, cancel",
+        (
+            Option("ACTION", "what to do", choices=("status", "result", "cancel"), required=True),
+            Option("JOB", "a job's 12 hexadecimal digits (status without it: all jobs, newest first)"),
+            Option("--wait", "seconds to wait for the end of the job", "float", default=0.0),
+            Option("--grace", "cancel: seconds from the interrupt to the kill", "float", default=10.0),
+            Option("--offset", "entries of long lists to leave out", "int", default=0),
+            Option("--limit", "entries of long lists to give", "int", default=50),
+            *_COMMON,
+        ),
+        _jobs,
+        (
+            Tool(
+                "amk_job_status",
+                "State, age and last progress lines of a job; without a job, of all jobs, newest first.",
+                fixed={"ACTION": "status"},
+                hidden=("--grace",),
+            ),
+            Tool(
+                "amk_job_result",
+                "The result of a job that has ended, long lists a page at a time; exit_code 1 and result null where "
+                "there is none (yet): the job says why.",
+                fixed={"ACTION": "result"},
+                hidden=("--grace",),
+                required=("JOB",),
+            ),
+            Tool(
+                "amk_job_cancel",
+                "Interrupts a job, which may still finish its record, and kills it after the grace.",
+                read_only=False,
+                destructive=True,
+                fixed={"ACTION": "cancel"},
+                hidden=("--wait", "--offset", "--limit"),
+                required=("JOB",),
+            ),
+        ),
+    ),
+    Verb("mcp", "serve the tools of AMK to an agent, as MCP over stdin and stdout (extra: agent)", (_QUIET,), _mcp),
     Verb("help", "list verbs, options and exit codes", _COMMON, _help),
 )
