@@ -23,6 +23,7 @@ from .errors import (
     OutOfMemory,
     Rejected,
     Unavailable,
+    UnknownJob,
     UnsupportedModel,
 )
 from .evaluate import evaluate
@@ -33,6 +34,7 @@ from .verdict import Verdict
 # name -> the module that has it
 _LAZY = {
     "Checkpoint": "checkpoint",
+    "Explanation": "explanation",
     "GpuTarget": "targets",
     "Image": "program",
     "MegakernelVM": "megakernel",
@@ -43,6 +45,7 @@ _LAZY = {
     "Report": "program",
     "ScheduleConfig": "config",
     "TARGETS": "targets",
+    "explain": "explanation",
     "lower": "program",
     "open_model": "embedded",
     "resolve_target": "targets",
@@ -54,6 +57,7 @@ __all__ = [
     "BuildMismatch",
     "Checkpoint",
     "DeviceError",
+    "Explanation",
     "GeneratedToken",
     "Generation",
     "GpuTarget",
@@ -71,11 +75,13 @@ __all__ = [
     "Report",
     "ScheduleConfig",
     "Unavailable",
+    "UnknownJob",
     "UnsupportedModel",
     "Verdict",
     "build_info",
     "errors",
     "evaluate",
+    "explain",
     "generate",
     "lower",
     "open_model",

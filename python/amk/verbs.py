@@ -231,7 +231,7 @@ VERBS: tuple[Verb, ...] = (
         "jobs",
         "say what became of the jobs that an agent started: status of all or one, result, cancel",
         (
-            Option("ACTION", "what to do", choices=("status", "result", "cancel"), required=True),
+            Option("ACTION", "status, result or cancel", choices=("status", "result", "cancel"), required=True),
             Option("JOB", "a job's 12 hexadecimal digits (status without it: all jobs, newest first)"),
             Option("--wait", "seconds to wait for the end of the job", "float", default=0.0),
             Option("--grace", "cancel: seconds from the interrupt to the kill", "float", default=10.0),

@@ -70,12 +70,17 @@ PY_ARROWS = {
         *{"checkpoint", "embedded", "errors", "evaluate", "machine", "safetensors", "sampling", "strict_json"},
         *{"targets", "tokenizer"},
     },
-    "propose": {"config", "embedded", "errors", "evaluate", "targets"},  # it never judges
+    "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
+    "schema": {"config", "errors", "records/trial", "verdict"},
     "explanation": {"_lib", "errors", "program"},
+    "explain_verb": {"core_verbs", "errors", "explanation", "verb"},
     "agent": set(),
     "agent/processes": set(),
     "agent/job_folder": set(),
     "agent/child": {"agent/job_folder", "agent/processes", "cli"},
+    "agent/tools": {"agent/job_folder", "errors", "schema", "verb"},
+    "agent/jobs_verb": {"agent/jobs", "agent/tools", "errors", "verb"},
+    "agent/server": {"agent/jobs", "agent/tools", "cli", "doctor", "errors", "verb", "verbs"},
     "agent/jobs": {"agent/job_folder", "agent/processes", "errors"},
     "records": {"records/read", "records/store", "records/trial"},
     "records/crc32c": set(),
