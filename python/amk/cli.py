@@ -94,6 +94,7 @@ def _code_of(refusal: errors.AmkError) -> int:
         (errors.DeviceError, 4),
         (errors.BuildMismatch, 4),
         (errors.OutOfMemory, 4),
+        (errors.StoreError, 8),
     )
     return next((code for kind, code in codes if isinstance(refusal, kind)), 70)
 

@@ -19,6 +19,7 @@ __all__ = [
     "NonFinite",
     "OutOfMemory",
     "Rejected",
+    "StoreError",
     "Unavailable",
     "UnsupportedModel",
     "WorkerDied",
@@ -110,6 +111,12 @@ class WorkerDied(DeviceError):
     """The process that used the device crashed, hung or spoke nonsense; this one is unharmed."""
 
     code = "worker-died"
+
+
+class StoreError(AmkError):
+    """A log of trials is locked, cannot be written, or is damaged: nothing was acknowledged that is not there."""
+
+    code = "store"
 
 
 class NonFinite(AmkError):

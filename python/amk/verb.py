@@ -19,6 +19,7 @@ EXIT_CODES = {
     2: "usage: an argument or a file given is missing or malformed",
     3: "a model or feature that AMK does not support",
     4: "the environment: no GPU, driver, memory or usable library",
+    8: "the result store is locked, cannot be written, or is damaged",
     70: "an internal error of AMK",
     130: "interrupted",
 }

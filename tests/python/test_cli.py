@@ -140,7 +140,7 @@ def test_propose_feeds_eval(run: Any, tmp_path: Path) -> None:
 def test_help_lists_what_the_parser_takes(run: Any) -> None:
     data = run("help", "--json").json
     assert [verb["name"] for verb in data["verbs"]] == [verb.name for verb in verbs.VERBS]
-    assert set(data["exit_codes"]) == {"0", "1", "2", "3", "4", "70", "130"}
+    assert set(data["exit_codes"]) == {"0", "1", "2", "3", "4", "8", "70", "130"}
     for verb in data["verbs"]:
         assert verb["help"] in run("help").out
         shown = run(verb["name"], "--help").out
