@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"amk: {text}", file=sys.stderr, flush=True)
 
     arguments.emit = (lambda text: None) if as_json else _emit
+    arguments.on_terminal = not quiet and sys.stderr.isatty()
     error: BaseException | None = None
     try:
         outcome = verb.run(arguments, say)

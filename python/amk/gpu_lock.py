@@ -35,9 +35,7 @@ def gpu_lock(
 
 
 @contextlib.contextmanager
-def name_lock(
-    name: str, busy: str, *, wait_s: float = 0.0, beat: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def name_lock(name: str, busy: str, *, wait_s: float = 0.0, beat: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds `name`; `busy` begins the sentence of DeviceBusy. `beat` is called while waiting."""
     if not _NAME.fullmatch(name):
         raise InputError(f"lock: expected a name of letters, digits, '.', '_' and '-', got {show(name)}")

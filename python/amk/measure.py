@@ -1,7 +1,7 @@
 """What a worker does with a GPU: the examination, the timing, and the examination again, on one machine.
 
-In: a job (which model, questions, plan), its parts (the image's bytes), a device. Out: facts and arrays, ungraded: the reference is
-computed by the parent, after it has these answers. Nothing here judges.
+In: a job (which model, questions, plan), its parts (the image's bytes), a device. Out: facts and arrays, ungraded: the
+reference is computed by the parent, after it has these answers. Nothing here judges.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The state of one loop: which configs were seen, which is the incumbent, and what becomes of the next trial.
 
-In: finished trials, in order, whether they come from a log or from a worker just now. Out: the incumbent, the ids not to
-propose again, the configs to try once more. Pure: the same trials give the same state, which is what resuming rests on.
+In: finished trials, in order, whether they come from a log or from a worker just now. Out: the incumbent, the ids not
+to propose again, the configs to try once more. Pure: the same trials give the same state, which is what resuming rests
+on.
 """
 
 from __future__ import annotations

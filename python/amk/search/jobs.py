@@ -1,7 +1,7 @@
 """What runs in a worker: one judgement, one comparison, one look at the device. Plain data in, plain data out.
 
-In: arguments that JSON can hold, and `say`. Out: the same. The judge is `amk.evaluate`, unchanged and unhurried; only the
-reference's answers are shared between trials, through its own cache, keyed by weights and questions.
+In: arguments that JSON can hold, and `say`. Out: the same. The judge is `amk.evaluate`, unchanged and unhurried; only
+the reference's answers are shared between trials, through its own cache, keyed by weights and questions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Paired samples -> how much faster: the statistics of a measured comparison, as pure functions of arrays.
 
 In: microseconds [n, 2] of the incumbent and the candidate, each row one token at one position on both, one right after
-the other. Out: a `Gain`, or the reason why there is none. Order: pairs come in blocks of two, A B B A or B A A B, so what
-running second costs or gains cancels within a block, and slow drift of the clocks very nearly does.
+the other. Out: a `Gain`, or the reason why there is none. Order: pairs come in blocks of two, A B B A or B A A B, so
+what running second costs or gains cancels within a block, and slow drift of the clocks very nearly does.
 """
 
 from __future__ import annotations

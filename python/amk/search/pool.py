@@ -1,8 +1,8 @@
 """Jobs in disposable processes of this computer, each with a deadline.
 
-In: jobs. Out: their results. Each worker is a process (`zygote`) that forks one child per job; a child that faults takes
-nothing with it, and one that is silent past its deadline is killed together with its zygote, which is then replaced.
-One thread, no signal handlers: whoever waits moves all workers on.
+In: jobs. Out: their results. Each worker is a process (`zygote`) that forks one child per job; a child that faults
+takes nothing with it, and one that is silent past its deadline is killed together with its zygote, which is then
+replaced. One thread, no signal handlers: whoever waits moves all workers on.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class RayExecutor:
         for kind, count in needed.items():
             if have.get(kind, 0.0) < count:
                 self._leave()
-                raise Unavailable(f"engine ray: {count:g} workers need as many {kind}s, the cluster has {have.get(kind, 0.0):g}")
+                raise Unavailable(
+                    f"engine ray: {count:g} workers need as many {kind}s, the cluster has {have.get(kind, 0.0):g}"
+                )
         remote = ray.remote(_Worker).options(
             num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=0
         )

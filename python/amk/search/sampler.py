@@ -1,10 +1,10 @@
 """Who proposes: the built-in sampler, and what every sampler is.
 
-In: how many configs were proposed before, the incumbent, the ids already seen. Out: a `Proposal`, or None when the space
-holds nothing new. The built-in one is a pure function of these, of the seed and of the prior, so that the same keep
-decisions give the same proposals, also after a loop was killed and resumed.
-Order: the default; then the explored share, of which the prior gives the first half; then one-knob changes of the
-incumbent, those that lead to what was good elsewhere first.
+In: how many configs were proposed before, the incumbent, the ids already seen. Out: a `Proposal`, or None when the
+space holds nothing new. The built-in one is a pure function of these, of the seed and of the prior, so that the same
+keep decisions give the same proposals, also after a loop was killed and resumed. Order: the default; then the explored
+share, of which the prior gives the first half; then one-knob changes of the incumbent, those that lead to what was good
+elsewhere first.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class BuiltinSampler:
         return None
 
     def _ordered_moves(self, incumbent: ScheduleConfig) -> list[tuple[str, Proposal]]:
-        """Every one-knob change with its id: those towards the prior's configs in their order, then the rest as drawn."""
+        """Every one-knob change with its id: those towards the prior's configs first, then the rest as drawn."""
         table = incumbent.to_dict()
         wanted: dict[str, int] = {}
         for config in self._prior:
