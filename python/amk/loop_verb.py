@@ -110,7 +110,13 @@ def _bar(arguments: Namespace) -> Iterator[_Watchers]:
             progress.update(task, completed=trial.experiment + 1, best=text, doing="")
             console.print(trial_line(trial, arguments.budget), markup=False, soft_wrap=True)
 
-        yield on_trial, lambda text: progress.update(task, doing=text[:60])
+        def on_step(text: str) -> None:
+            if arguments.verbose:
+                progress.update(task, doing=text[:60])
+            else:
+                console.print(text, markup=False, soft_wrap=True)
+
+        yield on_trial, on_step
 
 
 @contextlib.contextmanager
