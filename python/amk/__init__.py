@@ -1,8 +1,8 @@
 """AMK: one decode step of an LLM as one persistent kernel, proved before it runs and judged before it is timed.
 
-Public names only. `evaluate`, `generate`, `propose` and `search_space` are functions of modules that import nothing
-heavy; the rest is loaded when first asked for, so that `import amk` stays cheap and works, for `amk doctor`, even when
-the native library is missing. It must never open a GPU context.
+Public names only. `evaluate`, `generate`, `loop`, `propose` and `search_space` are functions of modules that import
+nothing heavy; the rest is loaded when first asked for, so that `import amk` stays cheap and works, for `amk doctor`,
+even when the native library is missing. It must never open a GPU context.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .errors import (
 )
 from .evaluate import evaluate
 from .generate import GeneratedToken, Generation, generate
+from .loop import LoopResult, loop
 from .propose import propose, search_space
 from .verdict import Verdict
 
@@ -64,6 +65,7 @@ __all__ = [
     "Image",
     "InputError",
     "InternalError",
+    "LoopResult",
     "MegakernelVM",
     "NonFinite",
     "Oracle",
@@ -83,6 +85,7 @@ __all__ = [
     "evaluate",
     "explain",
     "generate",
+    "loop",
     "lower",
     "open_model",
     "propose",

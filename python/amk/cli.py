@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"amk: {text}", file=sys.stderr, flush=True)
 
     arguments.emit = (lambda text: None) if as_json else _emit
+    arguments.on_terminal = not quiet and sys.stderr.isatty()
     with _stdout_kept_clean() if as_json else nullcontext():
         outcome, failed = run_verb(verb, arguments, say)
     if failed:

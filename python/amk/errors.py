@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "AmkError",
     "BuildMismatch",
+    "DeviceBusy",
     "DeviceError",
     "DeviceFault",
     "DevicePoisoned",
@@ -105,6 +106,12 @@ class DevicePoisoned(DeviceError):
     """An earlier fault makes this object unusable."""
 
     code = "poisoned"
+
+
+class DeviceBusy(DeviceError):
+    """Another process of AMK times something on this device."""
+
+    code = "busy"
 
 
 class WorkerDied(DeviceError):

@@ -61,6 +61,12 @@ def _mcp(arguments: Namespace, say: Say) -> Outcome:
     return mcp_verb(arguments, say)
 
 
+def _loop(arguments: Namespace, say: Say) -> Outcome:
+    from .loop_verb import run_loop_verb
+
+    return run_loop_verb(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -226,6 +232,41 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _generate,
+    ),
+    Verb(
+        "loop",
+        "search for a faster schedule: propose, judge, keep or revert; every trial is recorded",
+        (
+            *(_MODEL, _GPU, _DEVICE),
+            Option("--budget", "trials", "int", default=8),
+            Option("--seed", "draws the proposals and the questions", "int", default=0),
+            Option("--results", "table of trials to append to; its journal lies beside it", default="results.tsv"),
+            Option("--corpus", "kept points of all loops, which order the proposals", default="corpus.jsonl"),
+            Option("--explore", "share of the trials that explore", "float", default=0.35),
+            Option("--resume", "continue the last loop of this model, gpu, seed and options", "flag"),
+            Option("--cold", "ignore the corpus", "flag"),
+            Option("--sampler", "who proposes", default="builtin", choices=("builtin", "optuna")),
+            Option("--engine", "where trials run", default="process", choices=("process", "ray", "inline")),
+            Option("--workers", "trials at once; on GPUs, one each, with --engine ray", "int", default=1),
+            _MAX_SEQ,
+            Option("--position", "context that latencies are for (default: half of --max-seq)", "int"),
+            Option("--timeout", "seconds after which a trial is ended", "float"),
+            Option("--verbose", "say each step of each trial", "flag"),
+            *_COMMON,
+        ),
+        _loop,
+        (
+            Tool(
+                "amk_loop_start",
+                "Searches for a faster schedule unattended: propose, judge, keep or revert, each trial recorded in "
+                "results.tsv before the next. Always a job: progress by amk_job_status, the best by amk_job_result.",
+                read_only=False,
+                idempotent=False,
+                wait_s=0.0,
+                hidden=("--verbose",),
+                paged=True,
+            ),
+        ),
     ),
     Verb(
         "jobs",

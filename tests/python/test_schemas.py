@@ -81,13 +81,17 @@ def some_fusions(rng):
     return names
 
 
+def multiple_of(step, count):
+    return lambda rng: step * rng.randrange(count) if rng.random() < 0.6 else some_integer(rng)
+
+
 def built(value):
     return lambda rng: value if rng.random() < 0.85 else some_integer(rng)
 
 
 KNOBS = {
-    ("tiling", "gemv", "N_tile"): lambda rng: 8 * rng.randrange(0, 1030) if rng.random() < 0.6 else some_integer(rng),
-    ("tiling", "attention", "kv_block"): lambda rng: 16 * rng.randrange(66) if rng.random() < 0.6 else rng.choice(INTEGERS),
+    ("tiling", "gemv", "N_tile"): multiple_of(8, 1030),
+    ("tiling", "attention", "kv_block"): multiple_of(16, 66),
     ("fusion_grouping",): some_fusions,
     ("sm_assignment",): lambda rng: some_map(rng) if rng.random() < 0.5 else rng.choice(
         ["round_robin", "load_balance", "explicit", "Round_Robin"]),
