@@ -108,7 +108,7 @@ class AppendLog:
 
     def prepare(self) -> None:
         """With the lock held: the file exists with its header, ends in a whole line, and its name is on the disk."""
-        self._require_sound()
+        self.require_sound()
         with self._told("open"):
             handle = self._open_log()
             try:
@@ -119,7 +119,7 @@ class AppendLog:
 
     def append(self, line: bytes) -> None:
         """With the lock held: whole lines are on the disk on return. StoreError: they are not, or the log failed."""
-        self._require_sound()
+        self.require_sound()
         with self._told("append to"):
             handle = self._open_log()
             try:
@@ -154,7 +154,8 @@ class AppendLog:
         self.failed = f"the disk did not confirm a write: {error.strerror or error}"
         raise StoreError(f"{self.path}: {self.failed}; nothing more is appended") from error
 
-    def _require_sound(self) -> None:
+    def require_sound(self) -> None:
+        """StoreError once an fsync has failed."""
         if self.failed is not None:
             raise StoreError(f"{self.path}: {self.failed}; nothing more is appended")
 
@@ -169,9 +170,10 @@ class AppendLog:
             self._create()
             handle = self._open(self.path, flags)
         try:
-            if not stat.S_ISREG(self._calls.fstat(handle).st_mode):
+            status = self._calls.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{self.path}: expected a regular file, got something else")
-            found = self._calls.pread(handle, len(self._header), 0)
+            found = self._pread(handle, min(len(self._header), status.st_size), 0)
             if found != self._header:
                 what = "an empty file" if not found else f"{found[:40]!r}"
                 raise InputError(f"{self.path}: expected a file that begins with {self._header[:40]!r}..., got {what}")
@@ -256,7 +258,7 @@ class AppendLog:
 
     def check_writable(self) -> None:
         """StoreError unless the file can be opened for append and 16 MiB are free beside it."""
-        self._require_sound()
+        self.require_sound()
         with self._told("append to"):
             self._close(self._open_log())
             found = self._calls.statvfs(self._folder)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import InputError, InternalError, show
+from ..errors import InputError, InternalError, StoreError, show
 from .append_log import AppendLog
 from .calls import FileCalls
 from .entries import corpus_entry, end_entry, ended_ids, loop_entry, start_entry
@@ -98,10 +98,10 @@ class RecordStore:
             logs.append((self._corpus, _corpus_line, _belongs_to_corpus))
         for log, line, wanted in logs:
             with log.locked():
-                with Log(log.path, calls=self._calls) as found:
+                with self._reader(log.path) as found:
                     present = {trial.trial_id for trial in found.trials()}
                 batch = b""
-                with Log(self.journal_path, kind="journal", calls=self._calls) as journal:
+                with self._reader(self.journal_path) as journal:
                     for trial in journal.trials():
                         if trial.trial_id not in present and wanted(trial):
                             batch += line(trial)
@@ -161,6 +161,8 @@ class RecordStore:
 
     def _numbered(self, kind: str, entry: Mapping[str, Any]) -> bytes:
         self._require_open()
+        for log in self._logs():
+            log.require_sound()
         if os.getpid() != self._pid:  # a fork copied the store: its child is a writer of its own
             self._renew_writer()
         return json_line({"kind": kind, "writer": self._writer, "seq": self._seq, **entry})
@@ -216,8 +218,11 @@ class RecordStore:
 
     def _entries(self) -> list[Any]:
         self._require_open()
-        with Log(self.journal_path, kind="journal", calls=self._calls) as log:
+        with self._reader(self.journal_path) as log:
             return list(log.entries())
+
+    def _reader(self, path: str) -> Log:
+        return Log(path, calls=self._calls, trouble=StoreError)
 
     def _read_trials(self) -> list[Trial]:
         return [entry.trial for entry in self._entries() if entry.trial is not None]
@@ -236,6 +241,8 @@ def _path(given: str | os.PathLike[str], name: str) -> str:
         path = os.fspath(given)
     except TypeError:
         path = None
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str) or not path or "\0" in path or os.path.isdir(path):
         raise InputError(f"{name}: expected the path of a file, got {show(given)}")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise InputError(f"{name}: expected a file in a directory that exists, got {show(given)}")
     return path
