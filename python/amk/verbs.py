@@ -49,6 +49,12 @@ def _explain(arguments: Namespace, say: Say) -> Outcome:
     return explain_verb(arguments, say)
 
 
+def _results(arguments: Namespace, say: Say) -> Outcome:
+    from .results_verb import run_results
+
+    return run_results(arguments, say)
+
+
 def _jobs(arguments: Namespace, say: Say) -> Outcome:
     from .agent.jobs_verb import jobs_verb
 
@@ -264,6 +270,36 @@ VERBS: tuple[Verb, ...] = (
                 idempotent=False,
                 wait_s=0.0,
                 hidden=("--verbose",),
+                paged=True,
+            ),
+        ),
+    ),
+    Verb(
+        "results",
+        "ask the logs of a search: what was tried, what was best, what is damaged; or repair them",
+        (
+            Option(
+                "ACTION", "what to do", required=True, choices=("summary", "best", "export", "plot", "check", "rebuild")
+            ),
+            Option("RESULTS", "results file", default="results.tsv"),
+            Option("--journal", "its journal (default: the file beside it that ends in .journal.jsonl)"),
+            Option("--corpus", "corpus for check and rebuild (default: corpus.jsonl beside the results)"),
+            Option("--model", "only trials of this model"),
+            Option("--gpu", "only trials for this GPU"),
+            Option("--regime", "only trials with latencies of this kind", choices=("predicted", "measured-gpu")),
+            Option("--loop", "only trials of this loop"),
+            Option("--format", "of export", default="csv", choices=("csv", "jsonl", "md")),
+            Option("--output-file", "write there: the export, the plot (.png or .svg), or the schedule of the best"),
+            *_COMMON,
+        ),
+        _results,
+        (
+            Tool(
+                "amk_results",
+                "What loops recorded: summary per model and GPU, best (with the commands that redo it), export (every "
+                "trial, a page at a time), check (is anything damaged). Changes nothing.",
+                hidden=("--format", "--output-file"),
+                choices={"ACTION": ("summary", "best", "export", "check")},
                 paged=True,
             ),
         ),
