@@ -23,6 +23,7 @@ __all__ = [
     "compile_verb",
     "doctor_verb",
     "eval_verb",
+    "open_input",
     "pick_gpu",
     "propose_verb",
     "read_json",
@@ -70,18 +71,10 @@ def propose_verb(arguments: Namespace, say: Say) -> Outcome:
 
 
 def validate_verb(arguments: Namespace, say: Say) -> Outcome:
-    from .embedded import EMBEDDED, SHAPES
-
     what = arguments.INPUT
-    result: dict[str, Any] = {"input": what}
-    image: Image | None = None
+    result: dict[str, Any] = {"input": what, "kind": kind_of_input(what)}
     try:
-        if what in EMBEDDED or what in SHAPES or os.path.isdir(what):
-            result["kind"] = "model"
-            program, image, *_ = _lower(arguments, say)
-        else:
-            data = _read(what, MAX_PROGRAM_BYTES, "program or image")
-            result["kind"], program, image = _open_program(data, what)
+        result["kind"], program, image = open_input(arguments, say)
         report = program.validate()
         rejections = [vars_of(rejection) for rejection in report.rejections]
         if report.ok and image is None:
@@ -183,6 +176,22 @@ def vars_of(record: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(record)
+
+
+def kind_of_input(what: str) -> str | None:
+    """ "model", or None for a file, which has to be read to be known."""
+    from .embedded import EMBEDDED, SHAPES
+
+    return "model" if what in EMBEDDED or what in SHAPES or os.path.isdir(what) else None
+
+
+def open_input(arguments: Namespace, say: Say) -> tuple[str, Program, Image | None]:
+    """What INPUT names: ("model" | "program" | "image", the program, its image where there is one)."""
+    what = arguments.INPUT
+    if kind_of_input(what) == "model":
+        program, image, *_ = _lower(arguments, say)
+        return "model", program, image
+    return _open_program(_read(what, MAX_PROGRAM_BYTES, "program or image"), what)
 
 
 def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConfig, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "AmkError",
     "BuildMismatch",
+    "DeviceBusy",
     "DeviceError",
     "DeviceFault",
     "DevicePoisoned",
@@ -20,6 +21,7 @@ __all__ = [
     "Rejected",
     "StoreError",
     "Unavailable",
+    "UnknownJob",
     "UnsupportedModel",
     "WorkerDied",
     "show",
@@ -36,6 +38,12 @@ class InputError(AmkError):
     """A file or an argument is missing, malformed or out of its domain."""
 
     code = "input"
+
+
+class UnknownJob(InputError):
+    """There is no job of this name, or what it left cannot be read."""
+
+    code = "unknown-job"
 
 
 class UnsupportedModel(AmkError):
@@ -98,6 +106,12 @@ class DevicePoisoned(DeviceError):
     """An earlier fault makes this object unusable."""
 
     code = "poisoned"
+
+
+class DeviceBusy(DeviceError):
+    """Another process of AMK times something on this device."""
+
+    code = "busy"
 
 
 class WorkerDied(DeviceError):

@@ -20,7 +20,7 @@ from .core_verbs import (
     vars_of,
 )
 from .machine import DEFAULT_GPU
-from .verb import EXIT_CODES, Option, Outcome, Say, Verb, failure
+from .verb import EXIT_CODES, Option, Outcome, Say, Tool, Verb, failure
 
 __all__ = [
     "EXIT_CODES",
@@ -28,6 +28,7 @@ __all__ = [
     "Option",
     "Outcome",
     "Say",
+    "Tool",
     "Verb",
     "failure",
     "pick_gpu",
@@ -54,6 +55,36 @@ def _report(arguments: Namespace, say: Say) -> Outcome:
     return report_verb(arguments, say)
 
 
+def _explain(arguments: Namespace, say: Say) -> Outcome:
+    from .explain_verb import explain_verb
+
+    return explain_verb(arguments, say)
+
+
+def _results(arguments: Namespace, say: Say) -> Outcome:
+    from .results_verb import run_results
+
+    return run_results(arguments, say)
+
+
+def _jobs(arguments: Namespace, say: Say) -> Outcome:
+    from .agent.jobs_verb import jobs_verb
+
+    return jobs_verb(arguments, say)
+
+
+def _mcp(arguments: Namespace, say: Say) -> Outcome:
+    from .agent.server import mcp_verb
+
+    return mcp_verb(arguments, say)
+
+
+def _loop(arguments: Namespace, say: Say) -> Outcome:
+    from .loop_verb import run_loop_verb
+
+    return run_loop_verb(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -69,7 +100,9 @@ def _help(_: Namespace, __: Say) -> Outcome:
             }
             for option in verb.options
         ]
-        verbs.append({"name": verb.name, "help": verb.help, "options": options})
+        verbs.append(
+            {"name": verb.name, "help": verb.help, "options": options, "tools": [tool.name for tool in verb.tools]}
+        )
     codes = {str(code): meaning for code, meaning in EXIT_CODES.items()}
     lines = [f"amk {verb.name:<9} {verb.help}" for verb in VERBS]
     lines += ["", "`amk VERB --help` lists the options of one verb; exit codes:"]
@@ -80,29 +113,90 @@ def _help(_: Namespace, __: Say) -> Outcome:
 _JSON = Option("--json", "print one JSON object instead of text", "flag")
 _QUIET = Option("--quiet", "no progress on stderr", "flag")
 _GPU = Option("--gpu", f"target name (default: the live device, else {DEFAULT_GPU})")
-_CONFIG = Option("--config", "schedule as a JSON file, or - for stdin (default: the default schedule)")
+_CONFIG = Option(
+    "--config", "schedule as a JSON file, or - for stdin (default: the default schedule)", holds="ScheduleConfig"
+)
 _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dropping them with a note", "flag")
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
 _MODELS = "toy, toy-2L, toy-gqa, toy-qwen3, a shape at full size (0.6B, 1B, 8B), or a Hugging Face checkpoint directory"
 _MODEL = Option("MODEL", _MODELS, required=True)
+_INPUT = Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
 _DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
 _COMMON = (_JSON, _QUIET)
+WAIT_S = 15.0  # a tool that takes longer becomes a job
 
 VERBS: tuple[Verb, ...] = (
-    Verb("doctor", "say what this installation is and whether it is sound", _COMMON, doctor_verb),
-    Verb("targets", "list the GPUs known as data, with the source of their figures", _COMMON, targets_verb),
+    Verb(
+        "doctor",
+        "say what this installation is and whether it is sound",
+        _COMMON,
+        doctor_verb,
+        (
+            Tool(
+                "amk_doctor", "Versions, library, GPUs and environment of this installation, and what is wrong with it."
+            ),
+        ),
+    ),
+    Verb(
+        "targets",
+        "list the GPUs known as data, with the source of their figures",
+        _COMMON,
+        targets_verb,
+        (
+            Tool(
+                "amk_targets", "The GPUs that can be compiled and predicted for, as data, with their figures' sources."
+            ),
+        ),
+    ),
     Verb(
         "propose",
         "print a schedule to try next: the default, or the incumbent with one knob changed",
-        (_MODEL, _GPU, Option("--incumbent", "schedule as a JSON file, or - for stdin"), *_COMMON),
+        (
+            *(_MODEL, _GPU),
+            Option("--incumbent", "schedule as a JSON file, or - for stdin", holds="ScheduleConfig"),
+            *_COMMON,
+        ),
         propose_verb,
+        (
+            Tool(
+                "amk_propose",
+                "A schedule to evaluate next, the search space (the only values to edit) and its JSON Schema. Without "
+                "an incumbent: the default. With one: the incumbent with exactly one knob changed.",
+            ),
+        ),
     ),
     Verb(
         "validate",
         "prove a program file, an image, or the lowering of a model free of deadlocks and races",
-        (Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True), *_LOWERING, *_COMMON),
+        (_INPUT, *_LOWERING, *_COMMON),
         validate_verb,
+        (
+            Tool(
+                "amk_validate",
+                "Proves a program file, an image, or a model's lowering under a schedule free of deadlocks and races; "
+                "status REJECTED lists what was refused and why. Runs nothing.",
+                wait_s=WAIT_S,
+            ),
+        ),
+    ),
+    Verb(
+        "explain",
+        "say where the predicted time goes: critical path, waits, bytes against the floor, the next bottleneck",
+        (
+            *(_INPUT, *_LOWERING),
+            Option("--position", "context that the time is for (default: half of the cache)", "int"),
+            *_COMMON,
+        ),
+        _explain,
+        (
+            Tool(
+                "amk_explain",
+                "Where the predicted time of a model, program file or image goes: critical path, time waiting per "
+                "producer, bytes against the floor, share per opcode, and the next bottleneck in words. No GPU needed.",
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "eval",
@@ -118,6 +212,16 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         eval_verb,
+        (
+            Tool(
+                "amk_evaluate",
+                "Judges one schedule: correct against a float64 reference, then its latency and percent of the floor. "
+                "A wrong result has no latency; latency_kind says measured-gpu or predicted. Never raises for a bad "
+                "schedule: status REJECTED names the reason. A job where it takes longer than wait_s.",
+                read_only=False,
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "compile",
@@ -178,5 +282,110 @@ VERBS: tuple[Verb, ...] = (
         ),
         _report,
     ),
+    Verb(
+        "loop",
+        "search for a faster schedule: propose, judge, keep or revert; every trial is recorded",
+        (
+            *(_MODEL, _GPU, _DEVICE),
+            Option("--budget", "trials", "int", default=8),
+            Option("--seed", "draws the proposals and the questions", "int", default=0),
+            Option("--results", "table of trials to append to; its journal lies beside it", default="results.tsv"),
+            Option("--corpus", "kept points of all loops, which order the proposals", default="corpus.jsonl"),
+            Option("--explore", "share of the trials that explore", "float", default=0.35),
+            Option("--resume", "continue the last loop of this model, gpu, seed and options", "flag"),
+            Option("--cold", "ignore the corpus", "flag"),
+            Option("--sampler", "who proposes", default="builtin", choices=("builtin", "optuna")),
+            Option("--engine", "where trials run", default="process", choices=("process", "ray", "inline")),
+            Option("--workers", "trials at once; on GPUs, one each, with --engine ray", "int", default=1),
+            _MAX_SEQ,
+            Option("--position", "context that latencies are for (default: half of --max-seq)", "int"),
+            Option("--timeout", "seconds after which a trial is ended", "float"),
+            Option("--verbose", "say each step of each trial", "flag"),
+            *_COMMON,
+        ),
+        _loop,
+        (
+            Tool(
+                "amk_loop_start",
+                "Searches for a faster schedule unattended: propose, judge, keep or revert, each trial recorded in "
+                "results.tsv before the next. Always a job: progress by amk_job_status, the best by amk_job_result.",
+                read_only=False,
+                idempotent=False,
+                wait_s=0.0,
+                hidden=("--verbose",),
+                paged=True,
+            ),
+        ),
+    ),
+    Verb(
+        "results",
+        "ask the logs of a search: what was tried, what was best, what is damaged; or repair them",
+        (
+            Option(
+                "ACTION", "what to do", required=True, choices=("summary", "best", "export", "plot", "check", "rebuild")
+            ),
+            Option("RESULTS", "results file", default="results.tsv"),
+            Option("--journal", "its journal (default: the file beside it that ends in .journal.jsonl)"),
+            Option("--corpus", "corpus for check and rebuild (default: corpus.jsonl beside the results)"),
+            Option("--model", "only trials of this model"),
+            Option("--gpu", "only trials for this GPU"),
+            Option("--regime", "only trials with latencies of this kind", choices=("predicted", "measured-gpu")),
+            Option("--loop", "only trials of this loop"),
+            Option("--format", "of export", default="csv", choices=("csv", "jsonl", "md")),
+            Option("--output-file", "write there: the export, the plot (.png or .svg), or the schedule of the best"),
+            *_COMMON,
+        ),
+        _results,
+        (
+            Tool(
+                "amk_results",
+                "What loops recorded: summary per model and GPU, best (with the commands that redo it), export (every "
+                "trial, a page at a time), check (is anything damaged). Changes nothing.",
+                hidden=("--format", "--output-file"),
+                choices={"ACTION": ("summary", "best", "export", "check")},
+                paged=True,
+            ),
+        ),
+    ),
+    Verb(
+        "jobs",
+        "say what became of the jobs that an agent started: status of all or one, result, cancel",
+        (
+            Option("ACTION", "status, result or cancel", choices=("status", "result", "cancel"), required=True),
+            Option("JOB", "a job's 12 hexadecimal digits (status without it: all jobs, newest first)"),
+            Option("--wait", "seconds to wait for the end of the job", "float", default=0.0),
+            Option("--grace", "cancel: seconds from the interrupt to the kill", "float", default=10.0),
+            Option("--offset", "entries of long lists to leave out", "int", default=0),
+            Option("--limit", "entries of long lists to give", "int", default=50),
+            *_COMMON,
+        ),
+        _jobs,
+        (
+            Tool(
+                "amk_job_status",
+                "State, age and last progress lines of a job; without a job, of all jobs, newest first.",
+                fixed={"ACTION": "status"},
+                hidden=("--grace",),
+            ),
+            Tool(
+                "amk_job_result",
+                "The result of a job that has ended, long lists a page at a time; exit_code 1 and result null where "
+                "there is none (yet): the job says why.",
+                fixed={"ACTION": "result"},
+                hidden=("--grace",),
+                required=("JOB",),
+            ),
+            Tool(
+                "amk_job_cancel",
+                "Interrupts a job, which may still finish its record, and kills it after the grace.",
+                read_only=False,
+                destructive=True,
+                fixed={"ACTION": "cancel"},
+                hidden=("--wait", "--offset", "--limit"),
+                required=("JOB",),
+            ),
+        ),
+    ),
+    Verb("mcp", "serve the tools of AMK to an agent, as MCP over stdin and stdout (extra: agent)", (_QUIET,), _mcp),
     Verb("help", "list verbs, options and exit codes", _COMMON, _help),
 )

@@ -50,7 +50,7 @@ class Faithful:
         return 4000.0
 
     def facts(self) -> dict[str, Any]:
-        return {"name": "Fake device", "uuid": "GPU-0", "l2_bytes": 1}
+        return {"name": "Fake device", "uuid": f"GPU-fake-{os.getppid()}", "l2_bytes": 1}
 
     def snapshot(self) -> dict[str, Any]:
         return dict(SNAPSHOT)

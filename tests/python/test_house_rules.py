@@ -70,7 +70,18 @@ PY_ARROWS = {
         *{"checkpoint", "embedded", "errors", "evaluate", "machine", "safetensors", "sampling", "strict_json"},
         *{"targets", "tokenizer"},
     },
-    "propose": {"config", "embedded", "errors", "evaluate", "targets"},  # it never judges
+    "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
+    "schema": {"config", "errors", "records/trial", "verdict"},
+    "explanation": {"_lib", "errors", "program"},
+    "explain_verb": {"core_verbs", "errors", "explanation", "verb"},
+    "agent": set(),
+    "agent/processes": set(),
+    "agent/job_folder": set(),
+    "agent/child": {"agent/job_folder", "agent/processes", "cli"},
+    "agent/tools": {"agent/job_folder", "errors", "schema", "verb"},
+    "agent/jobs_verb": {"agent/jobs", "agent/tools", "errors", "verb"},
+    "agent/server": {"agent/jobs", "agent/tools", "cli", "doctor", "errors", "verb", "verbs"},
+    "agent/jobs": {"agent/job_folder", "agent/processes", "errors"},
     "records": {"records/read", "records/store", "records/trial"},
     "records/crc32c": set(),
     "records/trial": {"errors"},
@@ -79,23 +90,32 @@ PY_ARROWS = {
     "records/calls": set(),
     "records/read": {"errors", "records/calls", "records/entries", "records/lines", "records/trial"},
     "records/append_log": {"errors", "records/calls"},
+    "records/audit": {
+        *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
+        *{"records/trial"},
+    },
+    "records/digest": {"records/lines", "records/trial"},
+    "results_verb": {
+        *{"errors", "records/audit", "records/digest", "records/lines", "records/read", "records/trial"},
+        *{"report/plots", "verbs"},
+    },
     "records/store": {
         *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
         *{"records/trial"},
     },
     "report": set(),
-    "report/facts": {"records", "verdict"},
+    "report/facts": {"records", "records/digest", "verdict"},
     "report/canvas": {"errors"},
-    "report/plots": {"errors", "output", "records", "report/canvas", "report/facts"},
+    "report/plots": {"errors", "output", "records", "records/digest", "report/canvas", "report/facts"},
     "report/history": {"records", "records/entries", "records/read"},
-    "report/page": {"errors", "records", "report/facts", "report/history", "report/plots"},
+    "report/page": {"errors", "records", "records/digest", "report/facts", "report/history", "report/plots"},
     "bench_peers": {"errors"},  # it starts a peer, and imports none
     "bench": {"bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
     "bench_plot": {"report/canvas", "report/facts"},
     "peers": set(),
     "peers/torch_decode": set(),  # not of the package: a program beside it
 }
-SUB_PACKAGES = {"peers", "records", "report"}  # every file in them is listed above
+SUB_PACKAGES = {"agent", "peers", "records", "report"}  # every file in them is listed above
 
 
 def tracked(*patterns: str) -> list[Path]:

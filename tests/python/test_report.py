@@ -18,6 +18,7 @@ import amk
 from amk import cli
 from amk.errors import InputError, Unavailable
 from amk.records import RecordStore, Trial
+from amk.records.digest import Group, group_trials
 from amk.records.read import journal_beside
 from amk.report import facts, plots
 from amk.report.history import History, read_history
@@ -83,7 +84,7 @@ def test_latencies_of_another_kind_model_or_gpu_are_another_group() -> None:
         make_trial(0), make_trial(1, regime="measured-gpu"), make_trial(2, model="toy-2L"), make_trial(3, gpu="b200"),
         make_trial(4),
     ]  # fmt: skip
-    groups = facts.group_trials(trials)
+    groups = group_trials(trials)
     assert [[trial.experiment for trial in group.trials] for group in groups] == [[0, 4], [1], [2], [3]]
     assert {facts.latency_label(group.regime) for group in groups} == {
         "us per token, predicted", "us per token, measured"
@@ -94,11 +95,10 @@ def test_best_so_far_is_what_each_loop_kept() -> None:
     first = [(0, 30.0, "kept"), (1, 20.0, "tried"), (2, 25.0, "kept"), (3, 26.0, "tried")]
     trials = [make_trial(i, latency_us=us, tag=tag) for i, us, tag in first]
     trials += [make_trial(0, loop=OTHER, latency_us=24.0, tag="kept")]
-    (group,) = facts.group_trials(trials)
+    (group,) = group_trials(trials)
     assert facts.best_so_far(group) == [[(1, 30.0), (3, 25.0), (4, 25.0)], [(5, 24.0)]]
-    assert facts.best_trial(group).trial_id == f"{OTHER}-000000"
-    (nothing,) = facts.group_trials([make_trial(0, latency_us=None, tag="revert", correctness="FAIL")])
-    assert facts.best_so_far(nothing) == [] and facts.best_trial(nothing) is None
+    (nothing,) = group_trials([make_trial(0, latency_us=None, tag="revert", correctness="FAIL")])
+    assert facts.best_so_far(nothing) == []
 
 
 def test_knobs_are_those_that_were_varied() -> None:
@@ -106,7 +106,7 @@ def test_knobs_are_those_that_were_varied() -> None:
     configs = [amk.propose.__globals__["with_knob"](default, "tiling.gemv.N_tile", n) for n in (0, 128, 16, 0)]
     configs += [{**default, "sm_assignment": {"0": 1, "1": 2}}, {**default, "fusion_grouping": []}, {}]
     trials = [make_trial(i, schedule_config=config) for i, config in enumerate(configs)]
-    knobs = {knob.path: knob for knob in facts.knobs_of(facts.Group("toy", "h200", "predicted", tuple(trials)))}
+    knobs = {knob.path: knob for knob in facts.knobs_of(Group("toy", "h200", "predicted", 256, 128, trials))}
     assert set(knobs) == {"tiling.gemv.N_tile", "sm_assignment", "fusion_grouping"}
     assert knobs["tiling.gemv.N_tile"].labels == ("0", "16", "128")  # by size, not as text
     assert knobs["tiling.gemv.N_tile"].choices == (0, 2, 1, 0, 0, 0, None)
@@ -118,14 +118,14 @@ def test_a_list_of_fusions_is_a_set_and_is_named_by_what_it_lacks() -> None:
     every = ["a", "b", "c", "d"]
     lists = [every, every[::-1], ["a", "b", "c"], ["d"], []]
     trials = [make_trial(i, schedule_config={"fusion_grouping": names}) for i, names in enumerate(lists)]
-    (knob,) = facts.knobs_of(facts.Group("toy", "h200", "predicted", tuple(trials)))
+    (knob,) = facts.knobs_of(Group("toy", "h200", "predicted", 256, 128, trials))
     assert knob.labels == ("none", "d", "all but d", "all") and knob.choices == (3, 3, 2, 1, 0)
 
 
 def test_more_values_than_fit_are_shown_as_one() -> None:
     values = [0, 0] + list(range(100))
     trials = [make_trial(i, schedule_config={"knob": value}) for i, value in enumerate(values)]
-    (knob,) = facts.knobs_of(facts.Group("toy", "h200", "predicted", tuple(trials)))
+    (knob,) = facts.knobs_of(Group("toy", "h200", "predicted", 256, 128, trials))
     assert len(knob.labels) == facts.MAX_VALUES + 1 and knob.labels[-1] == "other values"
     assert max(choice for choice in knob.choices if choice is not None) == facts.MAX_VALUES
 
@@ -170,9 +170,24 @@ def test_what_the_log_does_not_hold_is_not_made_up() -> None:
     command = facts.redo_trial(make_trial(0, model="--config=x", verdict={"seed": "1; id", "device": "-x"}))
     assert "./--config=x" in command and "id" not in command.split("|")[1] and "--seed" not in command
     given = {"model": "/m/1b", "gpu": "h200", "budget": 8, "explore_fraction": 0.35, "cold": True, "max_seq": None}
-    assert facts.redo_loop({**given, "timeout_s": 2.5}, "redone.tsv") == (
-        "amk loop /m/1b --gpu h200 --budget 8 --explore 0.35 --timeout 2.5 --cold --results redone.tsv"
+    assert facts.redo_loop(given, "redone.tsv") == (
+        "amk loop /m/1b --gpu h200 --budget 8 --explore 0.35 --cold --results redone.tsv"
     )
+
+
+def test_the_command_of_a_loop_runs_it_again(tmp_path: Path) -> None:
+    """The printed command parses to what the loop was given, and finds the same."""
+    first = amk.loop(
+        "toy", "h200", 4, "cpu", seed=5, explore_fraction=0.5, cold=True, engine="inline", max_seq=64, position=9,
+        results_path=tmp_path / "a.tsv", corpus_path=None,
+    )  # fmt: skip
+    (facts_of_loop,) = read_history(str(tmp_path / "a.tsv"), BUILD).loops
+    words = run_shell(facts.redo_loop(facts_of_loop, str(tmp_path / "b.tsv")))
+    assert words[0] == "amk" and cli.main([*words[1:], "--corpus", str(tmp_path / "c.jsonl"), "--quiet"]) == 0
+    again = read_history(str(tmp_path / "b.tsv"), BUILD).trials
+    assert [(trial.schedule_id, trial.latency_us, trial.tag) for trial in again] == [
+        (trial.schedule_id, trial.latency_us, trial.tag) for trial in first.trials
+    ]
 
 
 # --- plots ----------------------------------------------------------------------------------------------------------
@@ -206,7 +221,7 @@ def test_a_plot_shows_every_kind_of_outcome_and_every_knob(tmp_path: Path) -> No
     for word in ("toy on h200", "1B on h200", "best so far", "kept", "tried", "crash", "rejected", "not correct"):
         assert word in text, word
     assert "us per token, predicted" in text and "us per token, measured" in text
-    for group in facts.group_trials(trials):
+    for group in group_trials(trials):
         for knob in facts.knobs_of(group):
             assert knob.path in text
             assert any(label in text for label in knob.labels)
@@ -256,7 +271,7 @@ def test_the_page_has_every_trial_and_its_facts(two_groups: Any) -> None:
     ]
     assert "how it was started is not known" in page.text
     svgs = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert len(svgs) == 2 + sum(len(facts.knobs_of(group)) for group in facts.group_trials(trials))
+    assert len(svgs) == 2 + sum(len(facts.knobs_of(group)) for group in group_trials(trials))
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
 
@@ -264,7 +279,7 @@ def test_the_page_has_every_trial_and_its_facts(two_groups: Any) -> None:
 def test_the_page_counts_tags_and_says_the_gain() -> None:
     trials = [make_trial(0, tag="kept", latency_us=30.0), make_trial(1, tag="kept", latency_us=20.0), make_trial(2)]
     text = " ".join(Page(page_of(trials)).text.split())
-    assert "50.0 % faster than trial 0 (30 us)" in text and "20 us best per token, trial 1" in text
+    assert "33.3 % less time than its loop's trial 0" in text and "20 us best per token, trial 1" in text
     assert "2 kept 1 tried 0 revert 0 rejected 0 crash" in text
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from amk.records.digest import group_trials
 from amk.report import facts, page
 from amk.report.history import History
 from sample_trials import BUILD, LOOP, hostile_trials, make_loop
@@ -102,7 +103,7 @@ def test_rows_plots_and_commands_are_in_the_dom_and_nothing_is_asked_for(tmp_pat
     assert asked <= own_hosts
     for trial in trials:
         assert dom.count(f'data-trial="{trial.trial_id}"') == 1
-    groups = facts.group_trials(trials)
+    groups = group_trials(trials)
     assert dom.count("<svg") == sum(1 + len(facts.knobs_of(group)) for group in groups)
     assert dom.count('class="redo"') == sum(trial.tag == "kept" for trial in trials)
     assert "amk loop toy --gpu h200 --budget 8 --results redone.tsv" in dom

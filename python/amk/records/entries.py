@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, show
 from .lines import read_json_line
-from .trial import Trial, plain, require_loop
+from .trial import Trial, plain, require_loop, require_trial_id
 
 __all__ = [
     "Entry",
@@ -49,6 +49,8 @@ class Entry:
 
 def loop_entry(loop: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """InputError: no loop id, no plain data, or a fact named as the record's own keys are."""
+    if not isinstance(facts, Mapping):
+        raise InputError(f"loop: expected facts as an object, got {show(facts)}")
     clash = {"kind", "loop"} & set(facts)
     if clash:
         raise InputError(f"loop: expected facts under other names than kind and loop, got {sorted(clash)[0]!r}")
@@ -59,12 +61,15 @@ def start_entry(
     trial_id: str, loop: str, experiment: int, schedule_id: str, schedule_config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """InputError for what could not become a trial later."""
-    if trial_id != f"{require_loop(loop)}-{experiment:06d}":
-        raise InputError(f"start: expected the trial_id '{loop}-{experiment:06d}', got {trial_id!r:.80}")
-    config = plain(schedule_config, "schedule_config")
+    require_trial_id(trial_id, loop, experiment)
+    if not isinstance(schedule_id, str) or not isinstance(schedule_config, Mapping):
+        raise InputError(f"start of {trial_id}: expected text and an object for its schedule_id and schedule_config")
     return {
         **{"trial_id": trial_id, "loop": loop, "experiment": experiment},
-        **{"schedule_id": plain(schedule_id, "schedule_id"), "schedule_config": config},
+        **{
+            "schedule_id": plain(schedule_id, "schedule_id"),
+            "schedule_config": plain(schedule_config, "schedule_config"),
+        },
     }
 
 

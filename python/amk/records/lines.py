@@ -45,6 +45,7 @@ _NUMBERS = ("latency_us", "pct_of_roofline", "duration_s")
 _JSON_END = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
 _ROW_END = re.compile(rb"\t([0-9a-f]{8})\Z")
 _ESCAPE = re.compile(r"\\(?:([\\tnr])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))?")
+_NEVER_RAW = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028\\u2029]")  # what could end a line for some reader
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _LONG = {escaped[1]: char for char, escaped in _SHORT.items()}
 
@@ -140,9 +141,12 @@ def read_row(line: bytes) -> Trial | None:
     if end is None or crc32c(line[: end.start()]) != int(end[1], 16):
         return None
     try:
-        given = [unescape(cell) for cell in line[: end.start()].decode("utf-8").split("\t")]
+        text = line[: end.start()].decode("utf-8")
     except UnicodeDecodeError:
         return None
+    if _NEVER_RAW.search(text):
+        return None
+    given = [unescape(cell) for cell in text.split("\t")]
     if len(given) != len(TSV_COLUMNS) - 1 or None in given:
         return None
     values: dict[str, Any] = dict(zip(TSV_COLUMNS, given, strict=False))

@@ -1,8 +1,8 @@
 """What plots and pages say of trials, worked out once: groups, the best so far, knobs, and the commands that redo them.
 
-In: trials, as the log holds them. Out: plain facts. Latencies are compared within a group only: one model, one GPU, one
-kind of latency. Every text of a record may be hostile: what is shown to a person goes through `printable`, what goes
-into a command through `shell_word`. Nothing here draws, reads a file or imports anything outside the standard library.
+In: groups of trials whose latencies can be compared (`records.digest`), and what loops were started with. Out: plain
+facts. Every text of a record may be hostile: what is shown to a person goes through `printable`, what goes into a
+command through `shell_word`. Nothing here draws or reads a file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,40 +19,25 @@ from ..verdict import LATENCY_KINDS
 
 if TYPE_CHECKING:
     from ..records import Trial
+    from ..records.digest import Group
 
 __all__ = [
     "MEASURED",
-    "Group",
     "Knob",
     "best_so_far",
-    "best_trial",
-    "count_tags",
-    "group_trials",
     "knobs_of",
     "latency_label",
+    "loop_model",
     "printable",
     "redo_loop",
     "redo_trial",
     "shell_word",
+    "title_of",
 ]
 
 MEASURED = LATENCY_KINDS[0]
 MAX_VALUES = 24  # of one knob told apart; the rarest of more are shown as one
 _OTHER = "other values"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Trials whose latencies may be compared, oldest first."""
-
-    model: str
-    gpu: str
-    regime: str
-    trials: tuple[Trial, ...]
-
-    @property
-    def title(self) -> str:
-        return f"{printable(self.model, 36)} on {printable(self.gpu, 16)}"
 
 
 @dataclass(frozen=True)
@@ -64,12 +49,10 @@ class Knob:
     choices: tuple[int | None, ...]
 
 
-def group_trials(trials: Iterable[Trial]) -> list[Group]:
-    """In the order of their first trials."""
-    found: dict[tuple[str, str, str], list[Trial]] = {}
-    for trial in trials:
-        found.setdefault((trial.model, trial.gpu, trial.regime), []).append(trial)
-    return [Group(*key, tuple(members)) for key, members in found.items()]
+def title_of(group: Group) -> str:
+    """Short: model, GPU, and the context that its latencies are for."""
+    context = "" if group.position is None else f", position {group.position:,}"
+    return f"{printable(group.model, 36)} on {printable(group.gpu, 16)}{context}"
 
 
 def best_so_far(group: Group) -> list[list[tuple[int, float]]]:
@@ -85,17 +68,6 @@ def best_so_far(group: Group) -> list[list[tuple[int, float]]]:
         if last[loop] > line[-1][0]:
             line.append((last[loop], line[-1][1]))
     return list(lines.values())
-
-
-def best_trial(group: Group) -> Trial | None:
-    """The fastest of those that were kept; the first of equals."""
-    kept = [trial for trial in group.trials if trial.tag == "kept" and trial.latency_us is not None]
-    return min(kept, key=lambda trial: trial.latency_us or 0.0) if kept else None
-
-
-def count_tags(trials: Sequence[Trial], tags: Sequence[str]) -> dict[str, int]:
-    counted = Counter(trial.tag for trial in trials)
-    return {tag: counted[tag] for tag in tags}
 
 
 def latency_label(regime: str) -> str:
@@ -141,27 +113,44 @@ def redo_trial(trial: Trial, model: str | None = None) -> str | None:
     return f"printf %s {shell_word(text)} | {' '.join(map(shell_word, words))}"
 
 
-_LOOP_FLAGS = (
-    "gpu", "budget", "device", "seed", "explore_fraction", "sampler", "engine", "workers", "max_seq", "position",
-    "timeout_s",
-)  # fmt: skip
-_FLAG_NAMES = {"explore_fraction": "--explore", "timeout_s": "--timeout"}
+_LOOP_FLAGS = {
+    "gpu": "--gpu", "device": "--device", "budget": "--budget", "seed": "--seed", "explore_fraction": "--explore",
+    "sampler": "--sampler", "engine": "--engine", "workers": "--workers", "max_seq": "--max-seq",
+    "position": "--position",
+}  # fmt: skip
 
 
 def redo_loop(facts: Mapping[str, Any], results: str) -> str | None:
     """The command that runs a loop again, from its record in the journal, into new files; None where the record does
     not say which model it was."""
-    if not isinstance(facts.get("model"), str):
+    model, given = loop_model(facts), _identity(facts) | facts
+    if model is None:
         return None
-    words = ["amk", "loop", _operand(facts["model"])]
-    for name in _LOOP_FLAGS:
-        value = facts.get(name)
-        if type(value) in (str, int, float) and value != "":
-            words += [_FLAG_NAMES.get(name, "--" + name.replace("_", "-")), str(value)]
-    if facts.get("cold") is True:
+    target, conditions = given.get("target"), given.get("conditions")
+    if isinstance(target, Mapping):
+        given["gpu"] = target.get("name")
+    if isinstance(conditions, Mapping):
+        given["device"] = "cuda" if conditions.get("regime") == MEASURED else "cpu"
+    words = ["amk", "loop", _operand(model)]
+    for name, flag in _LOOP_FLAGS.items():
+        if type(given.get(name)) in (str, int, float):
+            words += [flag, str(given[name])]
+    if given.get("cold") is True:
         words.append("--cold")
     words += ["--results", results]
     return " ".join(map(shell_word, words))
+
+
+def loop_model(facts: Mapping[str, Any]) -> str | None:
+    """What a loop was given: a name, or the path of a checkpoint."""
+    model = (_identity(facts) | facts).get("model")
+    return model if isinstance(model, str) else None
+
+
+def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the loop must find again to continue; the rest of its record may change."""
+    identity = facts.get("identity")
+    return dict(identity) if isinstance(identity, Mapping) else {}
 
 
 def _operand(model: str) -> str:

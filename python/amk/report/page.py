@@ -13,18 +13,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, Unavailable
-from ..records import TAGS
-from .facts import (
-    MEASURED,
-    Group,
-    best_trial,
-    count_tags,
-    group_trials,
-    knobs_of,
-    printable,
-    redo_loop,
-    redo_trial,
-)
+from ..records.digest import Group, group_trials
+from .facts import MEASURED, knobs_of, loop_model, printable, redo_loop, redo_trial
 from .plots import knob_svg, progress_svg
 
 if TYPE_CHECKING:
@@ -84,20 +74,21 @@ def _template() -> Any:
 def _group(number: int, group: Group, log: History) -> dict[str, Any]:
     from markupsafe import Markup
 
-    best = best_trial(group)
-    first = next((trial for trial in group.trials if trial.experiment == 0), None)
+    best = group.best
+    gain = None if best is None or best.experiment == 0 else group.gain_pct(best)
     knobs = [(knob, knob_svg(group, knob, f"plot{number}k{index}")) for index, knob in enumerate(knobs_of(group))]
     loops = {loop["loop"]: loop for loop in log.loops if isinstance(loop.get("loop"), str)}
-    given = {loop: facts.get("model") for loop, facts in loops.items()}
+    given = {loop: loop_model(facts) for loop, facts in loops.items()}
     return {
         "model": group.model,
         "gpu": group.gpu,
         "measured": group.regime == MEASURED,
-        "tags": count_tags(group.trials, TAGS),
+        "position": group.position,
+        "max_seq": group.max_seq,
+        "tags": group.summary()["tags"],
         "incorrect": sum(trial.correctness == "FAIL" for trial in group.trials),
         "best": None if best is None else _row(best, log),
-        "gain": _gain(first, best),
-        "first": None if first is None else _number(first.latency_us),
+        "gain": "" if gain is None else f"{gain:.1f}",
         "progress": Markup(progress_svg(group, f"plot{number}")),  # noqa: S704  our own plot
         "knobs": [Markup(svg) for _, svg in knobs if svg is not None],  # noqa: S704
         "kept": [
@@ -128,7 +119,7 @@ def _row(trial: Trial, log: History) -> dict[str, Any]:
         "id": trial.trial_id,
         "loop": trial.loop,
         "experiment": trial.experiment,
-        "tag": trial.tag if trial.tag in TAGS else "tried",
+        "tag": trial.tag,
         "correctness": trial.correctness,
         "latency": _number(trial.latency_us),
         "spread": " - ".join(spread) if all(spread) else "",
@@ -139,12 +130,6 @@ def _row(trial: Trial, log: History) -> dict[str, Any]:
         "seconds": f"{trial.duration_s:.2f}",
         "doubt": log.doubts.get(trial.trial_id),
     }
-
-
-def _gain(first: Trial | None, best: Trial | None) -> str:
-    if first is None or best is None or first.latency_us is None or best.latency_us is None or first is best:
-        return ""
-    return f"{100.0 * (first.latency_us / best.latency_us - 1.0):.1f}"
 
 
 def _provenance(group: Group) -> list[tuple[str, list[str]]]:

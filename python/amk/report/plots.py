@@ -1,4 +1,4 @@
-"""Best-so-far and a scatter by knob, for every model, GPU and kind of latency in a log.
+"""Best-so-far and a scatter by knob, for every model, GPU, context and kind of latency in a log.
 
 In: trials. Out: a PNG or SVG file, or <svg> elements for a page. A measurement and a prediction never share an axis.
 A point is a trial that was correct and has a latency; what failed is a tick at the bottom edge.
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..output import WholeFiles, require_suffix
+from ..records.digest import Group, group_trials
 from .canvas import PRINT, SUFFIXES, Theme, inline_svg, render
-from .facts import Group, Knob, best_so_far, group_trials, knobs_of, latency_label
+from .facts import Knob, best_so_far, knobs_of, latency_label, title_of
 
 if TYPE_CHECKING:
     from ..records import Trial
@@ -44,7 +45,7 @@ def plot_trials(trials: Iterable[Trial], output: str | os.PathLike[str]) -> None
 def progress_svg(group: Group, name: str) -> str:
     return inline_svg(
         lambda figure, theme: _draw_progress(figure.add_subplot(), group, theme),
-        (8.8, 3.2), name, f"latency of each trial of {group.title}, and the best so far",
+        (8.8, 3.2), name, f"latency of each trial of {title_of(group)}, and the best so far",
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def _picture(groups: list[Group], suffix: str) -> bytes:
             for column, draw_axes in enumerate(drawn):
                 draw_axes(figure.add_subplot(grid[number, :] if len(drawn) == 1 else grid[number, column]), theme)
         if left_out:
-            names = ", ".join(group.title for group in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+            names = ", ".join(title_of(group) for group in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
             figure.supxlabel(f"not drawn: {len(left_out)} more, as {names}", color=theme.failed, fontsize=8)
 
     return render(draw, suffix, (10.5, sum(inches for inches, _ in rows)))
@@ -98,7 +99,7 @@ def _draw_progress(axes: Any, group: Group, theme: Theme) -> None:
             axes.scatter(where, [0.03] * len(where), transform=edge, marker=marker, s=26, linewidths=1.2,
                          color=theme.failed, zorder=3, clip_on=False,
                          label="not correct" if kind == "failed" else kind)  # fmt: skip
-    axes.set_title(group.title, loc="left")
+    axes.set_title(title_of(group), loc="left")
     axes.set(xlabel="trial", ylabel=latency_label(group.regime), xlim=(0.5, len(numbered) + 0.5))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(axis="y")
