@@ -23,7 +23,7 @@ def report_verb(arguments: Namespace, say: Say) -> Outcome:
 
     output = arguments.output
     require_suffix(output, (".html",))
-    require_matplotlib()
+    require_matplotlib("report")
     with WholeFiles(output) as files:
         build = str(_lib.build_info().get("build_id", ""))
         history = read_history(arguments.RESULTS, build)

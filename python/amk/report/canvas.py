@@ -89,13 +89,13 @@ def inline_svg(draw: Draw, size: tuple[float, float], name: str, label: str) -> 
     return f"{head}>{rest}"
 
 
-def require_matplotlib() -> tuple[Any, type]:
-    """The package and its Figure class; Unavailable names the extra."""
+def require_matplotlib(extra: str = "plot") -> tuple[Any, type]:
+    """The package and its Figure class; Unavailable names the extra to install."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise Unavailable('a plot needs the package matplotlib: pip install "amk[plot]"') from error
+        raise Unavailable(f'a plot needs the package matplotlib: pip install "amk[{extra}]"') from error
     return matplotlib, Figure
 
 

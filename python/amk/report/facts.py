@@ -56,11 +56,11 @@ def title_of(group: Group) -> str:
 
 
 def best_so_far(group: Group) -> list[list[tuple[int, float]]]:
-    """Of each loop: (number of the trial in its group, latency) of every trial that the loop kept, which is its best
-    from then on; the last point reaches the loop's last trial. The rule of keeping is the loop's, not ours."""
+    """Of each loop: (number of the trial in its group, from 0; latency) of every trial that the loop kept, which is its
+    best from then on; the last point reaches the loop's last trial. The rule of keeping is the loop's, not ours."""
     lines: dict[str, list[tuple[int, float]]] = {}
     last: dict[str, int] = {}
-    for number, trial in enumerate(group.trials, 1):
+    for number, trial in enumerate(group.trials):
         last[trial.loop] = number
         if trial.tag == "kept" and trial.latency_us is not None:
             lines.setdefault(trial.loop, []).append((number, trial.latency_us))

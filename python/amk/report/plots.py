@@ -86,7 +86,7 @@ def _bind(function: Callable[..., None], *facts: Any) -> DrawAxes:
 
 
 def _draw_progress(axes: Any, group: Group, theme: Theme) -> None:
-    numbered = list(enumerate(group.trials, 1))
+    numbered = list(enumerate(group.trials))
     _draw_points(axes, [(number, t.latency_us, t.tag) for number, t in numbered if t.latency_us is not None], theme)
     lines = best_so_far(group)
     for line in lines:
@@ -100,7 +100,7 @@ def _draw_progress(axes: Any, group: Group, theme: Theme) -> None:
                          color=theme.failed, zorder=3, clip_on=False,
                          label="not correct" if kind == "failed" else kind)  # fmt: skip
     axes.set_title(title_of(group), loc="left")
-    axes.set(xlabel="trial", ylabel=latency_label(group.regime), xlim=(0.5, len(numbered) + 0.5))
+    axes.set(xlabel="trial", ylabel=latency_label(group.regime), xlim=(-0.5, len(numbered) - 0.5))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(axis="y")
     latencies = [trial.latency_us for trial in group.trials if trial.latency_us is not None]
