@@ -254,6 +254,8 @@ class JobStore:
         return ("cancelled" if cancel is not None and result["exit_code"] == 130 else "finished"), None
 
     def _note_end(self, folder: str, state: str, error: str | None) -> dict[str, Any]:
+        if state != "finished":
+            self._kill(folder, os.path.basename(folder))  # what it started must not go on, on a GPU perhaps
         result = read_result(folder) or {}
         times = [os.stat(path).st_mtime for name in (STDOUT, STDERR, PROCESS, JOB)
                  if os.path.exists(path := os.path.join(folder, name))]  # fmt: skip
