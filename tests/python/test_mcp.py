@@ -287,7 +287,7 @@ def test_cancel_and_crash(session):
     job = session.call("stand_in_start", how="steps", steps=5000)["job"]["job"]
     ended = session.call("amk_job_cancel", job=job, grace=20.0)
     assert ended["status"] == "CANCELLED" and ended["job"]["state"] == "cancelled"
-    stubborn = session.call("stand_in_start", how="stubborn", wait_s=1.0)["job"]["job"]
+    stubborn = session.call("stand_in_start", how="stubborn", wait_s=5.0)["job"]["job"]
     assert session.call("amk_job_cancel", job=stubborn, grace=0.2)["job"]["state"] == "cancelled"
     died = session.call("stand_in_start", how="die", wait_s=30.0)
     assert died["schema"] == "amk.error" and died["error"]["code"] == "job-crashed"
@@ -299,8 +299,9 @@ def test_cancel_and_crash(session):
 # --- the pipes ----------------------------------------------------------------------------------------------------
 
 
-def speak(environment, *messages, command=SERVE, hold_s=0.0):
-    """(answers by id, every line of stdout, stderr) of a server that is sent these lines and then left alone."""
+def speak(environment, *messages, waits_for=None):
+    """(answers by id, every line of stdout, stderr, exit code) of a server that is sent these lines, and left when the
+    answers that are waited for (default: all) are there."""
     hello = {
         "protocolVersion": "2025-06-18",
         "capabilities": {},
@@ -311,9 +312,9 @@ def speak(environment, *messages, command=SERVE, hold_s=0.0):
         json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
         *(m if isinstance(m, str) else json.dumps({"jsonrpc": "2.0", **m}) for m in messages),
     ]
-    wanted = {m["id"] for m in messages if isinstance(m, dict) and "id" in m} | {0}
+    wanted = waits_for or {m["id"] for m in messages if isinstance(m, dict) and "id" in m} | {0}
     with subprocess.Popen(
-        command,
+        SERVE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -375,6 +376,20 @@ def test_it_ends_when_told(environment):
         [sys.executable, "-m", "amk", "mcp"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
     )
     assert done.returncode == 0 and done.stdout == b"" and done.stderr == b""
+
+
+def test_it_ends_while_it_waits_for_a_job(environment, session):
+    """A client that leaves in the middle of a call is not kept; the job goes on, and keeps to its grace."""
+    job = session.call("stand_in_start", how="stubborn", wait_s=1.0)["job"]["job"]
+    while not any("step" in line for line in session.call("amk_job_status", job=job)["job"]["progress"]):
+        time.sleep(0.1)
+    states = {"amk_job_status": "running", "amk_job_cancel": "cancelling"}
+    for tool, longest in (("amk_job_status", "wait"), ("amk_job_cancel", "grace")):
+        waiting = call(1, tool, job=job, **{longest: 500.0})
+        answers, _, _, code = speak(environment, waiting, {"id": 2, "method": "ping"}, waits_for={0, 2})
+        assert code == 0 and "result" not in answers.get(1, {})
+        assert session.call("amk_job_status", job=job)["job"]["state"] == states[tool]
+    assert session.call("amk_job_cancel", job=job, grace=0.2)["job"]["state"] == "cancelled"
 
 
 def test_without_the_extra_it_says_which(monkeypatch, capsys):
