@@ -179,7 +179,7 @@ class ProcessExecutor:
                 if not self._give(slot, request):
                     self._lost(slot, "died")
                     continue
-            slot.doing = "starting"
+            slot.doing = "at work"
             slot.deadline = time.monotonic() + job.timeout_s + (0.0 if slot.ready else START_S)
 
     def _begin(self, slot: _Slot) -> None:
