@@ -122,6 +122,8 @@ class ProcessExecutor:
             kind = message.get("kind")
             if kind == "ready":
                 slot.ready = True
+                if slot.job is not None:
+                    slot.deadline = time.monotonic() + slot.job.timeout_s
             elif kind == "alive":
                 slot.doing = str(message.get("text"))
                 slot.say(slot.doing)
