@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..errors import InputError, StoreError
 from .calls import FileCalls
@@ -184,22 +185,28 @@ class AppendLog:
 
     def _create(self) -> None:
         """The header under another name, on the disk, then linked into place: of several makers, one wins whole."""
+        with self._written_aside([self._header]) as temporary, contextlib.suppress(FileExistsError):
+            self._calls.link(temporary, self.path)
+        self._sync_folder()
+
+    @contextlib.contextmanager
+    def _written_aside(self, lines: Iterable[bytes]) -> Iterator[str]:
+        """A file beside the log with these lines, on the disk; gone in the end, unless it was renamed."""
         name = f".{os.path.basename(self.path)}.{os.getpid()}.{os.urandom(6).hex()}.tmp"
         temporary = os.path.join(self._folder, name)
         handle = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             try:
-                if self._calls.write(handle, self._header) != len(self._header):
-                    raise OSError(errno.ENOSPC, "short write of the header")
+                for line in lines:
+                    if self._calls.write(handle, line) != len(line):
+                        raise OSError(errno.ENOSPC, "short write of a new file")
                 self._calls.fsync(handle)
             finally:
                 self._close(handle)
-            with contextlib.suppress(FileExistsError):
-                self._calls.link(temporary, self.path)
+            yield temporary
         finally:
             with contextlib.suppress(OSError):
                 self._calls.unlink(temporary)
-        self._sync_folder()
 
     def _sync_folder(self) -> None:
         handle = self._open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -253,6 +260,26 @@ class AppendLog:
             raise
         finally:
             self._close(copy)
+
+    # ---- replacing ----
+
+    def replace(self, lines: Iterable[bytes], *, keep_old: bool) -> str | None:
+        """With the lock held: the log is the header and these lines, or what it was. Returns where that is kept."""
+        self.require_sound()
+        kept = None
+        with self._told("replace"):
+            if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise InputError(f"{self.path}: expected a regular file or none, got something else")
+            with self._written_aside(itertools.chain([self._header], lines)) as temporary:
+                number = 1
+                while keep_old and kept is None:
+                    with contextlib.suppress(FileExistsError):
+                        self._calls.link(self.path, f"{self.path}.old.{number}")
+                        kept = f"{self.path}.old.{number}"
+                    number += 1
+                self._calls.rename(temporary, self.path)
+            self._sync_folder()
+        return kept
 
     # ---- questions ----
 

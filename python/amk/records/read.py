@@ -103,14 +103,14 @@ class Log:
         with contextlib.suppress(OSError):
             self._stream.close()
 
-    def entries(self) -> Iterator[Entry]:
-        """The records of a journal, each end once."""
+    def entries(self, *, repeats: bool = False) -> Iterator[Entry]:
+        """The records of a journal, each end once unless `repeats`."""
         seen: set[str] = set()
         for line in self:
             entry = read_entry(line)
             if entry is None:
                 self.tally.bad_lines += 1
-            elif entry.trial is None or self._is_new(entry.trial, seen):
+            elif entry.trial is None or self._is_new(entry.trial, seen) or repeats:
                 yield entry
 
     def trials(self) -> Iterator[Trial]:

@@ -95,7 +95,7 @@ class RecordStore:
         logs: list[tuple[AppendLog, Callable[[Trial], bytes], Callable[[Trial], bool]]]
         logs = [(self._results, row_line, lambda trial: True)]
         if self._corpus is not None:
-            logs.append((self._corpus, _corpus_line, _belongs_to_corpus))
+            logs.append((self._corpus, _corpus_line, lambda trial: trial.in_corpus))
         for log, line, wanted in logs:
             with log.locked():
                 with self._reader(log.path) as found:
@@ -135,7 +135,7 @@ class RecordStore:
         if not isinstance(trial, Trial):
             raise InternalError(f"store: expected a Trial, got {show(trial)}")
         entry, row = end_entry(trial), row_line(trial)
-        kept = _corpus_line(trial) if self._corpus is not None and _belongs_to_corpus(trial) else None
+        kept = _corpus_line(trial) if self._corpus is not None and trial.in_corpus else None
         with self._mutex:
             line = self._numbered("end", entry)  # every line is made, and so found to fit, before one is written
             with self._journal.locked():
@@ -226,10 +226,6 @@ class RecordStore:
 
     def _read_trials(self) -> list[Trial]:
         return [entry.trial for entry in self._entries() if entry.trial is not None]
-
-
-def _belongs_to_corpus(trial: Trial) -> bool:
-    return trial.tag == "kept" and trial.correctness == "PASS"
 
 
 def _corpus_line(trial: Trial) -> bytes:

@@ -107,6 +107,11 @@ class Trial:
     def __hash__(self) -> int:
         return hash(self.trial_id)
 
+    @property
+    def in_corpus(self) -> bool:
+        """Is it something for later loops to learn from?"""
+        return self.tag == "kept" and self.correctness == "PASS"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, in the order of the fields; what `from_dict` reads back, also after JSON."""
         return {f.name: plain(value, f.name) if isinstance(value := getattr(self, f.name), dict) else value
