@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from . import _lib
+from . import _lib, measure
 from .embedded import open_model
 from .errors import BuildMismatch, DeviceError, NonFinite, show
 from .exam import stored_history
 from .gpu_lock import gpu_lock
-from .measure import LOCK_WAIT_S, PROBE_S, Pulse, Tell, tuples_of
+from .measure import PROBE_S, Pulse, Tell, tuples_of
 from .program import Image
 from .timing import WARM_UP_STEPS, TimingMachine, TimingPlan, hide_rows
 
@@ -46,7 +46,7 @@ def measure_pair(
         "image_hashes": [image.hash for image in images],
     }
     with (
-        gpu_lock(facts["uuid"], wait_s=LOCK_WAIT_S, beat=lambda: tell("waiting for the device", PROBE_S)),
+        gpu_lock(facts["uuid"], wait_s=measure.LOCK_WAIT_S, beat=lambda: tell("waiting for the device", PROBE_S)),
         device.open(images[0], weights, job["timeout_s"]) as incumbent,
         device.open(images[1], weights, job["timeout_s"]) as candidate,
     ):

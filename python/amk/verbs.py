@@ -126,6 +126,8 @@ _DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "
 _COMMON = (_JSON, _QUIET)
 WAIT_S = 15.0  # a tool that takes longer becomes a job
 
+_ACTIONS = ("summary", "best", "export", "plot", "check", "rebuild")  # of results
+
 VERBS: tuple[Verb, ...] = (
     Verb(
         "doctor",
@@ -321,9 +323,7 @@ VERBS: tuple[Verb, ...] = (
         "results",
         "ask the logs of a search: what was tried, what was best, what is damaged; or repair them",
         (
-            Option(
-                "ACTION", "what to do", required=True, choices=("summary", "best", "export", "plot", "check", "rebuild")
-            ),
+            Option("ACTION", f"one of {', '.join(_ACTIONS)}", required=True, choices=_ACTIONS),
             Option("RESULTS", "results file", default="results.tsv"),
             Option("--journal", "its journal (default: the file beside it that ends in .journal.jsonl)"),
             Option("--corpus", "corpus for check and rebuild (default: corpus.jsonl beside the results)"),

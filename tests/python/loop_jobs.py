@@ -1,4 +1,4 @@
-"""What a loop's workers run in place of the judge: the judge itself, and what goes wrong with it, by the schedule asked.
+"""What a loop's workers run in place of the judge: the judge itself, and what may go wrong with it.
 
 They are found by name in the worker's own process.
 """
@@ -95,12 +95,13 @@ def on_fake_gpu(arguments: dict[str, Any], say: Any) -> Any:
 
 
 def compare_on_fake_gpu(arguments: dict[str, Any], say: Any) -> Any:
-    _put_device_in_place()
+    _put_device_in_place("LOOP_JOBS_PAIR_DEVICE")
+    count("compare")
     return jobs.compare(arguments, say)
 
 
-def _put_device_in_place() -> None:
-    device = os.environ.get("LOOP_JOBS_DEVICE", "Sized")
+def _put_device_in_place(which: str = "LOOP_JOBS_DEVICE") -> None:
+    device = os.environ.get(which, "Sized")
     gpu_trial._DEVICE_CLASS = f"fake_devices:{device}"
     gpu_trial.STEP_S = 2.0
     sys.modules["amk.evaluate"].pick_device = lambda *_: ("cuda:0", [])  # type: ignore[attr-defined]

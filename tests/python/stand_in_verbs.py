@@ -34,6 +34,7 @@ def work(arguments, say):
     if how == "stdin":
         return Outcome(0, "OK", {"stdin": os.read(0, 10).decode()})
     if how == "die":
+        say(f"child {subprocess.Popen(['sleep', '300']).pid}")
         say("about to die")
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "lie":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import amk
-from amk import cli
+from amk import _lib, cli
 from amk.embedded import EMBEDDED
 from amk.explanation import explain
 
@@ -146,6 +146,18 @@ def test_bad_positions_and_programs():
     broken["tasks"][-1]["waits"] = [{"counter": 0, "threshold": 9}]
     with pytest.raises(amk.Rejected):
         explain(amk.Program.from_dict(broken), 0)
+
+
+def test_the_border():
+    lib, ffi = _lib.lib, _lib.ffi
+    count, room = ffi.new("int64_t *"), ffi.new("amk_task_cost_t[2]")
+    proof = PROGRAMS[0]._require_proof()
+    assert lib.amk_program_task_costs(proof, 0, ffi.NULL, 0, count) == 0 and count[0] == PROGRAMS[0].n_tasks
+    assert lib.amk_program_task_costs(proof, 0, room, 2, count) == 0 and room[1].finish_us > 0
+    for bad in ((ffi.NULL, 0, room, 2, count), (proof, 0, room, 2, ffi.NULL), (proof, 0, ffi.NULL, 2, count),
+                (proof, 0, room, -1, count), (proof, -1, room, 2, count), (proof, 64, room, 2, count)):  # fmt: skip
+        with pytest.raises(amk.InputError):
+            _lib.check(lib.amk_program_task_costs(*bad))
 
 
 def test_the_verb(tmp_path: Path, capsys):

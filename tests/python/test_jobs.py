@@ -96,6 +96,7 @@ def test_a_crash_is_a_crash_whoever_looks(store):
         "it was killed by SIGKILL without a result; its last words: amk: about to die"
     )
     assert store.result(ended.job) is None
+    wait_until(lambda: not is_alive(int(ended.progress[0].split()[-1])))  # nor does what it started go on
     orphan = store.wait(started_elsewhere(store, "die"), 30)
     assert orphan.state == "crashed" and "vanished without a result" in orphan.error
 

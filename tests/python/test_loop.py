@@ -145,8 +145,8 @@ def test_every_kind_of_trouble_is_a_row_and_the_loop_goes_on(search: Any) -> Non
     result = search(8, "troubled", TILES, engine="process", timeout_s=1.5, explore_fraction=0.3)
     by_tile = {t.schedule_config["tiling"]["gemv"]["N_tile"]: t for t in result.trials}
     assert set(by_tile) == {0, 8, 16, 32, 64, 128, 256} and "nothing new" in result.stopped
-    why = {8: "SIGSEGV", 16: "in time", 32: "SIGKILL): last words", 64: "a bug in the worker", 128: "no verdict",
-           256: "floor"}  # fmt: skip
+    why = {8: "SIGSEGV", 16: "in time", 32: "(SIGKILL) while at work: last words", 64: "a bug in the worker",
+           128: "no verdict", 256: "floor"}  # fmt: skip
     for tile, text in why.items():
         trial = by_tile[tile]
         assert (trial.tag, trial.correctness, trial.latency_us) == ("crash", "CRASH", None), trial
@@ -252,7 +252,7 @@ def rewrite(path: Path, change: Any, kind: str) -> None:
 KILLED = (
     "import sys; sys.path[:0] = sys.argv[3:]; import amk; from amk.search import run\n"
     "run._JUDGE = 'loop_jobs:slow'\n"
-    "result = amk.loop('toy', 'h200', 10, 'cpu', seed=2, results_path=sys.argv[1], corpus_path=sys.argv[2], resume=True,"
+    "amk.loop('toy', 'h200', 10, 'cpu', seed=2, results_path=sys.argv[1], corpus_path=sys.argv[2], resume=True,"
     " on_trial=lambda t: print(t.trial_id, flush=True))\n"
 )
 

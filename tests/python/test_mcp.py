@@ -75,14 +75,8 @@ def test_the_tools_are_the_table(environment):
     with connect(environment, [sys.executable, "-m", "amk", "mcp"]) as session:
         tools = session.tools()
     wanted = {tool.name: (verb, tool) for verb in verbs.VERBS for tool in verb.tools}
-    assert (
-        set(tools)
-        == set(wanted)
-        >= {
-            *("amk_doctor", "amk_targets", "amk_propose", "amk_validate", "amk_evaluate", "amk_explain"),
-            *("amk_job_status", "amk_job_result", "amk_job_cancel"),
-        }
-    )
+    agreed = "doctor targets propose validate evaluate loop_start job_status job_result job_cancel results explain"
+    assert set(tools) == set(wanted) >= {f"amk_{name}" for name in agreed.split()}
     for name, (verb, tool) in wanted.items():
         shown, notes = tools[name], tools[name].annotations
         assert shown.description == tool.help and len(tool.help) > 40
@@ -176,6 +170,13 @@ BAD = [
     ("amk_evaluate", {"model": "toy", "json": True}, "unknown argument 'json'"),
     ("amk_explain", {"input": "toy", "gpu": "h200", "position": -1}, "position"),
     ("amk_explain", {"input": ""}, ""),
+    ("amk_loop_start", {"gpu": "h200"}, "expected the argument 'model'"),
+    ("amk_loop_start", {"model": "toy", "budget": "8"}, "budget: expected an integer"),
+    ("amk_loop_start", {"model": "toy", "gpu": "h200", "budget": -1, "wait_s": 50.0}, "budget"),
+    ("amk_loop_start", {"model": "toy", "sampler": "guess"}, "sampler: expected one of builtin, optuna"),
+    ("amk_results", {"action": "rebuild"}, "action: expected one of summary, best, export, check"),
+    ("amk_results", {"action": "best", "output_file": "/tmp/x"}, "unknown argument 'output_file'"),
+    ("amk_results", {"action": "summary", "results": "/no/such/results.tsv"}, "results.tsv"),
     ("amk_job_status", {"job": "../../../etc/passwd"}, "12 hexadecimal digits"),
     ("amk_job_status", {"job": "0123456789ab"}, "no job"),
     ("amk_job_status", {"limit": 0}, "limit"),
@@ -233,6 +234,28 @@ def test_long_work_is_a_job_with_progress(session):
     assert len(listed["jobs"]) == 1 and listed["jobs"][0]["job"] == job and listed["page"]["total"]["jobs"] > 1
 
 
+def test_a_loop_and_its_records(session, tmp_path, capsys):
+    results, corpus = str(tmp_path / "results.tsv"), str(tmp_path / "corpus.jsonl")
+    started = session.call(
+        "amk_loop_start", model="toy", gpu="h200", budget=3, device="cpu", results=results, corpus=corpus
+    )
+    assert started["schema"] == "amk.jobs" and started["job"]["tool"] == "amk_loop_start"
+    ended = session.call("amk_job_status", job=started["job"]["job"], wait=50.0)["job"]
+    assert ended["state"] == "finished" and sum("trial" in line for line in ended["progress"]) == 3
+    found = session.call("amk_job_result", job=ended["job"])["result"]
+    assert found["schema"] == "amk.loop" and len(found["trials"]) == 3 and found["regime"] == "predicted"
+    listed = session.call("amk_results", action="export", results=results, offset=1, limit=1)
+    assert [trial["schedule_id"] for trial in listed["trials"]] == [found["trials"][1]["schedule_id"]]
+    assert listed["page"] == {"offset": 1, "limit": 1, "total": {"trials": 3}, "next_offset": 2}
+    best = session.call("amk_results", action="best", results=results)
+    capsys.readouterr()
+    cli.main(["results", "best", results, "--json"])
+    assert (
+        best == json.loads(capsys.readouterr().out) and best["best"][0]["schedule_id"] == found["best"]["schedule_id"]
+    )
+    assert session.call("amk_results", action="check", results=results)["status"] == "OK"
+
+
 def test_a_job_outlives_its_server(session, environment, tmp_path):
     """One whose client leaves, and one whose server is killed; a third server sees both to their ends."""
     end = tmp_path / "end"
@@ -264,11 +287,11 @@ def test_cancel_and_crash(session):
     job = session.call("stand_in_start", how="steps", steps=5000)["job"]["job"]
     ended = session.call("amk_job_cancel", job=job, grace=20.0)
     assert ended["status"] == "CANCELLED" and ended["job"]["state"] == "cancelled"
-    stubborn = session.call("stand_in_start", how="stubborn", wait_s=1.0)["job"]["job"]
+    stubborn = session.call("stand_in_start", how="stubborn", wait_s=5.0)["job"]["job"]
     assert session.call("amk_job_cancel", job=stubborn, grace=0.2)["job"]["state"] == "cancelled"
     died = session.call("stand_in_start", how="die", wait_s=30.0)
     assert died["schema"] == "amk.error" and died["error"]["code"] == "job-crashed"
-    assert "killed by SIGKILL" in died["error"]["message"] and died["job"]["progress"] == ["amk: about to die"]
+    assert "killed by SIGKILL" in died["error"]["message"] and died["job"]["progress"][-1] == "amk: about to die"
     assert session.call("amk_job_result", job=died["job"]["job"])["exit_code"] == 1
     assert session.call("amk_job_cancel", job=died["job"]["job"])["job"]["state"] == "crashed"
 
@@ -276,8 +299,9 @@ def test_cancel_and_crash(session):
 # --- the pipes ----------------------------------------------------------------------------------------------------
 
 
-def speak(environment, *messages, command=SERVE, hold_s=0.0):
-    """(answers by id, every line of stdout, stderr) of a server that is sent these lines and then left alone."""
+def speak(environment, *messages, waits_for=None):
+    """(answers by id, every line of stdout, stderr, exit code) of a server that is sent these lines, and left when the
+    answers that are waited for (default: all) are there."""
     hello = {
         "protocolVersion": "2025-06-18",
         "capabilities": {},
@@ -288,9 +312,9 @@ def speak(environment, *messages, command=SERVE, hold_s=0.0):
         json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
         *(m if isinstance(m, str) else json.dumps({"jsonrpc": "2.0", **m}) for m in messages),
     ]
-    wanted = {m["id"] for m in messages if isinstance(m, dict) and "id" in m} | {0}
+    wanted = waits_for or {m["id"] for m in messages if isinstance(m, dict) and "id" in m} | {0}
     with subprocess.Popen(
-        command,
+        SERVE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -352,6 +376,20 @@ def test_it_ends_when_told(environment):
         [sys.executable, "-m", "amk", "mcp"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
     )
     assert done.returncode == 0 and done.stdout == b"" and done.stderr == b""
+
+
+def test_it_ends_while_it_waits_for_a_job(environment, session):
+    """A client that leaves in the middle of a call is not kept; the job goes on, and keeps to its grace."""
+    job = session.call("stand_in_start", how="stubborn", wait_s=1.0)["job"]["job"]
+    while not any("step" in line for line in session.call("amk_job_status", job=job)["job"]["progress"]):
+        time.sleep(0.1)
+    states = {"amk_job_status": "running", "amk_job_cancel": "cancelling"}
+    for tool, longest in (("amk_job_status", "wait"), ("amk_job_cancel", "grace")):
+        waiting = call(1, tool, job=job, **{longest: 500.0})
+        answers, _, _, code = speak(environment, waiting, {"id": 2, "method": "ping"}, waits_for={0, 2})
+        assert code == 0 and "result" not in answers.get(1, {})
+        assert session.call("amk_job_status", job=job)["job"]["state"] == states[tool]
+    assert session.call("amk_job_cancel", job=job, grace=0.2)["job"]["state"] == "cancelled"
 
 
 def test_without_the_extra_it_says_which(monkeypatch, capsys):

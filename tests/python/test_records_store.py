@@ -50,7 +50,11 @@ def test_a_loop_is_recorded_and_read_back(tmp_path: Path) -> None:
     ]
 
 
-def test_end_is_idempotent_also_across_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read_bytes", [1 << 22, 1500])
+def test_end_is_idempotent_also_across_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
+) -> None:
+    monkeypatch.setattr(append_log, "_READ_BYTES", read_bytes)  # a journal longer than what is read at once
     with open_store(tmp_path) as first, open_store(tmp_path) as second:
         first.end(make_trial(0))
         before = [path.read_bytes() for path in paths(tmp_path)]
@@ -147,6 +151,23 @@ def test_what_a_crash_kept_from_the_other_logs_is_appended_on_open(tmp_path: Pat
     check_whole(tmp_path, trials)
     results.unlink()
     check_whole(tmp_path, trials)
+
+
+def test_a_row_that_rotted_is_written_again(tmp_path: Path) -> None:
+    trials = [make_trial(0), make_trial(1), failed_trial(2)]
+    with open_store(tmp_path) as store:
+        for trial in trials:
+            store.end(trial)
+    for path in paths(tmp_path)[:2]:
+        data = bytearray(path.read_bytes())
+        data[data.index(b"the default")] ^= 1
+        path.write_bytes(data)
+        open_store(tmp_path).close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert b"the default" in lines[-1] and sum(b"uhe default" in line for line in lines) == 1
+        open_store(tmp_path).close()
+        assert path.read_bytes().splitlines(keepends=True) == lines
+    assert read_trials(tmp_path / "results.tsv") == trials and len(read_corpus(tmp_path / "corpus.jsonl")) == 2
 
 
 def test_a_failed_row_is_made_good_by_the_next_call(tmp_path: Path) -> None:

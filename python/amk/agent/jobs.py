@@ -39,7 +39,7 @@ from .job_folder import (
 from .job_folder import jobs_root as default_root
 from .processes import MARK, Identity, kill_group
 
-__all__ = ["ENDED", "STATES", "Job", "JobStore"]
+__all__ = ["ENDED", "STATES", "Job", "JobStore", "stop_waiting"]
 
 STATES = ("starting", "running", "cancelling", "finished", "cancelled", "crashed", "elsewhere")
 ENDED = ("finished", "cancelled", "crashed")
@@ -54,6 +54,7 @@ _ID = re.compile(r"[0-9a-f]{12}")
 # The children that this process started and has to reap.
 _CHILDREN: dict[str, subprocess.Popen[bytes]] = {}
 _LOCK = threading.Lock()
+_STOPPED = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class JobStore:
     def wait(self, job: str, seconds: float) -> Job:
         """The job when it has ended, or when the time is over."""
         until = time.monotonic() + seconds
-        while not (found := self.find(job)).has_ended and time.monotonic() < until:
-            time.sleep(POLL_S)
+        while not (found := self.find(job)).has_ended and time.monotonic() < until and not _STOPPED.wait(POLL_S):
+            pass
         return found
 
     def cancel(self, job: str, grace_s: float) -> Job:
@@ -179,7 +180,7 @@ class JobStore:
         if identity is not None:
             identity.send(signal.SIGINT)
         found = self.wait(job, grace_s)
-        if not found.has_ended:
+        if not found.has_ended and not _STOPPED.is_set():  # else: whoever looks at the job next keeps to the grace
             self._kill(found.folder, job)
             found = self.wait(job, 10.0)
         return found
@@ -254,6 +255,8 @@ class JobStore:
         return ("cancelled" if cancel is not None and result["exit_code"] == 130 else "finished"), None
 
     def _note_end(self, folder: str, state: str, error: str | None) -> dict[str, Any]:
+        if state != "finished":
+            self._kill(folder, os.path.basename(folder))  # what it started must not go on, on a GPU perhaps
         result = read_result(folder) or {}
         times = [os.stat(path).st_mtime for name in (STDOUT, STDERR, PROCESS, JOB)
                  if os.path.exists(path := os.path.join(folder, name))]  # fmt: skip
@@ -278,6 +281,11 @@ class JobStore:
             kill_group(identity, job)
         elif (child := _CHILDREN.get(job)) is not None and child.poll() is None:
             child.kill()
+
+
+def stop_waiting() -> None:
+    """Ends every wait of this process, now and later: it is about to exit. Jobs go on."""
+    _STOPPED.set()
 
 
 def _give_up(folder: str) -> bool:

@@ -25,7 +25,7 @@ from ..doctor import package_version
 from ..errors import InputError, Unavailable
 from ..verb import Outcome, Say, Verb
 from ..verbs import VERBS
-from .jobs import Job, JobStore
+from .jobs import Job, JobStore, stop_waiting
 from .tools import VerbTool, page_of, tools_of
 
 __all__ = ["mcp_verb", "serve"]
@@ -55,7 +55,10 @@ def serve(table: Sequence[Verb], store: JobStore | None = None) -> None:
     # An interrupt would wait for a thread that waits for stdin. Nothing is lost: every job is on disk.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     anyio = importlib.import_module("anyio")
-    anyio.run(_serve, table, JobStore() if store is None else store, wire_in, wire_out)
+    try:
+        anyio.run(_serve, table, JobStore() if store is None else store, wire_in, wire_out)
+    finally:
+        stop_waiting()  # a thread that waits for a job on behalf of a client that left
 
 
 def take_wire() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
@@ -144,7 +147,7 @@ async def _answer(
     try:
         given = tool.read(arguments)
         if tool.tool.wait_s is None:
-            record = await anyio.to_thread.run_sync(_answer_here, tool, given, table)
+            record = await anyio.to_thread.run_sync(_answer_here, tool, given, table, abandon_on_cancel=True)
         else:
             job = await anyio.to_thread.run_sync(store.start, tool.tool.name, lambda folder: tool.argv(given, folder))
             job = await _follow(job, given["wait_s"], store, context)

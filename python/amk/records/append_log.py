@@ -25,6 +25,7 @@ __all__ = ["LOCK_TIMEOUT_S", "MIN_FREE_BYTES", "AppendLog"]
 MIN_FREE_BYTES = 16 << 20
 LOCK_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 16
+_READ_BYTES = 1 << 22
 _LONGEST_WAIT_S = 0.005  # between two attempts at the lock
 _NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -294,14 +295,14 @@ class AppendLog:
             raise StoreError(f"{self.path}: expected {MIN_FREE_BYTES >> 20} MiB of free space, got {free >> 10} KiB")
 
     def read_from(self, start: int, inode: int) -> tuple[bytes, int, int]:
-        """(bytes from `start`, size, inode); from 0 where the file is not that of `inode`, or is shorter."""
+        """(at most 4 MiB from `start`, size, inode); from 0 where the file is not that of `inode`, or is shorter."""
         with self._told("read"):
             handle = self._open_log()
             try:
                 found = self._calls.fstat(handle)
                 if found.st_ino != inode or found.st_size < start:
                     start = 0
-                data = self._pread(handle, found.st_size - start, start) if start < found.st_size else b""
+                data = self._pread(handle, min(found.st_size - start, _READ_BYTES), start)
             finally:
                 self._close(handle)
         return data, found.st_size, found.st_ino

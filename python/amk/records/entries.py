@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, show
-from .lines import read_json_line
+from .lines import intact_json, read_json_line
 from .trial import Trial, plain, require_loop, require_trial_id
 
 __all__ = [
     "Entry",
     "corpus_entry",
+    "corpus_id",
     "end_entry",
+    "end_id",
     "ended_ids",
     "loop_entry",
     "read_corpus_line",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _ENDED = re.compile(rb'^\{"kind":"end","writer":"[0-9a-f]{16}","seq":\d+,"trial":\{"trial_id":"([0-9a-f-]+)"', re.M)
+_IN_CORPUS = re.compile(rb'\{"kind":"corpus","trial":\{"trial_id":"([0-9a-f-]+)"')
 _WRITER = re.compile(r"[0-9a-f]{16}")
 _START_TYPES = {"trial_id": str, "loop": str, "experiment": int, "schedule_id": str, "schedule_config": dict}
 _KEYS = {
@@ -118,6 +121,18 @@ def read_entry(line: bytes) -> Entry | None:
 def ended_ids(data: bytes) -> set[str]:
     """The ids in whatever looks like an end: all that are there, and perhaps some whose line is damaged."""
     return {found.decode("ascii") for found in _ENDED.findall(data)}
+
+
+def end_id(line: bytes) -> str | None:
+    """The trial of what looks like an end."""
+    found = _ENDED.match(line)
+    return None if found is None else found[1].decode("ascii")
+
+
+def corpus_id(line: bytes) -> str | None:
+    """The trial of a line of the corpus, if its CRC is right."""
+    found = _IN_CORPUS.match(line)
+    return None if found is None or intact_json(line) is None else found[1].decode("ascii")
 
 
 def _trial(record: Mapping[str, Any]) -> Trial | None:

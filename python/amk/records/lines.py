@@ -26,9 +26,11 @@ __all__ = [
     "TSV_HEADER",
     "cells",
     "escape",
+    "intact_json",
     "json_line",
     "read_json_line",
     "read_row",
+    "row_id",
     "row_line",
     "unescape",
 ]
@@ -39,6 +41,7 @@ TSV_COLUMNS = (
     *("schedule_id", "kernel_id", "description", "trial_id", "time_utc", "duration_s"),
     *("image_hash", "driver", "device_name", "crc"),
 )
+_ID_COLUMN = TSV_COLUMNS.index("trial_id")
 _PROVENANCE = ("image_hash", "driver", "device_name")
 _NUMBERS = ("latency_us", "pct_of_roofline", "duration_s")
 
@@ -63,10 +66,18 @@ def json_line(record: Mapping[str, Any]) -> bytes:
     return _bounded(b'%b,"crc":"%08x"}\n' % (head, crc32c(head)))
 
 
-def read_json_line(line: bytes) -> dict[str, Any] | None:
-    """The record of a line without its LF, or None: whatever the bytes are."""
+def intact_json(line: bytes) -> bytes | None:
+    """The line without its LF and its last field, if that is the right CRC."""
     end = _JSON_END.search(line)
     if end is None or crc32c(line[: end.start()]) != int(end[1], 16):
+        return None
+    return line[: end.start()]
+
+
+def read_json_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line without its LF, or None: whatever the bytes are."""
+    head = intact_json(line)
+    if head is None:
         return None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,7 +87,7 @@ def read_json_line(line: bytes) -> dict[str, Any] | None:
         return result
 
     try:
-        value = json.loads(line[: end.start()].decode("ascii") + "}", object_pairs_hook=unique)
+        value = json.loads(head.decode("ascii") + "}", object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -159,6 +170,15 @@ def read_row(line: bytes) -> Trial | None:
         return Trial(**values, schedule_config={}, verdict=verdict, comparison={}, shape={})
     except (InputError, ValueError):
         return None
+
+
+def row_id(line: bytes) -> str | None:
+    """The trial_id of a row without its LF, if its CRC is right."""
+    end = _ROW_END.search(line)
+    if end is None or crc32c(line[: end.start()]) != int(end[1], 16):
+        return None
+    given = line.split(b"\t")
+    return given[_ID_COLUMN].decode("utf-8", "replace") if len(given) == len(TSV_COLUMNS) else None
 
 
 def _canonical(read: Any, write: Any, text: str) -> Any:

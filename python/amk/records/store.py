@@ -99,11 +99,11 @@ class RecordStore:
         for log, line, wanted in logs:
             with log.locked():
                 with self._reader(log.path) as found:
-                    present = {trial.trial_id for trial in found.trials()}
+                    present = set(found.intact_ids())
                 batch = b""
                 with self._reader(self.journal_path) as journal:
-                    for trial in journal.trials():
-                        if trial.trial_id not in present and wanted(trial):
+                    for trial in journal.trials(without=present):
+                        if wanted(trial):
                             batch += line(trial)
                         if len(batch) >= _BATCH_BYTES:
                             log.append(batch)
@@ -180,11 +180,17 @@ class RecordStore:
 
     def _is_recorded(self, trial_id: str) -> bool:
         """Is there such an end? Only what others appended since is looked at; what is found there is then read."""
-        data, size, inode = self._journal.read_from(self._known_bytes, self._inode)
-        if inode != self._inode or size < self._known_bytes:
-            self._ended.clear()
-        self._ended |= ended_ids(data)
-        self._known_bytes, self._inode = data.rfind(b"\n") + 1 + size - len(data), inode
+        size = self._known_bytes + 1
+        while self._known_bytes < size:
+            data, size, inode = self._journal.read_from(self._known_bytes, self._inode)
+            if inode != self._inode or size < self._known_bytes:
+                self._ended.clear()
+                self._known_bytes, self._inode = 0, inode
+            lines = data.rfind(b"\n") + 1
+            self._ended |= ended_ids(data[:lines])
+            self._known_bytes += lines
+            if not lines:  # a torn tail, or a line over 4 MiB that no writer wrote
+                self._known_bytes += len(data)
         return trial_id in self._ended and any(trial.trial_id == trial_id for trial in self._read_trials())
 
     def _require_open(self) -> None:

@@ -81,9 +81,12 @@ def compare_pair(arguments: Mapping[str, Any], say: Callable[[str], None]) -> di
     reference = ask_oracle(
         source.config, source.raw, digest, plan.as_questions, OracleCache(os.environ.get("AMK_CACHE_DIR") or None), say
     )
-    trouble = _trouble(facts, arrays, floors) or _wrong(source.config, plan, arrays, reference)
+    fault = str(facts["faults"][0]) if facts["faults"] else None
+    wrong = {} if fault else _wrong(source.config, plan, arrays["checked"], reference)
+    trouble = fault or next(iter(wrong.values()), None) or _trouble(facts, arrays, floors)
     return {
         "trouble": trouble,
+        "wrong": sorted(wrong),  # sides that computed something else while they were timed
         "device_fault": facts.get("device_fault"),
         "us": None if trouble else arrays["us"].tolist(),
         "held_back_by": held_back_by(*facts.get("snapshots", ())),
@@ -94,8 +97,6 @@ def compare_pair(arguments: Mapping[str, Any], say: Callable[[str], None]) -> di
 
 def _trouble(facts: Mapping[str, Any], arrays: Mapping[str, Any], streamed_bytes: list[int]) -> str | None:
     """Why these samples do not count, whatever they say."""
-    if facts.get("faults"):
-        return str(facts["faults"][0])
     us = arrays.get("us")
     if us is None or us.shape != (TIMED_STEPS, 2) or not np.isfinite(us).all() or not us.min() > 0:
         return f"expected {TIMED_STEPS} pairs of positive times"
@@ -115,9 +116,13 @@ def _trouble(facts: Mapping[str, Any], arrays: Mapping[str, Any], streamed_bytes
     return None
 
 
-def _wrong(config: Any, plan: Any, arrays: Mapping[str, Any], reference: Answers) -> str | None:
-    for side, name in enumerate(SIDES):
-        mark = grade(config, plan.as_questions, Answers(arrays["checked"][side]), reference)
-        if not mark.correct:
-            return f"the {name} was wrong while it was timed: {mark.notes[0]}"
-    return None
+def _wrong(config: Any, plan: Any, checked: Any, reference: Answers) -> dict[str, str]:
+    """By side, what it did wrong."""
+    marks = {
+        name: grade(config, plan.as_questions, Answers(checked[side]), reference) for side, name in enumerate(SIDES)
+    }
+    return {
+        name: f"the {name} was wrong while it was timed: {mark.notes[0]}"
+        for name, mark in marks.items()
+        if not mark.correct
+    }

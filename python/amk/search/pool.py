@@ -122,6 +122,8 @@ class ProcessExecutor:
             kind = message.get("kind")
             if kind == "ready":
                 slot.ready = True
+                if slot.job is not None:
+                    slot.deadline = time.monotonic() + slot.job.timeout_s
             elif kind == "alive":
                 slot.doing = str(message.get("text"))
                 slot.say(slot.doing)
@@ -179,7 +181,7 @@ class ProcessExecutor:
                 if not self._give(slot, request):
                     self._lost(slot, "died")
                     continue
-            slot.doing = "starting"
+            slot.doing = "at work"
             slot.deadline = time.monotonic() + job.timeout_s + (0.0 if slot.ready else START_S)
 
     def _begin(self, slot: _Slot) -> None:

@@ -316,6 +316,8 @@ class _Run:
             rounds.append(found)
             if found.get("device_fault"):
                 return None, facts, _crashed(str(found["device_fault"]))
+            if "candidate" in found.get("wrong", ()):
+                return None, facts, _Judged("FAIL", judged.verdict, None, None, str(gain))
             if isinstance(gain, str):
                 return Decision(False, f"not {attempt}: {gain}", campaign.slack), facts, judged
             before, decision = decision, decide(gain, *sizes, campaign.slack)
