@@ -28,7 +28,7 @@ extern "C" {
 /* amk-cdef-begin */
 
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 1
+#define AMK_ABI_VERSION_MINOR 2
 #define AMK_IR_VERSION 1
 
 /* ---- limits ------------------------------------------------------------------------------------------------ */
@@ -327,6 +327,17 @@ typedef struct amk_cost_t {
   double flops;
 } amk_cost_t;
 
+/* One task as the cost model runs it: microseconds since the step began. It takes finish_us - start_us, which is
+ * max(streamed_us + cached_us, compute_us) and a fixed overhead. */
+typedef struct amk_task_cost_t {
+  double free_us;                            /* when its queue was free for it */
+  double start_us, finish_us;                /* start_us > free_us: it waited */
+  double streamed_us, cached_us, compute_us; /* bytes from memory, bytes from the L2 cache, arithmetic */
+  double streamed_bytes, cached_bytes, flops;
+  int32_t blocker;  /* the counter that the start waited for last; -1: the start waited for its queue alone */
+  int32_t producer; /* the task that completed that counter; -1: none */
+} amk_task_cost_t;
+
 typedef struct amk_vm_options_t {
   uint64_t struct_size;
   uint64_t seed;       /* which legal order; 0 = program order */
@@ -359,7 +370,8 @@ const char* amk_status_name(int32_t status);
  * per block of each kernel)}. Static. */
 const char* amk_build_info(void);
 /* sizeof of params, buffer, instruction, counter, binding, page, launch, target, program_tables, model, schedule,
- * rejection, cost, vm_options, access, strings: in this order. n = room in out; returns how many there are. */
+ * rejection, cost, vm_options, access, strings, task_cost: in this order. n = room in out; returns how many there are.
+ */
 int32_t amk_struct_sizes(uint64_t* out, int32_t n);
 /* 1 where the opcode has a law and an implementation in this build. */
 int32_t amk_op_supported(int32_t op);
@@ -410,6 +422,9 @@ amk_status amk_program_footprint(const amk_valid_program* program, int64_t task,
                                  int32_t room, int32_t* n);
 /* Cost at position pos on the program's own target. */
 amk_status amk_program_cost(const amk_valid_program* program, int32_t pos, amk_cost_t* out);
+/* What that cost is made of: entry i is task i. Writes at most `room` of them, and how many there are to *n. */
+amk_status amk_program_task_costs(const amk_valid_program* program, int32_t pos, amk_task_cost_t* out, int64_t room,
+                                  int64_t* n);
 void amk_program_destroy(amk_program* program);
 void amk_valid_program_destroy(amk_valid_program* program);
 

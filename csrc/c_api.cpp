@@ -106,11 +106,12 @@ const char* amk_status_name(int32_t status) {
 }
 
 int32_t amk_struct_sizes(uint64_t* out, int32_t n) {
-  static constexpr uint64_t kSizes[] = {
-      sizeof(amk_params_t),         sizeof(amk_buffer_t),     sizeof(amk_instruction_t), sizeof(amk_counter_t),
-      sizeof(amk_binding_t),        sizeof(amk_page_t),       sizeof(amk_launch_t),      sizeof(amk_target_t),
-      sizeof(amk_program_tables_t), sizeof(amk_model_t),      sizeof(amk_schedule_t),    sizeof(amk_rejection_t),
-      sizeof(amk_cost_t),           sizeof(amk_vm_options_t), sizeof(amk_access_t),      sizeof(amk_strings_t)};
+  static constexpr uint64_t kSizes[] = {sizeof(amk_params_t),  sizeof(amk_buffer_t),     sizeof(amk_instruction_t),
+                                        sizeof(amk_counter_t), sizeof(amk_binding_t),    sizeof(amk_page_t),
+                                        sizeof(amk_launch_t),  sizeof(amk_target_t),     sizeof(amk_program_tables_t),
+                                        sizeof(amk_model_t),   sizeof(amk_schedule_t),   sizeof(amk_rejection_t),
+                                        sizeof(amk_cost_t),    sizeof(amk_vm_options_t), sizeof(amk_access_t),
+                                        sizeof(amk_strings_t), sizeof(amk_task_cost_t)};
   constexpr int32_t kCount = sizeof(kSizes) / sizeof(kSizes[0]);
   for (int32_t i = 0; out && i < n && i < kCount; ++i) out[i] = kSizes[i];
   return kCount;
@@ -257,6 +258,19 @@ amk_status amk_program_cost(const amk_valid_program* program, int32_t pos, amk_c
     AMK_CHECK(pos >= 0 && pos < p.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d, max_seq is %d", pos,
               p.launch.max_seq);
     *out = amk::predict_cost(p, pos);
+  });
+}
+
+amk_status amk_program_task_costs(const amk_valid_program* program, int32_t pos, amk_task_cost_t* out, int64_t room,
+                                  int64_t* n) {
+  return guarded([&] {
+    AMK_REQUIRE(program);
+    AMK_REQUIRE(n);
+    AMK_CHECK(room == 0 || (room > 0 && out), AMK_ERR_INVALID_ARGUMENT, "out is NULL or room below 0, room is %lld",
+              (long long)room);
+    const std::vector<amk_task_cost_t> costs = amk::predict_task_costs(program->valid.program(), pos);
+    *n = static_cast<int64_t>(costs.size());
+    std::copy_n(costs.begin(), std::min(room, *n), out);
   });
 }
 

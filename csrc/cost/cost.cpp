@@ -1,6 +1,7 @@
 #include "cost/cost.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -42,6 +43,26 @@ TaskBytes count_bytes(const TaskView& view, int32_t pos) {
     }
   }
   return bytes;
+}
+
+// All of a task's cost but when it runs.
+amk_task_cost_t price_task(const TaskView& view, const amk_target_t& target, int32_t pos) {
+  const TaskBytes bytes = count_bytes(view, pos);
+  const double clocks_per_us = target.clock_mhz;
+  amk_task_cost_t cost{};
+  cost.blocker = cost.producer = -1;
+  cost.streamed_bytes = bytes.streamed;
+  cost.cached_bytes = bytes.cached;
+  cost.flops = static_cast<double>(op_flops(view, pos));
+  // 1e9 bytes/s = 1e3 bytes/us, shared evenly: no SM is faster than its share, so no replay beats the bandwidth.
+  cost.streamed_us = bytes.streamed / (target.hbm_gb_per_s * 1e3 / target.sm_count);
+  cost.cached_us = bytes.cached / (kL2BytesPerClock * clocks_per_us);
+  cost.compute_us = cost.flops / (2 * f32_lanes(target) * clocks_per_us);
+  return cost;
+}
+
+double task_us(const amk_task_cost_t& cost) {
+  return std::max(cost.streamed_us + cost.cached_us, cost.compute_us) + kTaskUs;
 }
 
 // ---- bytes that must move at least once ---------------------------------------------------------------------------
@@ -104,7 +125,9 @@ class Replay {
         queues_(std::max(program.launch.grid, 1)),
         missing_(program.counter_init.size(), 0),
         done_us_(program.counter_init.size(), 0.0),
-        waiters_(program.counter_init.size()) {
+        last_(program.counter_init.size(), -1),
+        waiters_(program.counter_init.size()),
+        costs_(program.tasks.size()) {
     for (size_t i = 0; i < p_.tasks.size(); ++i) {
       queues_[p_.tasks[i].sm].tasks.push_back(static_cast<int32_t>(i));
       ++missing_[p_.tasks[i].out_counter];
@@ -120,20 +143,23 @@ class Replay {
       const int32_t id = ready.back();
       ready.pop_back();
       while (queue.next < queue.tasks.size()) {
-        const amk_instruction_t& task = p_.tasks[queue.tasks[queue.next]];
+        const int32_t index = queue.tasks[queue.next];
+        const amk_instruction_t& task = p_.tasks[index];
         const int32_t blocker = first_open_wait(task);
         if (blocker >= 0) {
           waiters_[blocker].push_back(id);
           break;
         }
-        queue.free_us = finish_us(queue, task);
+        costs_[index] = cost_of(queue, task);
+        queue.free_us = costs_[index].finish_us;
         end_us = std::max(end_us, queue.free_us);
         ++queue.next;
-        signal(task.out_counter, queue.free_us, ready);
+        signal(index, queue.free_us, ready);
       }
     }
     return end_us;
   }
+  std::vector<amk_task_cost_t> take_costs() { return std::move(costs_); }
 
  private:
   struct Queue {
@@ -146,12 +172,24 @@ class Replay {
       if (missing_[task.wait_counter[w]] > 0) return task.wait_counter[w];
     return -1;
   }
-  double finish_us(const Queue& queue, const amk_instruction_t& task) const {
-    double start_us = queue.free_us;
-    for (int32_t w = 0; w < task.n_waits; ++w) start_us = std::max(start_us, done_us_[task.wait_counter[w]] + kSyncUs);
-    return start_us + predict_task_us({task, p_.buffers.data(), p_.bindings.data()}, p_.target, pos_);
+  amk_task_cost_t cost_of(const Queue& queue, const amk_instruction_t& task) const {
+    amk_task_cost_t cost = price_task({task, p_.buffers.data(), p_.bindings.data()}, p_.target, pos_);
+    cost.free_us = cost.start_us = queue.free_us;
+    for (int32_t w = 0; w < task.n_waits; ++w) {
+      const int32_t counter = task.wait_counter[w];
+      if (done_us_[counter] + kSyncUs <= cost.start_us) continue;
+      cost.start_us = done_us_[counter] + kSyncUs;
+      cost.blocker = counter;
+      cost.producer = last_[counter];
+    }
+    cost.finish_us = cost.start_us + task_us(cost);
+    return cost;
   }
-  void signal(int32_t counter, double now_us, std::vector<int32_t>& ready) {
+  void signal(int32_t index, double now_us, std::vector<int32_t>& ready) {
+    const int32_t counter = p_.tasks[index].out_counter;
+    // Of producers that finish at once, the first in the table: the order of the replay must not show.
+    const bool later = now_us > done_us_[counter] || (now_us == done_us_[counter] && index < last_[counter]);
+    if (last_[counter] < 0 || later) last_[counter] = index;
     done_us_[counter] = std::max(done_us_[counter], now_us);
     if (--missing_[counter] > 0) return;
     ready.insert(ready.end(), waiters_[counter].begin(), waiters_[counter].end());
@@ -163,24 +201,24 @@ class Replay {
   std::vector<Queue> queues_;
   std::vector<int64_t> missing_;  // producers of a counter still to come
   std::vector<double> done_us_;
+  std::vector<int32_t> last_;                  // the producer that finished at done_us_
   std::vector<std::vector<int32_t>> waiters_;  // queues blocked on a counter
+  std::vector<amk_task_cost_t> costs_;
 };
+
+void check_pos(const Program& program, int32_t pos) {
+  AMK_CHECK(pos >= 0 && pos < program.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "pos is %d, allowed 0..%d", pos,
+            program.launch.max_seq - 1);
+}
 
 }  // namespace
 
 double predict_task_us(const TaskView& view, const amk_target_t& target, int32_t pos) {
-  const TaskBytes bytes = count_bytes(view, pos);
-  const double clocks_per_us = target.clock_mhz;
-  // 1e9 bytes/s = 1e3 bytes/us, shared evenly: no SM is faster than its share, so no replay beats the bandwidth.
-  const double streamed_us = bytes.streamed / (target.hbm_gb_per_s * 1e3 / target.sm_count);
-  const double cached_us = bytes.cached / (kL2BytesPerClock * clocks_per_us);
-  const double compute_us = op_flops(view, pos) / (2 * f32_lanes(target) * clocks_per_us);
-  return std::max(streamed_us + cached_us, compute_us) + kTaskUs;
+  return task_us(price_task(view, target, pos));
 }
 
 amk_cost_t predict_cost(const Program& program, int32_t pos) {
-  AMK_CHECK(pos >= 0 && pos < program.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "pos is %d, allowed 0..%d", pos,
-            program.launch.max_seq - 1);
+  check_pos(program, pos);
   const StorageMap map = map_storage(program);
   amk_cost_t cost{};
   cost.struct_size = sizeof cost;
@@ -194,6 +232,13 @@ amk_cost_t predict_cost(const Program& program, int32_t pos) {
   // Norm weights and biases count as streamed in the bound but come from the L2 cache in a task.
   cost.latency_us = std::max(Replay(program, pos).run(), cost.bound_us);
   return cost;
+}
+
+std::vector<amk_task_cost_t> predict_task_costs(const Program& program, int32_t pos) {
+  check_pos(program, pos);
+  Replay replay(program, pos);
+  replay.run();
+  return replay.take_costs();
 }
 
 }  // namespace amk

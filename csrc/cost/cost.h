@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "amk.h"
 #include "ops/op_spec.h"
@@ -15,5 +16,8 @@ double predict_task_us(const TaskView& view, const amk_target_t& target, int32_t
 
 // In: a program that validate() accepted. INVALID_ARGUMENT when pos is outside [0, max_seq).
 amk_cost_t predict_cost(const Program& program, int32_t pos);
+
+// The replay behind that latency, task by task. Same domain, same error.
+std::vector<amk_task_cost_t> predict_task_costs(const Program& program, int32_t pos);
 
 }  // namespace amk

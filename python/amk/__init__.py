@@ -1,8 +1,8 @@
 """AMK: one decode step of an LLM as one persistent kernel, proved before it runs and judged before it is timed.
 
-Public names only. `evaluate`, `generate`, `propose` and `search_space` are functions of modules that import nothing
-heavy; the rest is loaded when first asked for, so that `import amk` stays cheap and works, for `amk doctor`, even when
-the native library is missing. It must never open a GPU context.
+Public names only. `evaluate`, `generate`, `loop`, `propose` and `search_space` are functions of modules that import
+nothing heavy; the rest is loaded when first asked for, so that `import amk` stays cheap and works, for `amk doctor`,
+even when the native library is missing. It must never open a GPU context.
 """
 
 from __future__ import annotations
@@ -22,29 +22,37 @@ from .errors import (
     NonFinite,
     OutOfMemory,
     Rejected,
+    StoreError,
     Unavailable,
+    UnknownJob,
     UnsupportedModel,
 )
 from .evaluate import evaluate
 from .generate import GeneratedToken, Generation, generate
+from .loop import LoopResult, loop
 from .propose import propose, search_space
 from .verdict import Verdict
 
 # name -> the module that has it
 _LAZY = {
     "Checkpoint": "checkpoint",
+    "Explanation": "explanation",
     "GpuTarget": "targets",
     "Image": "program",
     "MegakernelVM": "megakernel",
     "Oracle": "oracle",
     "Program": "program",
+    "RecordStore": "records",
     "ReferenceVM": "vm",
     "Rejection": "program",
     "Report": "program",
     "ScheduleConfig": "config",
     "TARGETS": "targets",
+    "Trial": "records",
+    "explain": "explanation",
     "lower": "program",
     "open_model": "embedded",
+    "read_trials": "records",
     "resolve_target": "targets",
 }
 
@@ -54,32 +62,41 @@ __all__ = [
     "BuildMismatch",
     "Checkpoint",
     "DeviceError",
+    "Explanation",
     "GeneratedToken",
     "Generation",
     "GpuTarget",
     "Image",
     "InputError",
     "InternalError",
+    "LoopResult",
     "MegakernelVM",
     "NonFinite",
     "Oracle",
     "OutOfMemory",
     "Program",
+    "RecordStore",
     "ReferenceVM",
     "Rejected",
     "Rejection",
     "Report",
     "ScheduleConfig",
+    "StoreError",
+    "Trial",
     "Unavailable",
+    "UnknownJob",
     "UnsupportedModel",
     "Verdict",
     "build_info",
     "errors",
     "evaluate",
+    "explain",
     "generate",
+    "loop",
     "lower",
     "open_model",
     "propose",
+    "read_trials",
     "resolve_target",
     "search_space",
 ]

@@ -8,27 +8,29 @@ printing and the meaning of exit codes. No input, however bad, may end in a trac
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any
 
 from . import errors
-from .verbs import EXIT_CODES, VERBS, Option, Outcome, Verb, failure
+from .verbs import EXIT_CODES, VERBS, Option, Outcome, Say, Verb, failure
 
-__all__ = ["main"]
+__all__ = ["main", "parser_of", "record_of", "run_verb"]
 
 SCHEMA_VERSION = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code (see EXIT_CODES); argparse itself exits with 2 on a usage error."""
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+    arguments = parser_of(VERBS).parse_args(sys.argv[1:] if argv is None else list(argv))
     verb: Verb | None = getattr(arguments, "verb", None)
     as_json, quiet = getattr(arguments, "json", False), getattr(arguments, "quiet", False)
     if verb is None:
-        _parser().print_help(sys.stderr)
+        parser_of(VERBS).print_help(sys.stderr)
         return 2
 
     def say(text: str) -> None:
@@ -36,23 +38,58 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"amk: {text}", file=sys.stderr, flush=True)
 
     arguments.emit = (lambda text: None) if as_json else _emit
-    error: BaseException | None = None
+    arguments.on_terminal = not quiet and sys.stderr.isatty()
+    with _stdout_kept_clean() if as_json else nullcontext():
+        outcome, failed = run_verb(verb, arguments, say)
+    if failed:
+        print(f"amk {verb.name}: {outcome.text}", file=sys.stderr)
+    return _print_result(verb, outcome, as_json, failed=failed)
+
+
+def run_verb(verb: Verb, arguments: argparse.Namespace, say: Say) -> tuple[Outcome, bool]:
+    """What a verb answers, and whether it could not: then the outcome is an error. Nothing is raised."""
     try:
-        outcome = verb.run(arguments, say)
-    except KeyboardInterrupt as interrupt:
-        error, outcome = interrupt, failure(130, "interrupted", "interrupted")
+        return verb.run(arguments, say), False
+    except KeyboardInterrupt:
+        return failure(130, "interrupted", "interrupted"), True
     except errors.AmkError as refusal:
-        error, outcome = refusal, failure(_code_of(refusal), refusal.code, str(refusal))
+        return failure(_code_of(refusal), refusal.code, str(refusal)), True
     except MemoryError as shortage:
-        error, outcome = shortage, failure(4, "out-of-memory", str(shortage) or "out of memory")
+        return failure(4, "out-of-memory", str(shortage) or "out of memory"), True
     except OSError as trouble:
-        error, outcome = trouble, failure(4, "environment", str(trouble))
+        return failure(4, "environment", str(trouble)), True
     except Exception as bug:  # a bug in AMK: said in one line, with what a report needs
         text = f"{type(bug).__name__}: {bug} (a bug in AMK; please report it with `amk doctor --json`)"
-        error, outcome = bug, failure(70, "internal", text)
-    if error is not None:
-        print(f"amk {verb.name}: {outcome.text}", file=sys.stderr)
-    return _print_result(verb, outcome, as_json, failed=error is not None)
+        return failure(70, "internal", text), True
+
+
+def record_of(verb: Verb, outcome: Outcome, *, failed: bool) -> dict[str, Any]:
+    """The one JSON object of --json."""
+    schema = "amk.error" if failed else f"amk.{verb.name}"
+    head = {"schema": schema, "schema_version": SCHEMA_VERSION, "status": outcome.status, "exit_code": outcome.code}
+    return {**head, **outcome.result}
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """Whatever else writes to stdout while the result is made (a compiler, a C library, a child) goes to stderr."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # stdout is closed: nothing to keep clean
+        yield
+        return
+    try:
+        try:
+            os.dup2(2, 1)
+        except OSError:  # so is stderr
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fflush(None)  # what C code still buffers must not follow the result
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _emit(text: str) -> None:
@@ -68,9 +105,7 @@ def _emit(text: str) -> None:
 def _print_result(verb: Verb, outcome: Outcome, as_json: bool, *, failed: bool) -> int:
     """A reader that went away (`amk targets | head -1`) is no error of ours: the verb's own code stands."""
     if as_json:
-        schema = "amk.error" if failed else f"amk.{verb.name}"
-        head = {"schema": schema, "schema_version": SCHEMA_VERSION, "status": outcome.status, "exit_code": outcome.code}
-        text = json.dumps({**head, **outcome.result}, indent=2, allow_nan=False)
+        text = json.dumps(record_of(verb, outcome, failed=failed), indent=2, allow_nan=False)
     else:
         text = "" if failed else outcome.text
     try:
@@ -94,11 +129,12 @@ def _code_of(refusal: errors.AmkError) -> int:
         (errors.DeviceError, 4),
         (errors.BuildMismatch, 4),
         (errors.OutOfMemory, 4),
+        (errors.StoreError, 8),
     )
     return next((code for kind, code in codes if isinstance(refusal, kind)), 70)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of(table: Sequence[Verb]) -> argparse.ArgumentParser:
     listing = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
     parser = argparse.ArgumentParser(
         prog="amk",
@@ -109,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
     verbs = parser.add_subparsers(metavar="VERB")
-    for verb in VERBS:
+    for verb in table:
         child = verbs.add_parser(verb.name, help=verb.help, description=verb.help, allow_abbrev=False)
         child.set_defaults(verb=verb)
         for option in verb.options:
@@ -126,10 +162,12 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         keywords |= {"type": types[option.kind], "default": option.default, "metavar": option.metavar}
         if option.choices:
             keywords["choices"] = option.choices
+        if option.many:
+            keywords["nargs"] = "+"
         if option.flag.startswith("-"):
             keywords["required"] = option.required
         elif not option.required:
-            keywords["nargs"] = "?"
+            keywords["nargs"] = "*" if option.many else "?"
     parser.add_argument(option.flag, **keywords)
 
 

@@ -22,6 +22,8 @@ __all__ = ["ENVIRONMENT", "describe", "diagnose", "package_version"]
 ENVIRONMENT = {
     "AMK_LIBRARY": "path of libamk instead of the one in the package",
     "AMK_CACHE_DIR": "where reference logits are cached",
+    "AMK_HOME": "where jobs are kept (in jobs/)",
+    "XDG_STATE_HOME": "parent of amk/jobs when AMK_HOME is not set",
     "XDG_CACHE_HOME": "parent of the cache directory when AMK_CACHE_DIR is not set",
 }
 

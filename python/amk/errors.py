@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "AmkError",
     "BuildMismatch",
+    "DeviceBusy",
     "DeviceError",
     "DeviceFault",
     "DevicePoisoned",
@@ -18,7 +19,9 @@ __all__ = [
     "NonFinite",
     "OutOfMemory",
     "Rejected",
+    "StoreError",
     "Unavailable",
+    "UnknownJob",
     "UnsupportedModel",
     "WorkerDied",
     "show",
@@ -35,6 +38,12 @@ class InputError(AmkError):
     """A file or an argument is missing, malformed or out of its domain."""
 
     code = "input"
+
+
+class UnknownJob(InputError):
+    """There is no job of this name, or what it left cannot be read."""
+
+    code = "unknown-job"
 
 
 class UnsupportedModel(AmkError):
@@ -99,10 +108,22 @@ class DevicePoisoned(DeviceError):
     code = "poisoned"
 
 
+class DeviceBusy(DeviceError):
+    """Another process of AMK times something on this device."""
+
+    code = "busy"
+
+
 class WorkerDied(DeviceError):
     """The process that used the device crashed, hung or spoke nonsense; this one is unharmed."""
 
     code = "worker-died"
+
+
+class StoreError(AmkError):
+    """A log of trials is locked, cannot be written, or is damaged: nothing was acknowledged that is not there."""
+
+    code = "store"
 
 
 class NonFinite(AmkError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _lib
-from .errors import AmkError, BuildMismatch, OutOfMemory, Rejected, Unavailable, show
+from .errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, Unavailable, show
 from .exam import Answers, Grade, Questions, failed, grade
 from .nvml import held_back_by
 from .supervisor import run_job
@@ -52,6 +52,7 @@ class GpuTrial:
             "driver": taken[0].get("driver_version") if taken else None,
             "read_gb_per_s": self.facts.get("read_gb_per_s"),
             "clocks": taken or None,  # before and after the timing
+            "device_fault": self.facts.get("device_fault"),  # why there is no answer, where there is none
         }
 
 
@@ -87,10 +88,10 @@ def run_trial(
     }
     try:
         facts, arrays = run_job(job, {"image": image.bytes}, say, total_s=TOTAL_S + weights_nbytes / 20e6)
-    except (Rejected, Unavailable, OutOfMemory, BuildMismatch):
+    except (Rejected, Unavailable, OutOfMemory, BuildMismatch, DeviceBusy):
         raise
     except AmkError as error:
-        return GpuTrial(device, {}, {}, str(error))
+        return GpuTrial(device, {"device_fault": f"{error.code}: {error}"}, {}, str(error))
     build_id = _lib.build_info().get("build_id")
     if (facts.get("library_build_id"), facts.get("image_hash")) != (build_id, image.hash):
         raise BuildMismatch(f"the GPU worker ran another library or image: {show(facts.get('library_build_id'))}")

@@ -1,7 +1,7 @@
 """What a worker does with a GPU: the examination, the timing, and the examination again, on one machine.
 
-In: a job (which model, questions, plan), the image's bytes, a device. Out: facts and arrays, ungraded: the reference is
-computed by the parent, after it has these answers. Nothing here judges.
+In: a job (which model, questions, plan), its parts (the image's bytes), a device. Out: facts and arrays, ungraded: the
+reference is computed by the parent, after it has these answers. Nothing here judges.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from .embedded import open_model
-from .errors import BuildMismatch, show
+from .errors import BuildMismatch, DeviceError, show
 from .exam import Answers, Questions, ask_machine
+from .gpu_lock import gpu_lock
 from .program import Image
 from .timing import TimingPlan, time_machine
 
-__all__ = ["CudaDevice", "measure"]
+__all__ = ["PROBE_S", "CudaDevice", "Pulse", "Tell", "measure", "tuples_of"]
 
 PULSE_S = 0.2
 PROBE_S = 60.0
+LOCK_WAIT_S = 20.0  # a worker that was killed may still be leaving
 
 Tell = Callable[[str | None, float], None]
 
@@ -63,27 +65,30 @@ class CudaDevice:
 
 
 def measure(
-    job: Mapping[str, Any], image_bytes: bytes, device: Any, tell: Tell
+    job: Mapping[str, Any], parts: Mapping[str, Any], device: Any, tell: Tell
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Everything one job asks for. A machine that fails ends it early; what it answered until then is kept."""
     from . import _lib
 
     limits = job["limits"]
-    questions, plan = Questions(**_tuples(job["questions"])), TimingPlan(**_tuples(job["plan"]))
+    questions, plan = Questions(**tuples_of(job["questions"])), TimingPlan(**tuples_of(job["plan"]))
     tell(f"loading {job['name']} on {job['device_name']}", limits["load_s"])
     source = open_model(job["model"])
     weights = source.weights()
     if weights.digest != job["weights_digest"]:
         raise BuildMismatch(f"{show(job['model'])}: its weights changed while they were judged")
-    image = Image.from_bytes(image_bytes)
+    image = Image.from_bytes(parts["image"])
     build = _lib.build_info()
     facts: dict[str, Any] = {
         **device.facts(), "library_build_id": build.get("build_id"), "image_hash": image.hash, "faults": {},
     }  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
-    with device.open(image, weights, job["timeout_s"]) as machine:
+    with (
+        gpu_lock(facts["uuid"], wait_s=LOCK_WAIT_S, beat=lambda: tell("waiting for the device", PROBE_S)),
+        device.open(image, weights, job["timeout_s"]) as machine,
+    ):
         del weights
-        pulse = _Pulse(machine, tell, limits["step_s"])
+        pulse = Pulse(machine, tell, limits["step_s"], facts)
 
         def examine(when: str) -> bool:
             tell(f"questions {when} the timing on {job['device_name']}", limits["history_s"])
@@ -109,11 +114,12 @@ def measure(
     return facts, arrays
 
 
-class _Pulse:
-    """A machine that tells, between calls, that it still lives; a call may last `step_s`."""
+class Pulse:
+    """A machine that tells, between calls, that it still lives; a call may last `step_s`. A failure of the device is
+    also put in `facts`: it is no answer, and says nothing of the schedule's numbers."""
 
-    def __init__(self, machine: Any, tell: Tell, step_s: float) -> None:
-        self._machine, self._tell, self._step_s = machine, tell, step_s
+    def __init__(self, machine: Any, tell: Tell, step_s: float, facts: dict[str, Any]) -> None:
+        self._machine, self._tell, self._step_s, self._facts = machine, tell, step_s, facts
         self._last = -PULSE_S
 
     def beat(self) -> None:
@@ -129,10 +135,15 @@ class _Pulse:
 
         def call(*arguments: Any) -> Any:
             self.beat()
-            return found(*arguments)
+            try:
+                return found(*arguments)
+            except DeviceError as fault:
+                self._facts["device_fault"] = f"{fault.code}: {fault}"
+                raise
 
         return call
 
 
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+def tuples_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a record, which JSON has made lists of."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from . import _lib
 from ._lib import ffi, lib
 from .columns import Rejection
@@ -186,6 +188,15 @@ class Program:
         out.struct_size = ffi.sizeof("amk_cost_t")
         _lib.check(lib.amk_program_cost(self._require_proof(), _int32("pos", pos), out))
         return Cost(**{name: getattr(out, name) for name in Cost.__dataclass_fields__})
+
+    def task_costs(self, pos: int) -> np.ndarray:
+        """What that cost is made of: one record of amk_task_cost_t per task, in microseconds since the step began."""
+        count = ffi.new("int64_t *")
+        costs = np.zeros(self.n_tasks, _lib.table_dtype("amk_task_cost_t"))
+        out = _lib.pointer("amk_task_cost_t", costs)
+        status = lib.amk_program_task_costs(self._require_proof(), _int32("pos", pos), out, len(costs), count)
+        _lib.check(status)
+        return costs
 
     def footprint(self, task: int, pos: int = 0) -> list[Access]:
         """The byte ranges a task touches at a position, as the law table has them."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import Rejected
+from .schema import load_schema
 
 if TYPE_CHECKING:
     from .config import ScheduleConfig
@@ -91,45 +92,8 @@ def with_knob(config: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a schedule: types and shapes. Domains are checked where the program is made."""
-    from .config import FUSION_NAMES, PAGE_POLICIES, SM_POLICIES
-
-    whole = {"type": "integer"}
-    knobs = ("cols_per_warp", "cpasync", "cpa_stages", "cpa_cols")
-
-    def table(properties: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "object", "properties": properties, "additionalProperties": False}
-
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ScheduleConfig",
-        **table(
-            {
-                "tiling": table(
-                    {
-                        "gemv": table({"N_tile": {"type": "integer", "minimum": 0, "multipleOf": 8}}),
-                        "attention": table({"kv_block": {"type": "integer", "minimum": 16, "multipleOf": 16}}),
-                    }
-                ),
-                "fusion_grouping": {"type": "array", "items": {"enum": list(FUSION_NAMES)}, "uniqueItems": True},
-                "sm_assignment": {
-                    "oneOf": [
-                        {"enum": list(SM_POLICIES)},
-                        {
-                            "type": "object",
-                            "propertyNames": {"pattern": "^[0-9]+$"},
-                            "additionalProperties": {"type": "integer", "minimum": 0},
-                        },
-                    ]
-                },
-                "pipelining_depth": whole,
-                "page_allocation": {"enum": list(PAGE_POLICIES)},
-                "threads_per_block": whole,
-                "smem_bytes_per_block": whole,
-                "kernel_knobs": table({name: whole for name in knobs}),
-            }
-        ),
-    }
+    """JSON Schema (2020-12) of a schedule, as published in the package."""
+    return load_schema("ScheduleConfig")
 
 
 def _mutate(

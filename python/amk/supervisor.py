@@ -21,7 +21,7 @@ from . import errors
 from .errors import AmkError, InputError, Unavailable, WorkerDied
 from .frames import Frame, FrameReader, encode
 
-__all__ = ["run_job"]
+__all__ = ["error_of", "run_job"]
 
 START_S = 120.0  # an interpreter and numpy, on a busy machine
 GOODBYE_S = 5.0
@@ -130,7 +130,7 @@ class _Worker:
         if kind == "result" and isinstance(message.get("facts"), dict):
             return 0.0, (message["facts"], parts)
         if kind == "error":
-            raise _error_of(str(message.get("code")), str(message.get("message")))
+            raise error_of(str(message.get("code")), str(message.get("message")))
         raise WorkerDied(f"the GPU worker sent a message of kind {errors.show(kind)} while {self._doing}")
 
     def _keep_stderr(self, data: bytes) -> None:
@@ -165,7 +165,8 @@ class _Worker:
         return None
 
 
-def _error_of(code: str, message: str) -> AmkError:
+def error_of(code: str, message: str) -> AmkError:
+    """The typed error that another process reported by its code."""
     kinds = [AmkError]
     for kind in kinds:  # grows while it is walked
         kinds += kind.__subclasses__()

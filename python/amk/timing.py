@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DeviceError, NonFinite
 from .exam import Questions, draw, stored_history, stored_nan
 
-__all__ = ["Timing", "TimingMachine", "TimingPlan", "make_plan", "time_machine"]
+__all__ = ["Timing", "TimingMachine", "TimingPlan", "hide_rows", "make_plan", "time_machine"]
 
 WARM_UP_STEPS, TIMED_STEPS = 10, 100
 WINDOW_ROWS = 32  # positions that the steps go through, around the one asked for
@@ -102,7 +102,7 @@ def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: C
         if i % plan.window == 0:
             for layer, (k, v) in enumerate(history):
                 if i == 0:
-                    rows = [_hide(table, high, plan.max_seq, config.dtype) for table in (k, v)]
+                    rows = [hide_rows(table, high, plan.max_seq, config.dtype) for table in (k, v)]
                     machine.set_kv(layer, *rows)
                 else:
                     machine.set_kv(layer, k, v)
@@ -126,7 +126,7 @@ def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: C
     return Timing(np.array(us), wall_s, checked, tuple(faults))
 
 
-def _hide(rows: NDArray[Any], first: int, capacity: int, dtype: str) -> NDArray[Any]:
+def hide_rows(rows: NDArray[Any], first: int, capacity: int, dtype: str) -> NDArray[Any]:
     """The rows below `first`, and NaN in the rest of the cache, which no step may read before it wrote it."""
     groups, _, width = rows.shape
     out = np.full((groups, capacity, width), stored_nan(dtype), rows.dtype)

@@ -6,197 +6,83 @@ dict, readable text; pieces on the way go to `arguments.emit`. A verb never prin
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from .errors import BuildMismatch, DeviceError, InputError, Rejected
-from .machine import DEFAULT_GPU, default_gpu
+from .core_verbs import (
+    compile_verb,
+    doctor_verb,
+    eval_verb,
+    pick_gpu,
+    propose_verb,
+    read_json,
+    targets_verb,
+    validate_verb,
+    vars_of,
+)
+from .machine import DEFAULT_GPU
+from .verb import EXIT_CODES, Option, Outcome, Say, Tool, Verb, failure
 
-if TYPE_CHECKING:
-    from .config import ScheduleConfig
-    from .program import Image, Program
-
-__all__ = ["EXIT_CODES", "VERBS", "Option", "Outcome", "Verb", "failure"]
-
-EXIT_CODES = {
-    0: "done, and accepted",
-    1: "judged, and the answer is no: rejected or incorrect",
-    2: "usage: an argument or a file given is missing or malformed",
-    3: "a model or feature that AMK does not support",
-    4: "the environment: no GPU, driver, memory or usable library",
-    70: "an internal error of AMK",
-    130: "interrupted",
-}
-
-MAX_CONFIG_BYTES = 64 << 20
-MAX_PROGRAM_BYTES = 1 << 30
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Option:
-    flag: str  # "--gpu", or "MODEL" for a positional
-    help: str
-    kind: str = "str"  # "str" | "int" | "float" | "flag"
-    default: Any = None
-    required: bool = False
-    choices: tuple[str, ...] = ()
-
-    @property
-    def metavar(self) -> str | None:
-        return None if self.choices else self.flag.lstrip("-").upper().replace("-", "_")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    status: str
-    result: dict[str, Any] = field(default_factory=dict)
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Verb:
-    name: str
-    help: str
-    options: tuple[Option, ...]
-    run: Callable[[Namespace, Say], Outcome]
-
-
-def failure(code: int, kind: str, message: str) -> Outcome:
-    """What a verb that could not answer amounts to."""
-    status = {1: "REJECTED", 130: "INTERRUPTED"}.get(code, "ERROR")
-    return Outcome(code, status, {"error": {"code": kind, "message": message}}, message)
-
-
-# ---- verbs ----
-
-
-def _doctor(_: Namespace, __: Say) -> Outcome:
-    from .doctor import describe, diagnose
-
-    found = diagnose()
-    broken = bool(found["problems"])
-    return Outcome(4 if broken else 0, "ERROR" if broken else "OK", found, describe(found))
-
-
-def _targets(_: Namespace, __: Say) -> Outcome:
-    from .targets import TARGETS
-
-    lines = ["name      SMs  cc    GB/s   HBM GB  L2 MB  source"]
-    for target in TARGETS.values():
-        capability = f"{target.cc_major}.{target.cc_minor}"
-        lines.append(
-            f"{target.name:<9} {target.sm_count:>3}  {capability:<5} {target.hbm_gb_per_s:>5.0f}  "
-            f"{target.hbm_bytes / 1e9:>6.0f}  {target.l2_bytes / 2**20:>5.0f}  {target.source}"
-        )
-    return Outcome(0, "OK", {"targets": [target.to_dict() for target in TARGETS.values()]}, "\n".join(lines))
-
-
-def _propose(arguments: Namespace, say: Say) -> Outcome:
-    from .propose import propose
-
-    incumbent = None if arguments.incumbent is None else read_json(arguments.incumbent, "incumbent")
-    proposal = propose(arguments.MODEL, pick_gpu(arguments.gpu, say), incumbent=incumbent)
-    text = json.dumps(proposal["schedule_config"], indent=2)
-    # On the command line "schema" names the record, so the schedule's own schema goes by another key.
-    result = {("config_schema" if key == "schema" else key): value for key, value in proposal.items()}
-    return Outcome(0, "OK", result, text)
-
-
-def _validate(arguments: Namespace, say: Say) -> Outcome:
-    from .embedded import EMBEDDED
-
-    what = arguments.INPUT
-    result: dict[str, Any] = {"input": what}
-    image: Image | None = None
-    try:
-        if what in EMBEDDED or os.path.isdir(what):
-            result["kind"] = "model"
-            program, image, *_ = _lower(arguments, say)
-        else:
-            data = _read(what, MAX_PROGRAM_BYTES, "program or image")
-            result["kind"], program, image = _open_program(data, what)
-        report = program.validate()
-        rejections = [vars_of(rejection) for rejection in report.rejections]
-        if report.ok and image is None:
-            image = program.pack()
-    except (Rejected, BuildMismatch) as refusal:  # a schedule, or an image that is not what it claims to be
-        rejections = [{"code": "", "task": -1, "buffer": -1, "counter": -1, "text": str(refusal)}]
-        return _judgement({**result, "ok": False, "rejections": rejections})
-    result |= {"ok": report.ok, "rejections": rejections, "image_hash": image.hash if image else None}
-    return _judgement(result | _sizes(program))
-
-
-def _judgement(result: dict[str, Any]) -> Outcome:
-    if result["ok"]:
-        text = f"{result['input']}: VALID ({_size_text(result)}, image {result['image_hash']})"
-        return Outcome(0, "PASSED", result, text)
-    lines = [f"{result['input']}: REJECTED, {len(result['rejections'])} reported"]
-    for found in result["rejections"]:
-        ids = [f"{name} {found[name]}" for name in ("task", "buffer", "counter") if found[name] >= 0]
-        lines.append("  ".join(["", *filter(None, [found["code"], ", ".join(ids), found["text"]])]))
-    return Outcome(1, "REJECTED", result, "\n".join(lines))
-
-
-def _eval(arguments: Namespace, say: Say) -> Outcome:
-    from .evaluate import evaluate
-
-    verdict = evaluate(
-        arguments.MODEL,
-        pick_gpu(arguments.gpu, say),
-        None if arguments.config is None else read_json(arguments.config, "config"),
-        arguments.device,
-        token=arguments.token,
-        batch=arguments.batch,
-        strict=arguments.strict,
-        max_seq=arguments.max_seq,
-        position=arguments.position,
-        seed=arguments.seed,
-        progress=say,
-    )
-    accepted = verdict.valid and verdict.correct
-    return Outcome(0 if accepted else 1, verdict.status, verdict.to_dict(), verdict.to_text())
-
-
-def _compile(arguments: Namespace, say: Say) -> Outcome:
-    from .output import OutputFiles
-
-    with OutputFiles(arguments.output) as files:  # refuses before any work is done
-        program, image, schedule, gpu = _lower(arguments, say)
-        position = program.launch["max_seq"] // 2
-        cost = program.cost(position)
-        data = image.bytes
-        report = {
-            "model": arguments.MODEL,
-            "gpu": gpu,
-            "image_hash": image.hash,
-            "image_bytes": len(data),
-            **_sizes(program),
-            "schedule_config": schedule.to_dict(),
-            "schedule_id": schedule.schedule_id,
-            "launch": program.launch,
-            "rejections": [],
-            "cost": {"kind": "predicted", "position": position, **vars_of(cost)},
-        }
-        files.write_image(data)
-        files.write_report(json.dumps({"schema": "amk.report", "schema_version": 1, **report}, indent=2) + "\n")
-    result = {**report, "image": files.image_path, "report": files.report_path}
-    text = f"{files.image_path}: {len(data)} bytes, {_size_text(result)}\n"
-    text += f"{files.report_path}: image {image.hash}"
-    return Outcome(0, "PASSED", result, text)
+__all__ = [
+    "EXIT_CODES",
+    "VERBS",
+    "Option",
+    "Outcome",
+    "Say",
+    "Tool",
+    "Verb",
+    "failure",
+    "pick_gpu",
+    "read_json",
+    "vars_of",
+]
 
 
 def _generate(arguments: Namespace, say: Say) -> Outcome:
     from .generate_verb import run_generate
 
     return run_generate(arguments, say)
+
+
+def _bench(arguments: Namespace, say: Say) -> Outcome:
+    from .bench_verb import bench_verb
+
+    return bench_verb(arguments, say)
+
+
+def _report(arguments: Namespace, say: Say) -> Outcome:
+    from .report_verb import report_verb
+
+    return report_verb(arguments, say)
+
+
+def _explain(arguments: Namespace, say: Say) -> Outcome:
+    from .explain_verb import explain_verb
+
+    return explain_verb(arguments, say)
+
+
+def _results(arguments: Namespace, say: Say) -> Outcome:
+    from .results_verb import run_results
+
+    return run_results(arguments, say)
+
+
+def _jobs(arguments: Namespace, say: Say) -> Outcome:
+    from .agent.jobs_verb import jobs_verb
+
+    return jobs_verb(arguments, say)
+
+
+def _mcp(arguments: Namespace, say: Say) -> Outcome:
+    from .agent.server import mcp_verb
+
+    return mcp_verb(arguments, say)
+
+
+def _loop(arguments: Namespace, say: Say) -> Outcome:
+    from .loop_verb import run_loop_verb
+
+    return run_loop_verb(arguments, say)
 
 
 def _help(_: Namespace, __: Say) -> Outcome:
@@ -209,11 +95,14 @@ def _help(_: Namespace, __: Say) -> Outcome:
                 "required": option.required,
                 "default": False if option.kind == "flag" else option.default,
                 "choices": list(option.choices),
+                "many": option.many,
                 "help": option.help,
             }
             for option in verb.options
         ]
-        verbs.append({"name": verb.name, "help": verb.help, "options": options})
+        verbs.append(
+            {"name": verb.name, "help": verb.help, "options": options, "tools": [tool.name for tool in verb.tools]}
+        )
     codes = {str(code): meaning for code, meaning in EXIT_CODES.items()}
     lines = [f"amk {verb.name:<9} {verb.help}" for verb in VERBS]
     lines += ["", "`amk VERB --help` lists the options of one verb; exit codes:"]
@@ -221,112 +110,95 @@ def _help(_: Namespace, __: Say) -> Outcome:
     return Outcome(0, "OK", {"verbs": verbs, "exit_codes": codes}, "\n".join(lines))
 
 
-# ---- what several verbs do ----
-
-
-def pick_gpu(name: str | None, say: Say) -> str:
-    """The target asked for; else the live device; else the default, said so."""
-    if name is not None:
-        return name
-    from .targets import resolve_target
-
-    try:
-        live = resolve_target("local").name
-    except DeviceError:
-        say(f"no --gpu given and no live device: using {DEFAULT_GPU}")
-        return DEFAULT_GPU
-    chosen = default_gpu()
-    say(f"no --gpu given: using {chosen}, the live {live}")
-    return chosen
-
-
-def read_json(path: str, what: str) -> Any:
-    """A JSON file, or stdin for "-"."""
-    from .strict_json import parse_strict_json
-
-    return parse_strict_json(_read(path, MAX_CONFIG_BYTES, what), "stdin" if path == "-" else path)
-
-
-def vars_of(record: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance as plain data."""
-    from dataclasses import asdict
-
-    return asdict(record)
-
-
-def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConfig, str]:
-    from .embedded import open_model
-    from .evaluate import choose_max_seq, freeze_config, lower_and_pack
-    from .targets import resolve_target
-
-    model = arguments.MODEL if "MODEL" in arguments else arguments.INPUT
-    source = open_model(model)
-    target = resolve_target(pick_gpu(arguments.gpu, say))
-    config = None if arguments.config is None else read_json(arguments.config, "config")
-    schedule, notes = freeze_config(config, arguments.strict)
-    for note in notes:
-        say(note)
-    program, image = lower_and_pack(source, schedule, target, choose_max_seq(source, arguments.max_seq))
-    return program, image, schedule, target.name
-
-
-def _read(path: str, max_bytes: int, what: str) -> bytes:
-    from .safetensors import read_regular_file
-
-    if path != "-":
-        return read_regular_file(path, max_bytes)
-    data = sys.stdin.buffer.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise InputError(f"stdin: expected a {what} of at most {max_bytes} bytes, got more")
-    return data
-
-
-def _open_program(data: bytes, where: str) -> tuple[str, Program, Image | None]:
-    """A program in JSON starts with a brace; anything else must be an image."""
-    from .program import Image, Program
-
-    if data.lstrip()[:1] == b"{":
-        try:
-            return "program", Program.from_json(data.decode()), None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: expected UTF-8 text, got byte {data[error.start]:#04x}") from error
-    image = Image.from_bytes(data)
-    return "image", image.program(), image
-
-
-def _sizes(program: Program) -> dict[str, int]:
-    return {"tasks": program.n_tasks, "n_buffers": program.n_buffers, "n_counters": program.n_counters}
-
-
-def _size_text(sizes: dict[str, Any]) -> str:
-    return f"{sizes['tasks']} tasks, {sizes['n_buffers']} buffers, {sizes['n_counters']} counters"
-
-
 _JSON = Option("--json", "print one JSON object instead of text", "flag")
 _QUIET = Option("--quiet", "no progress on stderr", "flag")
 _GPU = Option("--gpu", f"target name (default: the live device, else {DEFAULT_GPU})")
-_CONFIG = Option("--config", "schedule as a JSON file, or - for stdin (default: the default schedule)")
+_CONFIG = Option(
+    "--config", "schedule as a JSON file, or - for stdin (default: the default schedule)", holds="ScheduleConfig"
+)
 _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dropping them with a note", "flag")
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
-_MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face checkpoint directory", required=True)
+_MODELS = "toy, toy-2L, toy-gqa, toy-qwen3, a shape at full size (0.6B, 1B, 8B), or a Hugging Face checkpoint directory"
+_MODEL = Option("MODEL", _MODELS, required=True)
+_INPUT = Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
 _DEVICE = Option("--device", "where it runs: auto, cpu, cuda or cuda:N", default="auto")
 _COMMON = (_JSON, _QUIET)
+WAIT_S = 15.0  # a tool that takes longer becomes a job
+
+_ACTIONS = ("summary", "best", "export", "plot", "check", "rebuild")  # of results
 
 VERBS: tuple[Verb, ...] = (
-    Verb("doctor", "say what this installation is and whether it is sound", _COMMON, _doctor),
-    Verb("targets", "list the GPUs known as data, with the source of their figures", _COMMON, _targets),
+    Verb(
+        "doctor",
+        "say what this installation is and whether it is sound",
+        _COMMON,
+        doctor_verb,
+        (
+            Tool(
+                "amk_doctor", "Versions, library, GPUs and environment of this installation, and what is wrong with it."
+            ),
+        ),
+    ),
+    Verb(
+        "targets",
+        "list the GPUs known as data, with the source of their figures",
+        _COMMON,
+        targets_verb,
+        (
+            Tool(
+                "amk_targets", "The GPUs that can be compiled and predicted for, as data, with their figures' sources."
+            ),
+        ),
+    ),
     Verb(
         "propose",
         "print a schedule to try next: the default, or the incumbent with one knob changed",
-        (_MODEL, _GPU, Option("--incumbent", "schedule as a JSON file, or - for stdin"), *_COMMON),
-        _propose,
+        (
+            *(_MODEL, _GPU),
+            Option("--incumbent", "schedule as a JSON file, or - for stdin", holds="ScheduleConfig"),
+            *_COMMON,
+        ),
+        propose_verb,
+        (
+            Tool(
+                "amk_propose",
+                "A schedule to evaluate next, the search space (the only values to edit) and its JSON Schema. Without "
+                "an incumbent: the default. With one: the incumbent with exactly one knob changed.",
+            ),
+        ),
     ),
     Verb(
         "validate",
         "prove a program file, an image, or the lowering of a model free of deadlocks and races",
-        (Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True), *_LOWERING, *_COMMON),
-        _validate,
+        (_INPUT, *_LOWERING, *_COMMON),
+        validate_verb,
+        (
+            Tool(
+                "amk_validate",
+                "Proves a program file, an image, or a model's lowering under a schedule free of deadlocks and races; "
+                "status REJECTED lists what was refused and why. Runs nothing.",
+                wait_s=WAIT_S,
+            ),
+        ),
+    ),
+    Verb(
+        "explain",
+        "say where the predicted time goes: critical path, waits, bytes against the floor, the next bottleneck",
+        (
+            *(_INPUT, *_LOWERING),
+            Option("--position", "context that the time is for (default: half of the cache)", "int"),
+            *_COMMON,
+        ),
+        _explain,
+        (
+            Tool(
+                "amk_explain",
+                "Where the predicted time of a model, program file or image goes: critical path, time waiting per "
+                "producer, bytes against the floor, share per opcode, and the next bottleneck in words. No GPU needed.",
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "eval",
@@ -341,7 +213,17 @@ VERBS: tuple[Verb, ...] = (
             Option("--seed", "draws the questions", "int", default=0),
             *_COMMON,
         ),
-        _eval,
+        eval_verb,
+        (
+            Tool(
+                "amk_evaluate",
+                "Judges one schedule: correct against a float64 reference, then its latency and percent of the floor. "
+                "A wrong result has no latency; latency_kind says measured-gpu or predicted. Never raises for a bad "
+                "schedule: status REJECTED names the reason. A job where it takes longer than wait_s.",
+                read_only=False,
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "compile",
@@ -352,7 +234,7 @@ VERBS: tuple[Verb, ...] = (
             Option("--output", "a directory (image.amk and report.json), or a file ending in .amk", required=True),
             *_COMMON,
         ),
-        _compile,
+        compile_verb,
     ),
     Verb(
         "generate",
@@ -373,5 +255,137 @@ VERBS: tuple[Verb, ...] = (
         ),
         _generate,
     ),
+    Verb(
+        "bench",
+        "time decode steps of models at several contexts against the floor, beside peers; only what is correct counts",
+        (
+            Option("MODEL", _MODELS, required=True, many=True),
+            Option("--contexts", "rows attended to, separated by commas (default: 1,1024,8192, as far as they fit)"),
+            _GPU,
+            Option("--device", "auto, cpu (predicts), cuda or cuda:N (measures)", default="auto"),
+            _CONFIG,
+            Option("--peers", "what to compare with: torch, or torch-eager and torch-compile by name"),
+            Option("--peer-limit", "seconds for one peer and model, compilation included", "float", default=300.0),
+            Option("--max-seq", "rows of the cache (default: the longest context)", "int"),
+            Option("--seed", "draws the questions and the tokens", "int", default=0),
+            Option("--output-file", "a .json file for the rows"),
+            Option("--plot", "a .png or .svg file; needs matplotlib"),
+            *_COMMON,
+        ),
+        _bench,
+    ),
+    Verb(
+        "report",
+        "write one self-contained HTML page of a log: trials, plots, provenance, and the commands that redo them",
+        (
+            Option("RESULTS", "results.tsv, or the journal beside it", required=True),
+            Option("--output", "a .html file", required=True),
+            *_COMMON,
+        ),
+        _report,
+    ),
+    Verb(
+        "loop",
+        "search for a faster schedule: propose, judge, keep or revert; every trial is recorded",
+        (
+            *(_MODEL, _GPU, _DEVICE),
+            Option("--budget", "trials", "int", default=8),
+            Option("--seed", "draws the proposals and the questions", "int", default=0),
+            Option("--results", "table of trials to append to; its journal lies beside it", default="results.tsv"),
+            Option("--corpus", "kept points of all loops, which order the proposals", default="corpus.jsonl"),
+            Option("--explore", "share of the trials that explore", "float", default=0.35),
+            Option("--resume", "continue the last loop of this model, gpu, seed and options", "flag"),
+            Option("--cold", "ignore the corpus", "flag"),
+            Option("--sampler", "who proposes", default="builtin", choices=("builtin", "optuna")),
+            Option("--engine", "where trials run", default="process", choices=("process", "ray", "inline")),
+            Option("--workers", "trials at once; on GPUs, one each, with --engine ray", "int", default=1),
+            _MAX_SEQ,
+            Option("--position", "context that latencies are for (default: half of --max-seq)", "int"),
+            Option("--timeout", "seconds after which a trial is ended", "float"),
+            Option("--verbose", "say each step of each trial", "flag"),
+            *_COMMON,
+        ),
+        _loop,
+        (
+            Tool(
+                "amk_loop_start",
+                "Searches for a faster schedule unattended: propose, judge, keep or revert, each trial recorded in "
+                "results.tsv before the next. Always a job: progress by amk_job_status, the best by amk_job_result.",
+                read_only=False,
+                idempotent=False,
+                wait_s=0.0,
+                hidden=("--verbose",),
+                paged=True,
+            ),
+        ),
+    ),
+    Verb(
+        "results",
+        "ask the logs of a search: what was tried, what was best, what is damaged; or repair them",
+        (
+            Option("ACTION", f"one of {', '.join(_ACTIONS)}", required=True, choices=_ACTIONS),
+            Option("RESULTS", "results file", default="results.tsv"),
+            Option("--journal", "its journal (default: the file beside it that ends in .journal.jsonl)"),
+            Option("--corpus", "corpus for check and rebuild (default: corpus.jsonl beside the results)"),
+            Option("--model", "only trials of this model"),
+            Option("--gpu", "only trials for this GPU"),
+            Option("--regime", "only trials with latencies of this kind", choices=("predicted", "measured-gpu")),
+            Option("--loop", "only trials of this loop"),
+            Option("--format", "of export", default="csv", choices=("csv", "jsonl", "md")),
+            Option("--output-file", "write there: the export, the plot (.png or .svg), or the schedule of the best"),
+            *_COMMON,
+        ),
+        _results,
+        (
+            Tool(
+                "amk_results",
+                "What loops recorded: summary per model and GPU, best (with the commands that redo it), export (every "
+                "trial, a page at a time), check (is anything damaged). Changes nothing.",
+                hidden=("--format", "--output-file"),
+                choices={"ACTION": ("summary", "best", "export", "check")},
+                paged=True,
+            ),
+        ),
+    ),
+    Verb(
+        "jobs",
+        "say what became of the jobs that an agent started: status of all or one, result, cancel",
+        (
+            Option("ACTION", "status, result or cancel", choices=("status", "result", "cancel"), required=True),
+            Option("JOB", "a job's 12 hexadecimal digits (status without it: all jobs, newest first)"),
+            Option("--wait", "seconds to wait for the end of the job", "float", default=0.0),
+            Option("--grace", "cancel: seconds from the interrupt to the kill", "float", default=10.0),
+            Option("--offset", "entries of long lists to leave out", "int", default=0),
+            Option("--limit", "entries of long lists to give", "int", default=50),
+            *_COMMON,
+        ),
+        _jobs,
+        (
+            Tool(
+                "amk_job_status",
+                "State, age and last progress lines of a job; without a job, of all jobs, newest first.",
+                fixed={"ACTION": "status"},
+                hidden=("--grace",),
+            ),
+            Tool(
+                "amk_job_result",
+                "The result of a job that has ended, long lists a page at a time; exit_code 1 and result null where "
+                "there is none (yet): the job says why.",
+                fixed={"ACTION": "result"},
+                hidden=("--grace",),
+                required=("JOB",),
+            ),
+            Tool(
+                "amk_job_cancel",
+                "Interrupts a job, which may still finish its record, and kills it after the grace.",
+                read_only=False,
+                destructive=True,
+                fixed={"ACTION": "cancel"},
+                hidden=("--wait", "--offset", "--limit"),
+                required=("JOB",),
+            ),
+        ),
+    ),
+    Verb("mcp", "serve the tools of AMK to an agent, as MCP over stdin and stdout (extra: agent)", (_QUIET,), _mcp),
     Verb("help", "list verbs, options and exit codes", _COMMON, _help),
 )

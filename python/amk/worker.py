@@ -16,13 +16,14 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from .errors import AmkError
 from .frames import Frame, FrameReader, encode
 
-__all__ = ["main"]
+__all__ = ["die_with", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _CHUNK_BYTES = 1 << 20
@@ -31,7 +32,7 @@ _pipe = -1  # the parent's, once main has taken it from stdout
 
 def main() -> None:
     """Runs one job; the exit status says nothing, the frames do."""
-    _die_with(int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid())
+    die_with(int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid())
     global _pipe
     _pipe = os.dup(1)
     os.dup2(2, 1)
@@ -40,11 +41,9 @@ def main() -> None:
     job, parts = _read_job()
     threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
     try:
-        from .measure import measure
-
         module, _, name = job.pop("device_class").partition(":")
         device = getattr(import_module(module), name)(job["device"])
-        facts, arrays = measure(job, parts["image"], device, _tell)
+        facts, arrays = _task(job.pop("task", "measure"))(job, parts, device, _tell)
         _send(encode({"kind": "result", "facts": facts}, arrays))
     except AmkError as error:
         _send(encode({"kind": "error", "code": error.code, "message": str(error)}))
@@ -56,11 +55,23 @@ def main() -> None:
     os._exit(0)  # no destructor may wait for a device that does not answer
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """From here on this process ends when `parent` does."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux: the end of stdin remains
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _task(name: str) -> Callable[..., Any]:
+    """What a job may ask for."""
+    if name == "pair":
+        from .measure_pair import measure_pair
+
+        return measure_pair
+    from .measure import measure
+
+    return measure
 
 
 def _exit_at_end_of_stdin() -> None:

@@ -121,7 +121,51 @@ TEST(replay_waits_for_tasks_that_stand_later_in_the_table) {
   CHECK_EQ(cost.streamed_bytes, 256);
 }
 
+TEST(the_costs_of_tasks_are_the_replay) {
+  for (const amk_model_t& m : small_models())
+    for (int sms : {1, 3, 132})
+      for (int32_t pos : {0, m.max_seq - 1}) {
+        const Program p = lower_model(m, default_schedule(), small_target(sms));
+        const std::vector<amk_task_cost_t> costs = predict_task_costs(p, pos);
+        CHECK_EQ(costs.size(), p.tasks.size());
+        double end_us = 0, flops = 0;
+        for (size_t i = 0; i < costs.size(); ++i) {
+          const amk_task_cost_t& c = costs[i];
+          const double want = predict_task_us({p.tasks[i], p.buffers.data(), p.bindings.data()}, p.target, pos);
+          CHECK(c.finish_us == c.start_us + want);
+          CHECK(c.start_us >= c.free_us && (c.blocker >= 0) == (c.start_us > c.free_us));
+          CHECK((c.blocker >= 0) == (c.producer >= 0));
+          end_us = std::max(end_us, c.finish_us);
+          flops += c.flops;
+          if (c.blocker < 0) continue;
+          // The blocker is one of its waits, the producer signals it, and none of the producers ends later.
+          const amk_instruction_t& task = p.tasks[i];
+          CHECK(std::count(task.wait_counter, task.wait_counter + task.n_waits, c.blocker) == 1);
+          CHECK_EQ(p.tasks[c.producer].out_counter, c.blocker);
+          CHECK(costs[c.producer].finish_us < c.start_us);
+          for (size_t j = 0; j < costs.size(); ++j)
+            if (p.tasks[j].out_counter == c.blocker) CHECK(costs[j].finish_us <= costs[c.producer].finish_us);
+        }
+        const amk_cost_t cost = predict_cost(p, pos);
+        CHECK(cost.latency_us == std::max(end_us, cost.bound_us));
+        CHECK(flops == cost.flops);
+      }
+}
+
+TEST(tasks_of_one_queue_follow_each_other) {
+  const Program p = lower_model(llama_1b(), default_schedule(), h200());
+  const std::vector<amk_task_cost_t> costs = predict_task_costs(p, 100);
+  std::vector<double> free_us(p.launch.grid, 0);
+  for (size_t i = 0; i < costs.size(); ++i) {
+    CHECK(costs[i].free_us == free_us[p.tasks[i].sm]);
+    free_us[p.tasks[i].sm] = costs[i].finish_us;
+  }
+}
+
 TEST(position_out_of_range) {
   const Program p = lower_model(toy_model(), default_schedule(), small_target(4));
-  for (int32_t pos : {-1, 256, INT32_MAX}) EXPECT_ERROR(AMK_ERR_INVALID_ARGUMENT, "pos", predict_cost(p, pos));
+  for (int32_t pos : {-1, 256, INT32_MAX}) {
+    EXPECT_ERROR(AMK_ERR_INVALID_ARGUMENT, "pos", predict_cost(p, pos));
+    EXPECT_ERROR(AMK_ERR_INVALID_ARGUMENT, "pos", predict_task_costs(p, pos));
+  }
 }

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from amk import vm, worker
+from amk import measure, vm, worker
 from amk.errors import DeviceTimeout, OutOfMemory, Rejected, Unavailable
 
 SNAPSHOT = {
     "driver_version": "1.2.3", "name": "Fake", "throttle_reasons": ["gpu_idle"], "ecc_uncorrected": 0,
     "compute_pids": [1],
 }  # fmt: skip
+
+
+measure.LOCK_WAIT_S = float(os.environ.get("FAKE_LOCK_WAIT_S", measure.LOCK_WAIT_S))
 
 
 class FakeMachine(vm.ReferenceVM):
@@ -50,7 +53,7 @@ class Faithful:
         return 4000.0
 
     def facts(self) -> dict[str, Any]:
-        return {"name": "Fake device", "uuid": "GPU-0", "l2_bytes": 1}
+        return {"name": "Fake device", "uuid": f"GPU-fake-{os.getppid()}", "l2_bytes": 1}
 
     def snapshot(self) -> dict[str, Any]:
         return dict(SNAPSHOT)
@@ -62,6 +65,53 @@ def with_machine(**methods: Any) -> type[Faithful]:
 
 def with_methods(**methods: Any) -> type[Faithful]:
     return type("Device", (Faithful,), methods)
+
+
+# --- a device whose time depends on the program alone
+
+
+class SizedMachine(FakeMachine):
+    """A step takes 300 us and 2 us more for each task, by a clock with a little noise; the work is done as well."""
+
+    def __init__(self, image: Any, weights: Any, **options: Any) -> None:
+        super().__init__(image, weights, **options)
+        self.us = 300.0 + 2.0 * image.program().n_tasks
+        self.noise = np.random.default_rng(image.program().n_tasks)
+
+    def time(self, pos: int, n: int) -> np.ndarray:
+        start = time.perf_counter()
+        with self._lock:
+            self._run(pos)
+        us = self.us * float(np.exp(float(os.environ.get("FAKE_NOISE", "0.002")) * self.noise.standard_normal()))
+        while 1e6 * (time.perf_counter() - start) < us:  # the host's clock agrees
+            pass
+        return np.full(n, us)
+
+
+class Sized(Faithful):
+    machine = SizedMachine
+
+
+class _FasterOnceMachine(SizedMachine):
+    """Programs with few tasks are fast in the first comparison that a test makes, and as slow as others after it."""
+
+    def __init__(self, image: Any, weights: Any, **options: Any) -> None:
+        super().__init__(image, weights, **options)
+        if os.path.getsize(os.path.join(os.environ["LOOP_JOBS_DIR"], "compare")) > 1:
+            self.us = 528.0
+
+
+class FasterOnce(Faithful):
+    machine = _FasterOnceMachine
+
+
+class _WrongWhenFewTasksMachine(SizedMachine):
+    def time(self, pos: int, n: int) -> np.ndarray:
+        return super().time(max(pos - 1, 0) if self.us < 500 else pos, n)
+
+
+class WrongWhenFewTasks(Faithful):
+    machine = _WrongWhenFewTasksMachine
 
 
 # --- wrong answers

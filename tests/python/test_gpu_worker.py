@@ -281,8 +281,8 @@ def test_what_is_no_frame_is_refused(data: bytes) -> None:
 
 
 def test_an_error_keeps_its_type() -> None:
-    assert type(supervisor._error_of("timeout", "x")) is amk.errors.DeviceTimeout
-    assert type(supervisor._error_of("nonsense", "x")) is WorkerDied
+    assert type(supervisor.error_of("timeout", "x")) is amk.errors.DeviceTimeout
+    assert type(supervisor.error_of("nonsense", "x")) is WorkerDied
 
 
 # --- the plan, and the record -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "python" / "amk"
 SOFT, HARD = 400, 600
 
 # room -> rooms of csrc/ it may include, besides itself, amk.h and base/.
@@ -28,6 +29,7 @@ CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h", "ops/pac
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
 PY_ARROWS = {
     "errors": set(),
+    "verb": set(),
     "strict_json": {"errors"},
     "safetensors": {"errors", "strict_json"},
     "model_config": {"errors", "strict_json"},
@@ -68,8 +70,52 @@ PY_ARROWS = {
         *{"checkpoint", "embedded", "errors", "evaluate", "machine", "safetensors", "sampling", "strict_json"},
         *{"targets", "tokenizer"},
     },
-    "propose": {"config", "embedded", "errors", "evaluate", "targets"},  # it never judges
+    "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
+    "schema": {"config", "errors", "records/trial", "verdict"},
+    "explanation": {"_lib", "errors", "program"},
+    "explain_verb": {"core_verbs", "errors", "explanation", "verb"},
+    "agent": set(),
+    "agent/processes": set(),
+    "agent/job_folder": set(),
+    "agent/child": {"agent/job_folder", "agent/processes", "cli"},
+    "agent/tools": {"agent/job_folder", "errors", "schema", "verb"},
+    "agent/jobs_verb": {"agent/jobs", "agent/tools", "errors", "verb"},
+    "agent/server": {"agent/jobs", "agent/tools", "cli", "doctor", "errors", "verb", "verbs"},
+    "agent/jobs": {"agent/job_folder", "agent/processes", "errors"},
+    "records": {"records/read", "records/store", "records/trial"},
+    "records/crc32c": set(),
+    "records/trial": {"errors"},
+    "records/lines": {"errors", "records/crc32c", "records/trial"},
+    "records/entries": {"errors", "records/lines", "records/trial"},
+    "records/calls": set(),
+    "records/read": {"errors", "records/calls", "records/entries", "records/lines", "records/trial"},
+    "records/append_log": {"errors", "records/calls"},
+    "records/audit": {
+        *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
+        *{"records/trial"},
+    },
+    "records/digest": {"records/lines", "records/trial"},
+    "results_verb": {
+        *{"errors", "records/audit", "records/digest", "records/lines", "records/read", "records/trial"},
+        *{"report/plots", "verbs"},
+    },
+    "records/store": {
+        *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
+        *{"records/trial"},
+    },
+    "report": set(),
+    "report/facts": {"records", "records/digest", "verdict"},
+    "report/canvas": {"errors"},
+    "report/plots": {"errors", "output", "records", "records/digest", "report/canvas", "report/facts"},
+    "report/history": {"records", "records/entries", "records/read"},
+    "report/page": {"errors", "records", "records/digest", "report/facts", "report/history", "report/plots"},
+    "bench_peers": {"errors"},  # it starts a peer, and imports none
+    "bench": {"bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
+    "bench_plot": {"report/canvas", "report/facts"},
+    "peers": set(),
+    "peers/torch_decode": set(),  # not of the package: a program beside it
 }
+SUB_PACKAGES = {"agent", "peers", "records", "report"}  # every file in them is listed above
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -109,28 +155,46 @@ def test_cxx_arrows(path):
 
 
 def amk_imports(path: Path) -> set[str]:
-    found = set()
+    """The modules of amk that a file imports: `name`, or `package/name` inside a sub-package."""
+    package = ["amk", *path.relative_to(PACKAGE).parent.parts]
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            if node.level == 1 and node.module:
-                found.add(node.module.split(".")[0])
-            elif node.level == 1:
-                found.update(alias.name for alias in node.names)
-            elif node.module and node.module.split(".")[0] == "amk":
-                found.update(node.module.split(".")[1:2] or [alias.name for alias in node.names])
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module or "").split(".")] if node.module else base
+            if base[:1] == ["amk"]:
+                found.update(module_of(base[1:]) or module_of([*base[1:], alias.name]) for alias in node.names)
         elif isinstance(node, ast.Import):
-            found.update(a.name.split(".")[1] for a in node.names if a.name.startswith("amk."))
-    return found
+            found.update(module_of(a.name.split(".")[1:]) for a in node.names if a.name.startswith("amk."))
+    return found - {""}
+
+
+def module_of(parts: list[str]) -> str:
+    """["records", "store", ...] -> "records/store"; a name that is no module belongs to the package before it."""
+    if len(parts) > 1 and parts[0] in SUB_PACKAGES and (PACKAGE / parts[0] / f"{parts[1]}.py").exists():
+        return f"{parts[0]}/{parts[1]}"
+    return parts[0] if parts else ""
+
+
+def module_path(module: str) -> Path:
+    return PACKAGE / module / "__init__.py" if module in SUB_PACKAGES else PACKAGE / f"{module}.py"
 
 
 @pytest.mark.parametrize("module", sorted(PY_ARROWS))
 def test_python_arrows(module):
-    path = ROOT / "python" / "amk" / f"{module}.py"
-    assert amk_imports(path) <= PY_ARROWS[module], f"{module} imports {amk_imports(path) - PY_ARROWS[module]}"
+    found = amk_imports(module_path(module))
+    assert found <= PY_ARROWS[module], f"{module} imports {found - PY_ARROWS[module]}"
+
+
+def test_every_file_of_a_sub_package_has_its_arrows():
+    files = {p.relative_to(PACKAGE).with_suffix("").as_posix() for p in PACKAGE.glob("*/*.py")}
+    assert {name.removesuffix("/__init__") for name in files} == {
+        name for name in PY_ARROWS if module_path(name).parent != PACKAGE
+    }
 
 
 def test_only_lib_talks_to_cffi():
-    for path in (ROOT / "python" / "amk").glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         if path.name not in {"_lib.py", "_amk_abi.py"}:
             assert not re.search(r"^\s*(import|from)\s+_?cffi", source, re.M), path.name

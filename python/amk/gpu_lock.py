@@ -1,0 +1,119 @@
+"""Who times a GPU: an advisory lock per device, so that two runs of one user never time each other.
+
+In: a device's UUID, or another name. Out: a context in which no other process of this user holds that name. It is a
+flock on a small file that is never removed, so it ends with its holder however that ends. A process counts as the
+holder too if one of its ancestors is: a loop holds the device, and its workers time on it.
+It does not keep out other users, or programs that do not ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import DeviceBusy, InputError, show
+
+__all__ = ["gpu_lock", "lock_directory", "name_lock"]
+
+_POLL_S = 0.1
+_BEAT_S = 1.0
+_MAX_ANCESTORS = 64
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+def gpu_lock(
+    uuid: str, *, wait_s: float = 0.0, beat: Callable[[], None] = lambda: None
+) -> contextlib.AbstractContextManager[None]:
+    """Holds a device for timing. DeviceBusy, naming the holder's pid, if another still has it after `wait_s`."""
+    return name_lock(f"gpu-{uuid}", f"GPU {uuid}: it is being timed", wait_s=wait_s, beat=beat)
+
+
+@contextlib.contextmanager
+def name_lock(name: str, busy: str, *, wait_s: float = 0.0, beat: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds `name`; `busy` begins the sentence of DeviceBusy. `beat` is called while waiting."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"lock: expected a name of letters, digits, '.', '_' and '-', got {show(name)}")
+    path = lock_directory() / f"{name}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _acquire(handle, path, busy, wait_s, beat):
+            yield
+            return
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)  # before it is let go: the file never names one that no longer holds it
+    finally:
+        os.close(handle)
+
+
+def lock_directory() -> Path:
+    """Of this user alone: in the runtime directory of the system where there is one, else in the user's cache."""
+    runtime = Path(f"/run/user/{os.getuid()}")
+    if _is_ours(runtime):
+        base = runtime
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME", "")
+        base = Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()
+    directory = base / "amk" / "locks"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(path, os.W_OK | os.X_OK)
+
+
+def _acquire(handle: int, path: Path, busy: str, wait_s: float, beat: Callable[[], None]) -> bool:
+    """True once it is ours, False where an ancestor has it."""
+    end = time.monotonic() + wait_s
+    next_beat = 0.0
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        holder = _holder(handle)
+        if holder in _ancestors():
+            return False
+        now = time.monotonic()
+        if now >= end:
+            who = f"process {holder}" if holder else "another process"
+            raise DeviceBusy(f"{busy} by {who} ({path})")
+        if now >= next_beat:
+            next_beat = now + _BEAT_S
+            beat()
+        time.sleep(_POLL_S)
+
+
+def _holder(handle: int) -> int:
+    text = os.pread(handle, 32, 0).split(b"\n")[0]
+    return int(text) if text.isdigit() else 0
+
+
+def _ancestors() -> set[int]:
+    """Parents of this process, from /proc; on a system without it, the nearest."""
+    found: set[int] = set()
+    pid = os.getppid()
+    while pid > 0 and len(found) < _MAX_ANCESTORS:
+        found.add(pid)
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                pid = int(file.read().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
