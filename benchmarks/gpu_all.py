@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--source", help="what was built, where this is not its git checkout")
     parser.add_argument("--sanitize", action="store_true", help="also under compute-sanitizer's four tools")
     parser.add_argument("--shapes", nargs="*", default=[], help="0.6B 1B 8B")
-    parser.add_argument("--bench", nargs="*", default=[], help="more arguments of gpu_bench, as threads=512")
+    parser.add_argument("--bench", nargs="*", default=[], help="more arguments of gpu_bench, as pipelining_depth=8")
     parser.add_argument(
         "--peer-limit-s", type=float, default=120, help="seconds for one shape and version; 0: no peers"
     )

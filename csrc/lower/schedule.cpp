@@ -100,9 +100,6 @@ void check_schedule(const amk_schedule_t& s, const amk_target_t& target) {
             "V26: page_allocation is %d, allowed: %d (none), %d (linear), %d (graph_color)", s.page_policy,
             AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR);
   for (const LaunchKnob& knob : kLaunchKnobs) check_launch_knob(s, knob);
-  AMK_CHECK(s.smem_bytes_per_block <= target.smem_optin_bytes, AMK_ERR_REJECTED,
-            "V26: smem_bytes_per_block is %d, but target %s offers %d", s.smem_bytes_per_block, target.name,
-            target.smem_optin_bytes);
   AMK_CHECK(s.threads_per_block <= target.max_threads_per_block, AMK_ERR_REJECTED,
             "V26: threads_per_block is %d, but target %s allows %d", s.threads_per_block, target.name,
             target.max_threads_per_block);

@@ -2,7 +2,7 @@
 
 In: a model, a target, and perhaps the best schedule so far. Out: plain data that an agent can read and edit. Only live
 knobs are listed: each value offered changes the emitted program, and a test proves it for every one of them.
-Launch knobs are carried by the schedule but select nothing in this build, so they are not offered.
+The ring's knobs are offered as far as their values agree with each other; direct loads (cpasync = 0) are an ablation.
 This module imports nothing heavy, so that `import amk` stays cheap; it never judges.
 """
 
@@ -25,6 +25,8 @@ __all__ = ["config_schema", "propose", "search_space", "with_knob"]
 
 _N_TILES = (0, 8, 16, 32, 64, 128, 256)
 _KV_BLOCKS = (16, 32, 64, 128, 256)
+_RING_DEPTHS = (2, 3, 4, 5, 6, 8)  # slots on their way: one stage of the ring has eight
+_RING_STAGES = (0, 1, 2)  # slots per warp: all that fit, one, two
 
 
 def search_space(target: str | GpuTarget) -> dict[str, list[Any]]:
@@ -45,6 +47,8 @@ def search_space(target: str | GpuTarget) -> dict[str, list[Any]]:
         "fusion_grouping": _distinct(groupings),
         "sm_assignment": _distinct([default.sm_assignment, *SM_POLICIES]),
         "page_allocation": _distinct([default.page_allocation, *PAGE_POLICIES]),
+        "pipelining_depth": _distinct([default.pipelining_depth, *_RING_DEPTHS]),
+        "kernel_knobs.cpa_stages": _distinct([default.kernel_knobs["cpa_stages"], *_RING_STAGES]),
     }
 
 

@@ -59,6 +59,22 @@ def _config() -> dict[str, Any]:
     def built(value: int) -> dict[str, Any]:
         return {"type": "integer", "enum": [value]}  # the variants that the build has
 
+    def of_ring(path: str, value: int) -> dict[str, Any]:
+        """Where there is no ring, a knob of it keeps its default."""
+        *parents, name = path.split(".")
+        inner: dict[str, Any] = {"properties": {name: {"const": value}}}
+        for parent in parents:
+            inner = {"properties": {parent: inner}}
+        return inner
+
+    no_ring = {"properties": {"kernel_knobs": {"properties": {"cpasync": {"const": 0}}, "required": ["cpasync"]}},
+               "required": ["kernel_knobs"]}  # fmt: skip
+    ring = {
+        "pipelining_depth": default.pipelining_depth,
+        "smem_bytes_per_block": default.smem_bytes_per_block,
+        "kernel_knobs.cpa_stages": default.kernel_knobs["cpa_stages"],
+    }
+
     return {
         "$schema": _DIALECT,
         "title": "ScheduleConfig",
@@ -90,13 +106,21 @@ def _config() -> dict[str, Any]:
                         },
                     ]
                 },
-                "pipelining_depth": built(default.pipelining_depth),
+                "pipelining_depth": {**whole(1, 64, 1), "description": "slots of the ring on their way at a time"},
                 "page_allocation": {"enum": list(PAGE_POLICIES)},
                 "threads_per_block": built(default.threads_per_block),
-                "smem_bytes_per_block": built(default.smem_bytes_per_block),
-                "kernel_knobs": table({name: built(value) for name, value in default.kernel_knobs.items()}),
+                "smem_bytes_per_block": {**whole(0, 1 << 20, 1), "description": "0: all that the device offers"},
+                "kernel_knobs": table(
+                    {
+                        **{name: built(value) for name, value in default.kernel_knobs.items()},
+                        "cpasync": {**whole(0, 1, 1), "description": "1: weights stream through a ring, 0: loaded"},
+                        "cpa_stages": {**whole(0, 8, 1), "description": "slots per warp; 0: as many as fit"},
+                    }
+                ),
             }
         ),
+        "if": no_ring,
+        "then": {"allOf": [of_ring(path, value) for path, value in ring.items()]},
     }
 
 

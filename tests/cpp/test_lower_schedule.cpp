@@ -55,7 +55,7 @@ TEST(values_outside_are_rejected_naming_the_field) {
       {"threads_per_block", &amk_schedule_t::threads_per_block, 128},
       {"threads_per_block", &amk_schedule_t::threads_per_block, 0},
       {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, -1},
-      {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 300000},
+      {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, (1 << 20) + 1},
       {"kernel_knobs.cols_per_warp", &amk_schedule_t::cols_per_warp, 4},
       {"kernel_knobs.cpasync", &amk_schedule_t::cpasync, 2},
       {"kernel_knobs.cpa_stages", &amk_schedule_t::cpa_stages, 9},

@@ -81,6 +81,7 @@ def test_every_offered_value_is_still_correct(path: str, value: Any) -> None:
 def test_the_space_lists_live_knobs_only() -> None:
     assert set(SPACE) == {
         "tiling.gemv.N_tile", "tiling.attention.kv_block", "fusion_grouping", "sm_assignment", "page_allocation",
+        "pipelining_depth", "kernel_knobs.cpa_stages",
     }  # fmt: skip
     assert all(knob(path, values[0]) == DEFAULT for path, values in SPACE.items()), "the default comes first"
     for target in amk.TARGETS:
@@ -151,7 +152,7 @@ def test_an_explicit_map_is_only_traded_for_a_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    "incumbent", [{"tiling": {"gemv": {"N_tile": 17}}}, {"magic": 1}, [], "best", 3, {"pipelining_depth": 4}], ids=str
+    "incumbent", [{"tiling": {"gemv": {"N_tile": 17}}}, {"magic": 1}, [], "best", 3, {"pipelining_depth": 65}], ids=str
 )
 def test_an_illegal_incumbent_is_rejected(incumbent: Any) -> None:
     with pytest.raises(Rejected):

@@ -85,6 +85,10 @@ def multiple_of(step, count):
     return lambda rng: step * rng.randrange(count) if rng.random() < 0.6 else some_integer(rng)
 
 
+def below(end):
+    return lambda rng: rng.randrange(-1, end) if rng.random() < 0.85 else some_integer(rng)
+
+
 def built(value):
     return lambda rng: value if rng.random() < 0.85 else some_integer(rng)
 
@@ -95,13 +99,13 @@ KNOBS = {
     ("fusion_grouping",): some_fusions,
     ("sm_assignment",): lambda rng: some_map(rng) if rng.random() < 0.5 else rng.choice(
         ["round_robin", "load_balance", "explicit", "Round_Robin"]),
-    ("pipelining_depth",): built(0),
+    ("pipelining_depth",): below(67),
     ("page_allocation",): lambda rng: rng.choice(["none", "linear", "graph_color", "linear ", "NONE"]),
     ("threads_per_block",): built(256),
-    ("smem_bytes_per_block",): built(0),
+    ("smem_bytes_per_block",): lambda rng: rng.choice([0, 0, 1, 200_000, 1 << 20, (1 << 20) + 1, -1]),
     ("kernel_knobs", "cols_per_warp"): built(0),
-    ("kernel_knobs", "cpasync"): built(0),
-    ("kernel_knobs", "cpa_stages"): built(0),
+    ("kernel_knobs", "cpasync"): below(3),
+    ("kernel_knobs", "cpa_stages"): below(11),
     ("kernel_knobs", "cpa_cols"): built(0),
 }  # fmt: skip
 
