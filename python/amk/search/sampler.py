@@ -9,6 +9,7 @@ elsewhere first.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,11 @@ class Space:
 
     def point(self, index: int) -> ScheduleConfig:
         """The config of one number in 0..size-1."""
-        table = self._default
+        table = copy.deepcopy(self._default)
         for path, values in self.knobs.items():
             index, digit = divmod(index, len(values))
-            table = with_knob(table, path, values[digit])
+            *parents, last = path.split(".")
+            _at(table, parents)[last] = values[digit]
         return ScheduleConfig.from_dict(table, strict=True)[0]
 
     def neighbours(self, config: ScheduleConfig) -> Iterator[tuple[str, Any, ScheduleConfig]]:
@@ -110,7 +112,9 @@ class BuiltinSampler:
         wanted: dict[str, int] = {}
         for config in self._prior:
             for path in self._space.knobs:
-                wanted.setdefault(with_value(table, path, _at(config.to_dict(), path)).schedule_id, len(wanted))
+                wanted.setdefault(
+                    with_value(table, path, _at(config.to_dict(), path.split("."))).schedule_id, len(wanted)
+                )
         moves = []
         for path, value, config in self._space.neighbours(incumbent):
             name = config.schedule_id
@@ -139,8 +143,8 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def _at(table: Mapping[str, Any], path: str) -> Any:
+def _at(table: Mapping[str, Any], path: Sequence[str]) -> Any:
     value: Any = table
-    for name in path.split("."):
+    for name in path:
         value = value[name]
     return value

@@ -9,6 +9,7 @@ It starts no thread and ends with its parent; so do its children.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -44,14 +45,31 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     for name in _PRELOADED:
         import_module(name)
-    from ..config import ScheduleConfig
-
-    ScheduleConfig.default()
+    _warm_up()
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, every page of this process
     _send(pipe, {"kind": "ready"})
     reader = FrameReader()
     while data := os.read(0, _CHUNK_BYTES):
         for job, _ in reader.feed(data):
             _send(pipe, {"kind": "ended", "how": _run(pipe, job)})
+
+
+def _warm_up() -> None:
+    """Judges the smallest model once: what is set up at first use is then there for every child. Not fatal: a child
+    will say what is wrong. The reference's answers are not kept, and no device is asked for."""
+    from ..evaluate import evaluate
+
+    kept = os.environ.get("AMK_CACHE_DIR")
+    os.environ["AMK_CACHE_DIR"] = os.devnull  # no directory: the cache is off
+    try:
+        evaluate("toy", "h200", device="cpu", max_seq=16)
+    except AmkError:
+        pass
+    finally:
+        os.environ.pop("AMK_CACHE_DIR")
+        if kept is not None:
+            os.environ["AMK_CACHE_DIR"] = kept
 
 
 def _run(pipe: int, job: dict[str, Any]) -> str:
