@@ -38,7 +38,7 @@ class Option:
 
     @property
     def metavar(self) -> str | None:
-        return None if self.choices else self.flag.lstrip("-").upper().replace("-", "_")
+        return None if self.choices and self.flag.startswith("-") else self.flag.lstrip("-").upper().replace("-", "_")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,12 @@ def _loop(arguments: Namespace, say: Say) -> Outcome:
     return run_loop_verb(arguments, say)
 
 
+def _results(arguments: Namespace, say: Say) -> Outcome:
+    from .results_verb import run_results
+
+    return run_results(arguments, say)
+
+
 def _help(_: Namespace, __: Say) -> Outcome:
     verbs = []
     for verb in VERBS:
@@ -80,6 +86,7 @@ _MODEL = Option("MODEL", "toy, toy-2L, toy-gqa, toy-qwen3, or a Hugging Face che
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
 _DEVICE = Option("--device", "where it runs", default="auto", choices=("auto", "cpu", "cuda"))
 _COMMON = (_JSON, _QUIET)
+_ACTIONS = ("summary", "best", "export", "plot", "check", "rebuild")
 
 VERBS: tuple[Verb, ...] = (
     Verb("doctor", "say what this installation is and whether it is sound", _COMMON, doctor_verb),
@@ -163,6 +170,24 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _loop,
+    ),
+    Verb(
+        "results",
+        "ask the logs of a search: what was tried, what was best, what is damaged; or repair them",
+        (
+            Option("ACTION", f"one of {', '.join(_ACTIONS)}", required=True, choices=_ACTIONS),
+            Option("RESULTS", "results file", default="results.tsv"),
+            Option("--journal", "its journal (default: the file beside it that ends in .journal.jsonl)"),
+            Option("--corpus", "corpus for check and rebuild (default: corpus.jsonl beside the results)"),
+            Option("--model", "only trials of this model"),
+            Option("--gpu", "only trials for this GPU"),
+            Option("--regime", "only trials with latencies of this kind", choices=("predicted", "measured-gpu")),
+            Option("--loop", "only trials of this loop"),
+            Option("--format", "of export", default="csv", choices=("csv", "jsonl", "md")),
+            Option("--output-file", "write there: the export, the plot (.png or .svg), or the schedule of the best"),
+            *_COMMON,
+        ),
+        _results,
     ),
     Verb("help", "list verbs, options and exit codes", _COMMON, _help),
 )

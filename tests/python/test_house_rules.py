@@ -79,6 +79,15 @@ PY_ARROWS = {
     "records/calls": set(),
     "records/read": {"errors", "records/calls", "records/entries", "records/lines", "records/trial"},
     "records/append_log": {"errors", "records/calls"},
+    "records/audit": {
+        *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
+        *{"records/trial"},
+    },
+    "records/digest": {"records/lines", "records/trial"},
+    "results_verb": {
+        *{"errors", "records/audit", "records/digest", "records/lines", "records/read", "records/trial", "report"},
+        *{"verbs"},
+    },
     "records/store": {
         *{"errors", "records/append_log", "records/calls", "records/entries", "records/lines", "records/read"},
         *{"records/trial"},

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..errors import InputError, StoreError
 from .calls import FileCalls
@@ -24,6 +25,7 @@ __all__ = ["LOCK_TIMEOUT_S", "MIN_FREE_BYTES", "AppendLog"]
 MIN_FREE_BYTES = 16 << 20
 LOCK_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 16
+_READ_BYTES = 1 << 22
 _LONGEST_WAIT_S = 0.005  # between two attempts at the lock
 _NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -108,7 +110,7 @@ class AppendLog:
 
     def prepare(self) -> None:
         """With the lock held: the file exists with its header, ends in a whole line, and its name is on the disk."""
-        self._require_sound()
+        self.require_sound()
         with self._told("open"):
             handle = self._open_log()
             try:
@@ -119,7 +121,7 @@ class AppendLog:
 
     def append(self, line: bytes) -> None:
         """With the lock held: whole lines are on the disk on return. StoreError: they are not, or the log failed."""
-        self._require_sound()
+        self.require_sound()
         with self._told("append to"):
             handle = self._open_log()
             try:
@@ -154,7 +156,8 @@ class AppendLog:
         self.failed = f"the disk did not confirm a write: {error.strerror or error}"
         raise StoreError(f"{self.path}: {self.failed}; nothing more is appended") from error
 
-    def _require_sound(self) -> None:
+    def require_sound(self) -> None:
+        """StoreError once an fsync has failed."""
         if self.failed is not None:
             raise StoreError(f"{self.path}: {self.failed}; nothing more is appended")
 
@@ -169,9 +172,10 @@ class AppendLog:
             self._create()
             handle = self._open(self.path, flags)
         try:
-            if not stat.S_ISREG(self._calls.fstat(handle).st_mode):
+            status = self._calls.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{self.path}: expected a regular file, got something else")
-            found = self._calls.pread(handle, len(self._header), 0)
+            found = self._pread(handle, min(len(self._header), status.st_size), 0)
             if found != self._header:
                 what = "an empty file" if not found else f"{found[:40]!r}"
                 raise InputError(f"{self.path}: expected a file that begins with {self._header[:40]!r}..., got {what}")
@@ -182,22 +186,28 @@ class AppendLog:
 
     def _create(self) -> None:
         """The header under another name, on the disk, then linked into place: of several makers, one wins whole."""
+        with self._written_aside([self._header]) as temporary, contextlib.suppress(FileExistsError):
+            self._calls.link(temporary, self.path)
+        self._sync_folder()
+
+    @contextlib.contextmanager
+    def _written_aside(self, lines: Iterable[bytes]) -> Iterator[str]:
+        """A file beside the log with these lines, on the disk; gone in the end, unless it was renamed."""
         name = f".{os.path.basename(self.path)}.{os.getpid()}.{os.urandom(6).hex()}.tmp"
         temporary = os.path.join(self._folder, name)
         handle = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             try:
-                if self._calls.write(handle, self._header) != len(self._header):
-                    raise OSError(errno.ENOSPC, "short write of the header")
+                for line in lines:
+                    if self._calls.write(handle, line) != len(line):
+                        raise OSError(errno.ENOSPC, "short write of a new file")
                 self._calls.fsync(handle)
             finally:
                 self._close(handle)
-            with contextlib.suppress(FileExistsError):
-                self._calls.link(temporary, self.path)
+            yield temporary
         finally:
             with contextlib.suppress(OSError):
                 self._calls.unlink(temporary)
-        self._sync_folder()
 
     def _sync_folder(self) -> None:
         handle = self._open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -252,11 +262,31 @@ class AppendLog:
         finally:
             self._close(copy)
 
+    # ---- replacing ----
+
+    def replace(self, lines: Iterable[bytes], *, keep_old: bool) -> str | None:
+        """With the lock held: the log is the header and these lines, or what it was. Returns where that is kept."""
+        self.require_sound()
+        kept = None
+        with self._told("replace"):
+            if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise InputError(f"{self.path}: expected a regular file or none, got something else")
+            with self._written_aside(itertools.chain([self._header], lines)) as temporary:
+                number = 1
+                while keep_old and kept is None:
+                    with contextlib.suppress(FileExistsError):
+                        self._calls.link(self.path, f"{self.path}.old.{number}")
+                        kept = f"{self.path}.old.{number}"
+                    number += 1
+                self._calls.rename(temporary, self.path)
+            self._sync_folder()
+        return kept
+
     # ---- questions ----
 
     def check_writable(self) -> None:
         """StoreError unless the file can be opened for append and 16 MiB are free beside it."""
-        self._require_sound()
+        self.require_sound()
         with self._told("append to"):
             self._close(self._open_log())
             found = self._calls.statvfs(self._folder)
@@ -265,14 +295,14 @@ class AppendLog:
             raise StoreError(f"{self.path}: expected {MIN_FREE_BYTES >> 20} MiB of free space, got {free >> 10} KiB")
 
     def read_from(self, start: int, inode: int) -> tuple[bytes, int, int]:
-        """(bytes from `start`, size, inode); from 0 where the file is not that of `inode`, or is shorter."""
+        """(at most 4 MiB from `start`, size, inode); from 0 where the file is not that of `inode`, or is shorter."""
         with self._told("read"):
             handle = self._open_log()
             try:
                 found = self._calls.fstat(handle)
                 if found.st_ino != inode or found.st_size < start:
                     start = 0
-                data = self._pread(handle, found.st_size - start, start) if start < found.st_size else b""
+                data = self._pread(handle, min(found.st_size - start, _READ_BYTES), start)
             finally:
                 self._close(handle)
         return data, found.st_size, found.st_ino

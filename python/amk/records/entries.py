@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-from .lines import read_json_line
-from .trial import Trial, plain, require_loop
+from ..errors import InputError, show
+from .lines import intact_json, read_json_line
+from .trial import Trial, plain, require_loop, require_trial_id
 
 __all__ = [
     "Entry",
     "corpus_entry",
+    "corpus_id",
     "end_entry",
+    "end_id",
     "ended_ids",
     "loop_entry",
     "read_corpus_line",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _ENDED = re.compile(rb'^\{"kind":"end","writer":"[0-9a-f]{16}","seq":\d+,"trial":\{"trial_id":"([0-9a-f-]+)"', re.M)
+_IN_CORPUS = re.compile(rb'\{"kind":"corpus","trial":\{"trial_id":"([0-9a-f-]+)"')
 _WRITER = re.compile(r"[0-9a-f]{16}")
 _START_TYPES = {"trial_id": str, "loop": str, "experiment": int, "schedule_id": str, "schedule_config": dict}
 _KEYS = {
@@ -49,6 +52,8 @@ class Entry:
 
 def loop_entry(loop: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """InputError: no loop id, no plain data, or a fact named as the record's own keys are."""
+    if not isinstance(facts, Mapping):
+        raise InputError(f"loop: expected facts as an object, got {show(facts)}")
     clash = {"kind", "loop"} & set(facts)
     if clash:
         raise InputError(f"loop: expected facts under other names than kind and loop, got {sorted(clash)[0]!r}")
@@ -59,12 +64,15 @@ def start_entry(
     trial_id: str, loop: str, experiment: int, schedule_id: str, schedule_config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """InputError for what could not become a trial later."""
-    if trial_id != f"{require_loop(loop)}-{experiment:06d}":
-        raise InputError(f"start: expected the trial_id '{loop}-{experiment:06d}', got {trial_id!r:.80}")
-    config = plain(schedule_config, "schedule_config")
+    require_trial_id(trial_id, loop, experiment)
+    if not isinstance(schedule_id, str) or not isinstance(schedule_config, Mapping):
+        raise InputError(f"start of {trial_id}: expected text and an object for its schedule_id and schedule_config")
     return {
         **{"trial_id": trial_id, "loop": loop, "experiment": experiment},
-        **{"schedule_id": plain(schedule_id, "schedule_id"), "schedule_config": config},
+        **{
+            "schedule_id": plain(schedule_id, "schedule_id"),
+            "schedule_config": plain(schedule_config, "schedule_config"),
+        },
     }
 
 
@@ -113,6 +121,18 @@ def read_entry(line: bytes) -> Entry | None:
 def ended_ids(data: bytes) -> set[str]:
     """The ids in whatever looks like an end: all that are there, and perhaps some whose line is damaged."""
     return {found.decode("ascii") for found in _ENDED.findall(data)}
+
+
+def end_id(line: bytes) -> str | None:
+    """The trial of what looks like an end."""
+    found = _ENDED.match(line)
+    return None if found is None else found[1].decode("ascii")
+
+
+def corpus_id(line: bytes) -> str | None:
+    """The trial of a line of the corpus, if its CRC is right."""
+    found = _IN_CORPUS.match(line)
+    return None if found is None or intact_json(line) is None else found[1].decode("ascii")
 
 
 def _trial(record: Mapping[str, Any]) -> Trial | None:

@@ -26,9 +26,11 @@ __all__ = [
     "TSV_HEADER",
     "cells",
     "escape",
+    "intact_json",
     "json_line",
     "read_json_line",
     "read_row",
+    "row_id",
     "row_line",
     "unescape",
 ]
@@ -39,12 +41,14 @@ TSV_COLUMNS = (
     *("schedule_id", "kernel_id", "description", "trial_id", "time_utc", "duration_s"),
     *("image_hash", "driver", "device_name", "crc"),
 )
+_ID_COLUMN = TSV_COLUMNS.index("trial_id")
 _PROVENANCE = ("image_hash", "driver", "device_name")
 _NUMBERS = ("latency_us", "pct_of_roofline", "duration_s")
 
 _JSON_END = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
 _ROW_END = re.compile(rb"\t([0-9a-f]{8})\Z")
 _ESCAPE = re.compile(r"\\(?:([\\tnr])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))?")
+_NEVER_RAW = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028\\u2029]")  # what could end a line for some reader
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _LONG = {escaped[1]: char for char, escaped in _SHORT.items()}
 
@@ -62,10 +66,18 @@ def json_line(record: Mapping[str, Any]) -> bytes:
     return _bounded(b'%b,"crc":"%08x"}\n' % (head, crc32c(head)))
 
 
-def read_json_line(line: bytes) -> dict[str, Any] | None:
-    """The record of a line without its LF, or None: whatever the bytes are."""
+def intact_json(line: bytes) -> bytes | None:
+    """The line without its LF and its last field, if that is the right CRC."""
     end = _JSON_END.search(line)
     if end is None or crc32c(line[: end.start()]) != int(end[1], 16):
+        return None
+    return line[: end.start()]
+
+
+def read_json_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line without its LF, or None: whatever the bytes are."""
+    head = intact_json(line)
+    if head is None:
         return None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def read_json_line(line: bytes) -> dict[str, Any] | None:
         return result
 
     try:
-        value = json.loads(line[: end.start()].decode("ascii") + "}", object_pairs_hook=unique)
+        value = json.loads(head.decode("ascii") + "}", object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -140,9 +152,12 @@ def read_row(line: bytes) -> Trial | None:
     if end is None or crc32c(line[: end.start()]) != int(end[1], 16):
         return None
     try:
-        given = [unescape(cell) for cell in line[: end.start()].decode("utf-8").split("\t")]
+        text = line[: end.start()].decode("utf-8")
     except UnicodeDecodeError:
         return None
+    if _NEVER_RAW.search(text):
+        return None
+    given = [unescape(cell) for cell in text.split("\t")]
     if len(given) != len(TSV_COLUMNS) - 1 or None in given:
         return None
     values: dict[str, Any] = dict(zip(TSV_COLUMNS, given, strict=False))
@@ -155,6 +170,15 @@ def read_row(line: bytes) -> Trial | None:
         return Trial(**values, schedule_config={}, verdict=verdict, comparison={}, shape={})
     except (InputError, ValueError):
         return None
+
+
+def row_id(line: bytes) -> str | None:
+    """The trial_id of a row without its LF, if its CRC is right."""
+    end = _ROW_END.search(line)
+    if end is None or crc32c(line[: end.start()]) != int(end[1], 16):
+        return None
+    given = line.split(b"\t")
+    return given[_ID_COLUMN].decode("utf-8", "replace") if len(given) == len(TSV_COLUMNS) else None
 
 
 def _canonical(read: Any, write: Any, text: str) -> Any:

@@ -12,14 +12,14 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
+from ..errors import AmkError, InputError
 from .calls import FileCalls
-from .entries import Entry, read_corpus_line, read_entry
-from .lines import CORPUS_HEADER, JOURNAL_HEADER, MAX_LINE_BYTES, TSV_HEADER, read_row
+from .entries import Entry, corpus_id, end_id, read_corpus_line, read_entry
+from .lines import CORPUS_HEADER, JOURNAL_HEADER, MAX_LINE_BYTES, TSV_HEADER, read_row, row_id
 from .trial import Trial
 
 __all__ = ["Log", "Tally", "journal_beside", "read_corpus", "read_trials", "read_trials_tallied"]
@@ -43,9 +43,17 @@ class Tally:
 class Log:
     """One log, opened for reading: its kind, and its lines after the header, one at a time."""
 
-    def __init__(self, path: str, *, kind: str | None = None, calls: FileCalls | None = None) -> None:
-        """InputError: no file that can be read, or not a log of AMK, or one of another kind."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        kind: str | None = None,
+        calls: FileCalls | None = None,
+        trouble: type[AmkError] = InputError,
+    ) -> None:
+        """InputError: not a log of AMK, or one of another kind; `trouble`: it cannot be read."""
         self.path = path
+        self._trouble = trouble
         self.tally = Tally()
         calls = calls or FileCalls()
         try:
@@ -57,7 +65,7 @@ class Log:
             first = self._stream.readline(MAX_LINE_BYTES)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise InputError(f"{path!r}: expected a file that can be read: {why}") from error
+            raise trouble(f"{path!r}: expected a file that can be read: {why}") from error
         self.kind = _KINDS.get(first, "")
         if not self.kind or (kind is not None and self.kind != kind):
             expected = f"a {kind} file" if kind else "a results, journal or corpus file"
@@ -83,7 +91,7 @@ class Log:
         try:
             return self._stream.readline(MAX_LINE_BYTES)
         except OSError as error:
-            raise InputError(f"{self.path!r}: expected a file that can be read: {error.strerror}") from error
+            raise self._trouble(f"{self.path!r}: expected a file that can be read: {error.strerror}") from error
 
     def __enter__(self) -> Log:
         return self
@@ -95,20 +103,29 @@ class Log:
         with contextlib.suppress(OSError):
             self._stream.close()
 
-    def entries(self) -> Iterator[Entry]:
-        """The records of a journal, each end once."""
+    def entries(self, *, repeats: bool = False, without: Container[str] = ()) -> Iterator[Entry]:
+        """The records of a journal, each end once unless `repeats`, and none of the trials in `without`."""
         seen: set[str] = set()
         for line in self:
+            if without and end_id(line) in without:
+                continue
             entry = read_entry(line)
             if entry is None:
                 self.tally.bad_lines += 1
-            elif entry.trial is None or self._is_new(entry.trial, seen):
+            elif entry.trial is None or self._is_new(entry.trial, seen) or repeats:
                 yield entry
 
-    def trials(self) -> Iterator[Trial]:
-        """The trials of a log of any kind, each once."""
+    def intact_ids(self) -> Iterator[str]:
+        """The trials of a results or corpus file whose line has the right CRC: much cheaper than the trials."""
+        for line in self:
+            name = row_id(line) if self.kind == "results" else corpus_id(line)
+            if name is not None:
+                yield name
+
+    def trials(self, without: Container[str] = ()) -> Iterator[Trial]:
+        """The trials of a log of any kind, each once; of a journal, only those whose id is not in `without`."""
         if self.kind == "journal":
-            yield from (entry.trial for entry in self.entries() if entry.trial is not None)
+            yield from (entry.trial for entry in self.entries(without=without) if entry.trial is not None)
             return
         read = read_row if self.kind == "results" else read_corpus_line
         seen: set[str] = set()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import InputError, InternalError, show
+from ..errors import InputError, InternalError, StoreError, show
 from .append_log import AppendLog
 from .calls import FileCalls
 from .entries import corpus_entry, end_entry, ended_ids, loop_entry, start_entry
@@ -95,15 +95,15 @@ class RecordStore:
         logs: list[tuple[AppendLog, Callable[[Trial], bytes], Callable[[Trial], bool]]]
         logs = [(self._results, row_line, lambda trial: True)]
         if self._corpus is not None:
-            logs.append((self._corpus, _corpus_line, _belongs_to_corpus))
+            logs.append((self._corpus, _corpus_line, lambda trial: trial.in_corpus))
         for log, line, wanted in logs:
             with log.locked():
-                with Log(log.path, calls=self._calls) as found:
-                    present = {trial.trial_id for trial in found.trials()}
+                with self._reader(log.path) as found:
+                    present = set(found.intact_ids())
                 batch = b""
-                with Log(self.journal_path, kind="journal", calls=self._calls) as journal:
-                    for trial in journal.trials():
-                        if trial.trial_id not in present and wanted(trial):
+                with self._reader(self.journal_path) as journal:
+                    for trial in journal.trials(without=present):
+                        if wanted(trial):
                             batch += line(trial)
                         if len(batch) >= _BATCH_BYTES:
                             log.append(batch)
@@ -135,7 +135,7 @@ class RecordStore:
         if not isinstance(trial, Trial):
             raise InternalError(f"store: expected a Trial, got {show(trial)}")
         entry, row = end_entry(trial), row_line(trial)
-        kept = _corpus_line(trial) if self._corpus is not None and _belongs_to_corpus(trial) else None
+        kept = _corpus_line(trial) if self._corpus is not None and trial.in_corpus else None
         with self._mutex:
             line = self._numbered("end", entry)  # every line is made, and so found to fit, before one is written
             with self._journal.locked():
@@ -161,6 +161,8 @@ class RecordStore:
 
     def _numbered(self, kind: str, entry: Mapping[str, Any]) -> bytes:
         self._require_open()
+        for log in self._logs():
+            log.require_sound()
         if os.getpid() != self._pid:  # a fork copied the store: its child is a writer of its own
             self._renew_writer()
         return json_line({"kind": kind, "writer": self._writer, "seq": self._seq, **entry})
@@ -178,11 +180,19 @@ class RecordStore:
 
     def _is_recorded(self, trial_id: str) -> bool:
         """Is there such an end? Only what others appended since is looked at; what is found there is then read."""
-        data, size, inode = self._journal.read_from(self._known_bytes, self._inode)
-        if inode != self._inode or size < self._known_bytes:
-            self._ended.clear()
-        self._ended |= ended_ids(data)
-        self._known_bytes, self._inode = data.rfind(b"\n") + 1 + size - len(data), inode
+        at = self._known_bytes
+        while True:
+            data, size, inode = self._journal.read_from(at, self._inode)
+            if inode != self._inode or size < at:
+                self._ended.clear()
+                at, self._known_bytes, self._inode = 0, 0, inode
+            lines = data.rfind(b"\n") + 1
+            self._ended |= ended_ids(data[:lines])
+            at += lines or len(data)
+            if lines:  # never past the last line: the next append cuts off a torn tail, and its own line begins there
+                self._known_bytes = at
+            if at >= size:
+                break
         return trial_id in self._ended and any(trial.trial_id == trial_id for trial in self._read_trials())
 
     def _require_open(self) -> None:
@@ -216,15 +226,14 @@ class RecordStore:
 
     def _entries(self) -> list[Any]:
         self._require_open()
-        with Log(self.journal_path, kind="journal", calls=self._calls) as log:
+        with self._reader(self.journal_path) as log:
             return list(log.entries())
+
+    def _reader(self, path: str) -> Log:
+        return Log(path, calls=self._calls, trouble=StoreError)
 
     def _read_trials(self) -> list[Trial]:
         return [entry.trial for entry in self._entries() if entry.trial is not None]
-
-
-def _belongs_to_corpus(trial: Trial) -> bool:
-    return trial.tag == "kept" and trial.correctness == "PASS"
 
 
 def _corpus_line(trial: Trial) -> bytes:
@@ -236,6 +245,8 @@ def _path(given: str | os.PathLike[str], name: str) -> str:
         path = os.fspath(given)
     except TypeError:
         path = None
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str) or not path or "\0" in path or os.path.isdir(path):
         raise InputError(f"{name}: expected the path of a file, got {show(given)}")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise InputError(f"{name}: expected a file in a directory that exists, got {show(given)}")
     return path

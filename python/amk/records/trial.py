@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ..errors import InputError, show
 
-__all__ = ["CORRECTNESS", "REGIMES", "TAGS", "Trial", "plain", "require_loop"]
+__all__ = ["CORRECTNESS", "REGIMES", "TAGS", "Trial", "plain", "require_loop", "require_trial_id"]
 
 TAGS = ("kept", "tried", "revert", "rejected", "crash")
 CORRECTNESS = ("PASS", "FAIL", "REJECTED", "CRASH")
@@ -57,11 +57,7 @@ class Trial:
             value = getattr(self, name)
             _require(isinstance(value, str), name, "text", value)
             object.__setattr__(self, name, _text(value))
-        require_loop(self.loop)
-        whole = type(self.experiment) is int and 0 <= self.experiment <= _MAX_EXPERIMENT
-        _require(whole, "experiment", f"an integer in 0..{_MAX_EXPERIMENT}", self.experiment)
-        expected = f"{self.loop}-{self.experiment:06d}"
-        _require(self.trial_id == expected, "trial_id", repr(expected), self.trial_id)
+        require_trial_id(self.trial_id, self.loop, self.experiment)
         _require_among(self.tag, "tag", TAGS)
         _require_among(self.regime, "regime", REGIMES)
         _require_among(self.correctness, "correctness", CORRECTNESS)
@@ -111,6 +107,11 @@ class Trial:
     def __hash__(self) -> int:
         return hash(self.trial_id)
 
+    @property
+    def in_corpus(self) -> bool:
+        """Is it something for later loops to learn from?"""
+        return self.tag == "kept" and self.correctness == "PASS"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, in the order of the fields; what `from_dict` reads back, also after JSON."""
         return {f.name: plain(value, f.name) if isinstance(value := getattr(self, f.name), dict) else value
@@ -134,6 +135,15 @@ def require_loop(loop: object) -> str:
     """The id of a loop, or InputError."""
     _require(isinstance(loop, str) and bool(_LOOP.fullmatch(loop)), "loop", "12 hex digits", loop)
     return loop  # type: ignore[return-value]
+
+
+def require_trial_id(trial_id: object, loop: object, experiment: object) -> None:
+    """InputError unless the three belong together."""
+    require_loop(loop)
+    whole = type(experiment) is int and 0 <= experiment <= _MAX_EXPERIMENT
+    _require(whole, "experiment", f"an integer in 0..{_MAX_EXPERIMENT}", experiment)
+    expected = f"{loop}-{experiment:06d}"
+    _require(trial_id == expected, "trial_id", repr(expected), trial_id)
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
