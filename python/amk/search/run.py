@@ -147,7 +147,7 @@ class _Run:
             gpu=self._plan.target.name,
             regime=self._plan.regime,
             best=self._campaign.incumbent,
-            trials=tuple(self._store.trials(self._loop)),
+            trials=tuple(sorted(self._store.trials(self._loop), key=lambda trial: trial.experiment)),
             stopped=stopped,
             results_path=os.fspath(self._store.results_path),
         )

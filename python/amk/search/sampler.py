@@ -75,8 +75,9 @@ def with_value(table: Mapping[str, Any], path: str, value: Any) -> ScheduleConfi
 class BuiltinSampler:
     def __init__(self, space: Space, n_explored: int, seed: int, prior: Sequence[ScheduleConfig] = ()) -> None:
         self._space, self._n_explored, self._seed = space, n_explored, seed
-        self._prior = tuple(prior)
-        self._n_prior = -(-n_explored // 2)
+        self._known = tuple(prior)
+        fresh = [config for config in self._known if config != ScheduleConfig.default()]
+        self.prior = fresh[: -(-n_explored // 2)]  # proposed as they are
         self._moves_of = ""  # the incumbent whose moves are at hand
         self._moves: list[tuple[str, Proposal]] = []
 
@@ -85,8 +86,8 @@ class BuiltinSampler:
         default = ScheduleConfig.default()
         if default.schedule_id not in seen:
             return Proposal(default, "default", "the default")
-        if index <= self._n_prior:
-            for config in self._prior[: self._n_prior]:
+        if index <= len(self.prior):
+            for config in self.prior:
                 if config.schedule_id not in seen:
                     return Proposal(config, "prior", "the best of a similar model and GPU")
         if index > self._n_explored and incumbent is not None:
@@ -110,7 +111,7 @@ class BuiltinSampler:
         """Every one-knob change with its id: those towards the prior's configs first, then the rest as drawn."""
         table = incumbent.to_dict()
         wanted: dict[str, int] = {}
-        for config in self._prior:
+        for config in self._known:
             for path in self._space.knobs:
                 wanted.setdefault(
                     with_value(table, path, _at(config.to_dict(), path.split("."))).schedule_id, len(wanted)
