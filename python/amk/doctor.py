@@ -22,7 +22,9 @@ __all__ = ["ENVIRONMENT", "describe", "diagnose", "package_version"]
 ENVIRONMENT = {
     "AMK_LIBRARY": "path of libamk instead of the one in the package",
     "AMK_CACHE_DIR": "where reference logits are cached",
-    "XDG_CACHE_HOME": "parent of the cache directory when AMK_CACHE_DIR is not set",
+    "XDG_CACHE_HOME": "parent of the cache directory when AMK_CACHE_DIR is not set, and of the locks of devices",
+    "RAY_ADDRESS": "the cluster of a loop with the engine ray, instead of one on this computer",
+    "NO_COLOR": "no colours in the bar of a loop",
 }
 
 
