@@ -58,7 +58,7 @@ class Tiler {
     launch.grid = sm_count_;
     launch.threads_per_block = schedule_.threads_per_block;
     launch.smem_bytes_per_block = schedule_.smem_bytes_per_block;
-    launch.pipelining_depth = schedule_.cpasync ? schedule_.pipelining_depth : 0;
+    launch.pipelining_depth = schedule_.pipelining_depth;
     launch.cols_per_warp = schedule_.cols_per_warp;
     launch.cpasync = schedule_.cpasync;
     launch.cpa_stages = schedule_.cpa_stages;

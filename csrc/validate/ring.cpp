@@ -16,10 +16,6 @@ bool prove_ring(const Program& p, Report* report) {
                  (long long)low, (long long)high, why);
   };
   scalar("cpasync", l.cpasync, 0, 1, "0: weights are loaded directly, 1: through the ring");
-  if (l.cpasync == 0) {
-    scalar("pipelining_depth", l.pipelining_depth, 0, 0, "there is no ring");
-    scalar("cpa_stages", l.cpa_stages, 0, 0, "there is no ring");
-  }
   if (l.cpasync != 1) return report->count() == before;
   const int warps = l.threads_per_block / 32;
   const int64_t smem = l.smem_bytes_per_block ? l.smem_bytes_per_block : p.target.smem_optin_bytes;

@@ -24,7 +24,9 @@ ENVIRONMENT = {
     "AMK_CACHE_DIR": "where reference logits are cached",
     "AMK_HOME": "where jobs are kept (in jobs/)",
     "XDG_STATE_HOME": "parent of amk/jobs when AMK_HOME is not set",
-    "XDG_CACHE_HOME": "parent of the cache directory when AMK_CACHE_DIR is not set",
+    "XDG_CACHE_HOME": "parent of the cache directory when AMK_CACHE_DIR is not set, and of the locks of devices",
+    "RAY_ADDRESS": "the cluster of a loop with the engine ray, instead of one on this computer",
+    "NO_COLOR": "no colours in the bar of a loop",
 }
 
 

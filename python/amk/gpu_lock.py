@@ -13,11 +13,12 @@ import fcntl
 import os
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import DeviceBusy, InputError, show
+from .errors import DeviceBusy, InputError, StoreError, show
 
 __all__ = ["gpu_lock", "lock_directory", "name_lock"]
 
@@ -40,7 +41,10 @@ def name_lock(name: str, busy: str, *, wait_s: float = 0.0, beat: Callable[[], N
     if not _NAME.fullmatch(name):
         raise InputError(f"lock: expected a name of letters, digits, '.', '_' and '-', got {show(name)}")
     path = lock_directory() / f"{name}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StoreError(f"lock: {error}") from error
     try:
         if not _acquire(handle, path, busy, wait_s, beat):
             yield
@@ -57,16 +61,27 @@ def name_lock(name: str, busy: str, *, wait_s: float = 0.0, beat: Callable[[], N
 
 
 def lock_directory() -> Path:
-    """Of this user alone: in the runtime directory of the system where there is one, else in the user's cache."""
-    runtime = Path(f"/run/user/{os.getuid()}")
-    if _is_ours(runtime):
-        base = runtime
-    else:
-        cache = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()
-    directory = base / "amk" / "locks"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+    """Of this user alone: in the system's runtime directory where there is one, else in the user's cache, or, where
+    that cannot be written, among the temporary files. StoreError if it can be nowhere."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    places = [
+        Path(f"/run/user/{os.getuid()}") / "amk",
+        (Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()) / "amk",
+        Path(tempfile.gettempdir()) / f"amk-{os.getuid()}",
+    ]
+    if not _is_ours(places[0].parent):
+        del places[0]
+    why = ""
+    for place in places:
+        directory = place / "locks"
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            why = str(error)
+            continue
+        if _is_ours(directory):
+            return directory
+    raise StoreError(f"lock: no directory of this user's to put it in, among {', '.join(map(str, places))} {why}")
 
 
 def _is_ours(path: Path) -> bool:

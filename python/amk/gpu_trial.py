@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _lib
-from .errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, Unavailable, show
+from .errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, StoreError, Unavailable, show
 from .exam import Answers, Grade, Questions, failed, grade
 from .nvml import held_back_by
 from .supervisor import run_job
@@ -88,7 +88,7 @@ def run_trial(
     }
     try:
         facts, arrays = run_job(job, {"image": image.bytes}, say, total_s=TOTAL_S + weights_nbytes / 20e6)
-    except (Rejected, Unavailable, OutOfMemory, BuildMismatch, DeviceBusy):
+    except (Rejected, Unavailable, OutOfMemory, BuildMismatch, DeviceBusy, StoreError):
         raise
     except AmkError as error:
         return GpuTrial(device, {"device_fault": f"{error.code}: {error}"}, {}, str(error))

@@ -72,6 +72,8 @@ def loop(
     max_seq = choose_max_seq(source, max_seq)
     position = _require_int("position", max_seq // 2 if position is None else position, 0, max_seq - 1)
     if engine == "ray" and device not in ("auto", "cpu"):
+        if device != "cuda":
+            raise InputError(f"device: expected 'auto', 'cpu' or 'cuda' with engine ray, got {show(device)}")
         device_name, notes = "cuda:0", ["each Ray worker uses the GPU that Ray gives it"]
     else:
         device_name, notes = pick_device(device, target)

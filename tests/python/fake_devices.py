@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from amk import measure, vm, worker
+from amk import measure, timing, vm, worker
 from amk.errors import DeviceTimeout, OutOfMemory, Rejected, Unavailable
 
 SNAPSHOT = {
@@ -144,6 +144,34 @@ OtherBitsAfter = with_machine(step=_other_bits_after_timing)
 NoWorkWhenTimed = with_machine(time=_does_nothing)
 WrongPositionWhenTimed = with_machine(time=_previous_position)
 
+
+def _replays(self: Any, pos: int, n: int) -> Any:
+    """Runs the first step that is timed, and from then on only waits as long as that took."""
+    if self.n_timed == 0:
+        return FakeMachine.time(self, pos, n)
+    self.n_timed += 1
+    time.sleep(0.0002)
+    return np.full(n, 150.0)
+
+
+def _skips_after_warm_up(self: Any, pos: int, n: int) -> Any:
+    if self.n_timed < timing.WARM_UP_STEPS:
+        return FakeMachine.time(self, pos, n)
+    return _does_nothing(self, pos, n)
+
+
+def _caches(self: Any, token: int, pos: int) -> Any:
+    """Answers each question once, and again from memory, whatever the cache of the model holds by then."""
+    known = self.__dict__.setdefault("known", {})
+    if token not in known:
+        known[token] = FakeMachine.step(self, token, pos)
+    return known[token]
+
+
+ReplaysWhenTimed = with_machine(time=_replays)
+SkipsAfterWarmUp = with_machine(time=_skips_after_warm_up)
+OnceThenCached = with_machine(step=_caches, time=_replays)
+
 # --- wrong clocks
 
 
@@ -159,6 +187,14 @@ def _not_a_number(self: Any, pos: int, n: int) -> Any:
     return FakeMachine.time(self, pos, n) * np.nan
 
 
+def _negative(self: Any, pos: int, n: int) -> Any:
+    return -FakeMachine.time(self, pos, n)
+
+
+def _infinite(self: Any, pos: int, n: int) -> Any:
+    return FakeMachine.time(self, pos, n) + np.inf
+
+
 def _ecc(self: Any) -> dict[str, Any]:
     self.taken = getattr(self, "taken", 0) + 1
     return {**SNAPSHOT, "ecc_uncorrected": self.taken}
@@ -171,6 +207,8 @@ def _busy(self: Any) -> dict[str, Any]:
 TooFast = with_machine(time=_too_fast)
 TooSlow = with_machine(time=_too_slow)
 NotANumber = with_machine(time=_not_a_number)
+NegativeTime = with_machine(time=_negative)
+InfiniteTime = with_machine(time=_infinite)
 MemoryErrors = with_methods(snapshot=_ecc)
 Busy = with_methods(snapshot=_busy)
 

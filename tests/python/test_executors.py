@@ -62,7 +62,7 @@ def test_each_job_has_a_process_of_its_own_from_one_zygote(pool: Any) -> None:
     (zygote,) = pool.pids()
     with pytest.raises(WorkerDied, match="SIGSEGV"):
         ask(pool, tile(8))
-    assert ask(pool, job("echo", i=1)) == {"i": 1} and pool.pids() == [zygote], "a crash takes nothing with it"
+    assert ask(pool, job("echo", i=1)) == {"i": 1} and zygote in pool.pids(), "a crash takes nothing with it"
 
 
 @pytest.mark.parametrize(

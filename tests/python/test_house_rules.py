@@ -20,7 +20,7 @@ CXX_ARROWS = {
     "cost": {"ops", "program"},
     "lower": {"ops", "graph", "program", "cost"},
     "validate": {"ops", "program"},  # never lower/: the judge does not include the maker
-    "pack": {"program", "validate"},
+    "pack": {"ops", "program", "validate"},
     "vm": {"ops"},
 }
 VM_MAY_ALSO = {"pack/layout.h"}
@@ -59,9 +59,11 @@ PY_ARROWS = {
     "nvml": set(),
     "machine": {"errors", "megakernel", "program", "targets", "vm"},  # one is opened here; what it is told, elsewhere
     "timing": {"errors", "exam"},
-    "measure": {"_lib", "embedded", "errors", "exam", "megakernel", "nvml", "program", "targets", "timing"},
+    "gpu_lock": {"errors"},
+    "measure": {"_lib", "embedded", "errors", "exam", "gpu_lock", "megakernel", "nvml", "program", "targets", "timing"},
     "frames": {"errors"},
-    "worker": {"errors", "frames", "measure"},
+    "measure_pair": {"_lib", "embedded", "errors", "exam", "gpu_lock", "measure", "program", "timing"},
+    "worker": {"errors", "frames", "measure", "measure_pair"},
     "supervisor": {"errors", "frames"},  # it starts a worker, and imports none
     "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
@@ -114,8 +116,41 @@ PY_ARROWS = {
     "bench_plot": {"report/canvas", "report/facts"},
     "peers": set(),
     "peers/torch_decode": set(),  # not of the package: a program beside it
+    "search": set(),
+    "search/interrupts": set(),
+    "search/result": {"records"},
+    "search/keep": {"config"},
+    "search/pairs": {"exam", "search/keep"},
+    "search/prior": {"checkpoint", "config", "errors", "records", "targets"},
+    "search/sampler": {"config", "exam", "propose", "records"},
+    "search/optuna_sampler": {"config", "errors", "records", "search/sampler"},
+    "search/campaign": {"config", "errors", "records", "verdict"},
+    "search/plan": {"_lib", "checkpoint", "config", "gpu_trial", "search/prior", "targets"},
+    "search/executor": {"errors", "search/pool", "search/ray_executor"},
+    "search/zygote": {"errors", "evaluate", "frames", "search/executor", "worker"},
+    "search/pool": {"errors", "frames", "search/executor", "search/zygote", "supervisor"},
+    "search/ray_executor": {"errors", "search/executor", "search/pool", "supervisor"},
+    "search/jobs": {"evaluate", "megakernel", "search/pair_job", "targets"},  # what runs in a worker
+    "search/pair_job": {
+        *{"_lib", "config", "embedded", "errors", "evaluate", "exam", "gpu_trial", "measure_pair", "nvml", "oracle"},
+        *{"search/jobs", "search/pairs", "supervisor", "timing"},
+    },
+    "search/resume": {
+        *{"config", "errors", "propose", "records", "search/campaign", "search/optuna_sampler", "search/plan"},
+        *{"search/prior", "search/sampler"},
+    },
+    "search/run": {  # it asks for judgements, and makes none
+        *{"config", "errors", "exam", "gpu_lock", "records", "search/campaign", "search/executor"},
+        *{"search/interrupts", "search/keep", "search/pairs", "search/plan", "search/result", "search/resume"},
+        *{"search/sampler"},
+    },
+    "loop": {
+        *{"embedded", "errors", "evaluate", "machine", "records", "search/plan", "search/result", "search/run"},
+        *{"targets"},
+    },
+    "loop_verb": {"core_verbs", "loop", "records", "verb"},
 }
-SUB_PACKAGES = {"agent", "peers", "records", "report"}  # every file in them is listed above
+SUB_PACKAGES = {"agent", "peers", "records", "report", "search"}  # every file in them is listed above
 
 
 def tracked(*patterns: str) -> list[Path]:

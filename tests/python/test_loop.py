@@ -44,7 +44,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         known = {
             "results_path": tmp_path / "results.tsv", "corpus_path": tmp_path / "corpus.jsonl", "engine": "inline",
         }  # fmt: skip
-        return amk.loop("toy", "h200", budget, "cpu", **known | options)
+        return amk.loop("toy", "h200", budget, options.pop("device", "cpu"), **known | options)
 
     return call
 
@@ -301,7 +301,7 @@ def test_ctrl_c_finishes_the_record(how: str, tmp_path: Path) -> None:
         "run._JUDGE = 'loop_jobs:waits'\n"
         "if sys.argv[3] == 'twice':\n"
         "    import time; end = run._Run.end_running\n"
-        "    run._Run.end_running = lambda *a: (print('ending', flush=True), time.sleep(30), end(*a))\n"
+        "    run._Run.end_running = lambda *a, **k: (print('ending', flush=True), time.sleep(30), end(*a))\n"
         "sys.argv = ['amk', 'loop', 'toy', '--gpu', 'h200', '--device', 'cpu', '--json', '--results', sys.argv[4]]\n"
         "from amk.__main__ import run as main; main()"
     )
@@ -344,14 +344,15 @@ def test_ctrl_c_finishes_the_record(how: str, tmp_path: Path) -> None:
     [
         {"budget": 0}, {"budget": 2.5}, {"budget": True}, {"seed": -1}, {"explore_fraction": 1.5},
         {"explore_fraction": "all"}, {"sampler": "magic"}, {"engine": "magic"}, {"workers": 0}, {"workers": 2},
-        {"timeout_s": 0}, {"timeout_s": float("nan")}, {"position": 256}, {"max_seq": 0}, {"results_path": 3},
+        {"timeout_s": 0}, {"device": "cuda:1", "engine": "ray"}, {"device": 3}, {"timeout_s": float("nan")},
+        {"position": 256}, {"max_seq": 0}, {"results_path": 3},
     ],
     ids=str,
 )  # fmt: skip
 def test_misuse_is_refused_before_anything_runs(search: Any, options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError):
         search(**options)
-    assert not list(tmp_path.glob("*.tsv")) or "workers" not in options
+    assert not list(tmp_path.glob("results*"))
 
 
 def test_what_is_not_there_is_said(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,33 @@ def test_every_offered_value_is_still_correct(path: str, value: Any) -> None:
         assert verdict.correct, (model, verdict.rejected_reason, verdict.notes)
 
 
+@pytest.mark.parametrize(("path", "value"), OFFERED, ids=str)
+def test_every_offered_value_reaches_the_image(path: str, value: Any) -> None:
+    """What machines run differs in its tables, as they are read back from the bytes: an image holds no schedule."""
+    mine = knob(path, value)
+    images = [amk.lower(WIDE, config, amk.TARGETS["h200"], 1024).pack() for config in (DEFAULT, mine)]
+    default, other = (amk.Image.from_bytes(image.bytes).program().tables() for image in images)
+    same = {
+        name: getattr(default, name).tobytes() == getattr(other, name).tobytes()
+        for name in ("tasks", "buffers", "bindings", "pages")
+    }
+    assert all(same.values()) is (mine == DEFAULT), same
+    assert (images[0].hash == images[1].hash) is (mine == DEFAULT)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_knobs_turned_together_are_still_correct(seed: int) -> None:
+    """Points far from the default, where knobs meet: the search goes there."""
+    from amk.exam import draw
+    from amk.search.sampler import Space
+
+    space = Space(SPACE)
+    config = space.point(draw(seed, "a point", 0, space.size))
+    for model in ("toy-2L", "toy-gqa"):
+        verdict = amk.evaluate(model, "h200", config, "cpu")
+        assert verdict.correct, (config, verdict.rejected_reason, verdict.notes)
+
+
 def test_the_space_lists_live_knobs_only() -> None:
     assert set(SPACE) == {
         "tiling.gemv.N_tile", "tiling.attention.kv_block", "fusion_grouping", "sm_assignment", "page_allocation",

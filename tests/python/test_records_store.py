@@ -116,6 +116,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
 # ---- torn tails ----
 
 
+@pytest.mark.parametrize("tail_bytes", [10, 400, 5000])
+def test_end_stays_idempotent_over_a_torn_tail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail_bytes: int
+) -> None:
+    monkeypatch.setattr(append_log, "_READ_BYTES", 2000)
+    with open_store(tmp_path) as store:
+        store.end(make_trial(0))
+        for experiment in (1, 2):
+            with (tmp_path / "results.journal.jsonl").open("ab") as file:
+                file.write(b"x" * tail_bytes)  # another process died while it wrote
+            store.end(make_trial(experiment))
+        with (tmp_path / "results.journal.jsonl").open("ab") as file:
+            file.write(b"x" * tail_bytes + b"\n")
+        for experiment in (2, 1, 0, 3, 3):
+            store.end(make_trial(experiment))
+        assert len(list(tmp_path.glob("*.torn.*"))) == 2
+        lines = (tmp_path / "results.journal.jsonl").read_bytes().splitlines()
+        assert sum(line.startswith(b'{"kind":"end"') for line in lines) == 4
+    check_whole(tmp_path, [make_trial(experiment) for experiment in range(4)])
+
+
 def test_torn_copies_are_numbered(tmp_path: Path) -> None:
     open_store(tmp_path).close()
     for number in (1, 2, 3):

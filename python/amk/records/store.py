@@ -180,17 +180,19 @@ class RecordStore:
 
     def _is_recorded(self, trial_id: str) -> bool:
         """Is there such an end? Only what others appended since is looked at; what is found there is then read."""
-        size = self._known_bytes + 1
-        while self._known_bytes < size:
-            data, size, inode = self._journal.read_from(self._known_bytes, self._inode)
-            if inode != self._inode or size < self._known_bytes:
+        at = self._known_bytes
+        while True:
+            data, size, inode = self._journal.read_from(at, self._inode)
+            if inode != self._inode or size < at:
                 self._ended.clear()
-                self._known_bytes, self._inode = 0, inode
+                at, self._known_bytes, self._inode = 0, 0, inode
             lines = data.rfind(b"\n") + 1
             self._ended |= ended_ids(data[:lines])
-            self._known_bytes += lines
-            if not lines:  # a torn tail, or a line over 4 MiB that no writer wrote
-                self._known_bytes += len(data)
+            at += lines or len(data)
+            if lines:  # never past the last line: the next append cuts off a torn tail, and its own line begins there
+                self._known_bytes = at
+            if at >= size:
+                break
         return trial_id in self._ended and any(trial.trial_id == trial_id for trial in self._read_trials())
 
     def _require_open(self) -> None:

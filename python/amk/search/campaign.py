@@ -7,6 +7,7 @@ on.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_INTERRUPTIONS", "Campaign", "verdict_of"]
 
+_NUMBERS = (
+    *("max_abs_err", "rel_err", "err_limit", "top1_agreement", "latency_us", "latency_p10_us", "latency_p90_us"),
+    *("bound_us", "pct_of_roofline", "latency_position", "max_seq"),
+)
 MAX_INTERRUPTIONS = 2  # of one config: then it is not tried again
 
 
@@ -77,7 +82,18 @@ def verdict_of(fields: Any) -> Verdict:
     if not isinstance(fields, Mapping):
         raise InputError(f"verdict: expected an object, got {show(fields)}")
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    for name in _NUMBERS:
+        if type(known.get(name)) not in (float, int, type(None)):
+            raise InputError(f"verdict: {name}: expected a number or none, got {show(known[name])}")
+    for name in ("schedule_config", "provenance"):
+        if not isinstance(known.get(name, {}), Mapping):
+            raise InputError(f"verdict: {name}: expected an object, got {show(known[name])}")
     try:
-        return Verdict(**known)
+        verdict = Verdict(**known)
     except (InternalError, TypeError, ValueError) as error:
         raise InputError(f"verdict: {error}") from error
+    if verdict.latency_us is not None:
+        share = 100.0 * verdict.bound_us / verdict.latency_us  # type: ignore[operator]
+        if not math.isclose(verdict.pct_of_roofline, share, rel_tol=1e-9):  # type: ignore[arg-type]
+            raise InputError(f"verdict: {verdict.pct_of_roofline} % of the roofline, expected {share}")
+    return verdict

@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 def judge(arguments: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """The verdict on one schedule, and how long it took."""
+    """The verdict on one schedule."""
     from ..evaluate import evaluate
 
     start = time.perf_counter()
@@ -31,7 +31,8 @@ def judge(arguments: Mapping[str, Any], say: Say) -> dict[str, Any]:
         seed=arguments["seed"],
         progress=say,
     )
-    return {"verdict": verdict.to_dict(), "seconds": time.perf_counter() - start}
+    say(f"judged in {time.perf_counter() - start:.6f} s")
+    return {"verdict": verdict.to_dict()}
 
 
 def compare(arguments: Mapping[str, Any], say: Say) -> dict[str, Any]:

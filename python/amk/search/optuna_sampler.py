@@ -31,7 +31,7 @@ class OptunaSampler:
             raise Unavailable('sampler optuna needs Optuna: pip install "amk[optuna]"') from error
         self._optuna, self._space = optuna, space
         self._first = BuiltinSampler(space, n_explored, seed, prior)
-        self._n_first = 1 + min(-(-n_explored // 2), len(prior))
+        self._n_first = 1 + len(self._first.prior)
         self._keys = {path: [_key(value) for value in values] for path, values in space.knobs.items()}
         self._distributions = {
             path: optuna.distributions.CategoricalDistribution(range(len(values)))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import _lib
-from ..errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, Unavailable
+from ..errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, StoreError, Unavailable
 from ..exam import Answers, ask_oracle, grade
 from ..gpu_trial import CLOCK_TOLERANCE, TIMEOUT_S, TOTAL_S
 from ..measure_pair import SIDES
@@ -69,7 +69,7 @@ def compare_pair(arguments: Mapping[str, Any], say: Callable[[str], None]) -> di
     parts = {side: image.bytes for side, image in images.items()}
     try:
         facts, arrays = run_job(job, parts, say, total_s=TOTAL_S + 2 * nbytes / 20e6)
-    except (Rejected, Unavailable, BuildMismatch, DeviceBusy):
+    except (Rejected, Unavailable, BuildMismatch, DeviceBusy, StoreError):
         raise
     except OutOfMemory as error:
         return {"trouble": f"both do not fit the device at once: {error}", "device_fault": None}

@@ -36,7 +36,7 @@ _BOOTSTRAP = "import sys; sys.path[:] = sys.argv[2:]; from amk.search.zygote imp
 
 @dataclass
 class _Slot:
-    """One worker. A job is over when its child has ended, not when its answer came."""
+    """One worker. It is free again when the child has ended, which is a little after its answer came."""
 
     child: subprocess.Popen[bytes] | None = None
     reader: FrameReader = field(default_factory=FrameReader)
@@ -47,7 +47,7 @@ class _Slot:
     say: Say = lambda text: None
     doing: str = "starting"
     deadline: float = 0.0
-    answer: tuple[bool, Any] | None = None  # (is a result, value or error)
+    answered: bool = False
 
 
 class ProcessExecutor:
@@ -127,31 +127,34 @@ class ProcessExecutor:
             elif kind == "alive":
                 slot.doing = str(message.get("text"))
                 slot.say(slot.doing)
-            elif kind == "result" and "value" in message:
-                slot.answer = True, message["value"]
-            elif kind == "error":
-                slot.answer = False, error_of(str(message.get("code")), str(message.get("message")))
+            elif kind == "result" and "value" in message and not slot.answered:
+                self._answer(slot, True, message["value"])
+            elif kind == "error" and not slot.answered:
+                self._answer(slot, False, error_of(str(message.get("code")), str(message.get("message"))))
             elif kind == "ended" and slot.ticket:
-                self._finish(slot, slot.answer or (False, self._death(slot, f"died ({message.get('how')})")))
+                if not slot.answered:
+                    self._answer(slot, False, self._death(slot, f"died ({message.get('how')})"))
+                slot.ticket, slot.job = 0, None
+                slot.stderr.clear()
             else:
                 return self._lost(slot, f"sent a message that means nothing here ({str(kind)[:40]}) and was killed")
 
     def _lost(self, slot: _Slot, what: str) -> None:
-        """The worker itself is gone, or has to go. Its job counts as answered if its answer had come."""
-        answer, ticket = slot.answer, slot.ticket
+        """The worker itself is gone, or has to go."""
         if what == "died" and slot.child is not None:
             ended = _exit_code(slot.child.pid, GOODBYE_S)
             what = f"died ({'it closed its pipe' if ended is None else how_it_ended(ended)})"
         self._drain_stderr(slot)
         error = self._death(slot, what)
         self._end(slot)
-        if ticket:
-            self._finish(slot, answer or (False, error))
+        if slot.ticket and not slot.answered:
+            self._answer(slot, False, error)
+        slot.ticket, slot.job = 0, None
 
-    def _finish(self, slot: _Slot, answer: tuple[bool, Any]) -> None:
-        self._done[slot.ticket] = answer
-        slot.ticket, slot.job, slot.answer, slot.doing = 0, None, None, "starting"
-        slot.stderr.clear()
+    def _answer(self, slot: _Slot, is_result: bool, value: Any) -> None:
+        self._done[slot.ticket] = is_result, value
+        slot.answered = True
+        slot.deadline = time.monotonic() + GOODBYE_S  # a child has nothing to do after its answer
 
     def _death(self, slot: _Slot, what: str) -> AmkError:
         self._drain_stderr(slot)
@@ -172,7 +175,7 @@ class ProcessExecutor:
             if slot.ticket or not self._queue:
                 continue
             ticket, job, say = self._queue.popleft()
-            slot.ticket, slot.job, slot.say, slot.answer = ticket, job, say, None
+            slot.ticket, slot.job, slot.say, slot.answered = ticket, job, say, False
             request = encode({"entry": job.entry, "arguments": dict(job.arguments)})
             if slot.child is not None and not self._give(slot, request):
                 self._end(slot)  # it died while it was idle: that is no fault of this job

@@ -96,7 +96,7 @@ def run_loop(
             run.end_running("Ctrl-C")
             raise LoopInterrupted(run.result("interrupted")) from None
         except BaseException as error:
-            run.end_running(f"the loop ended: {type(error).__name__}")
+            run.end_running(f"the loop ended: {type(error).__name__}", tell=False)  # it may have been told already
             raise
         return run.result(stopped)
 
@@ -125,6 +125,8 @@ class _Run:
         """None when the budget is spent, else why not."""
         for trial in self._beginning.interrupted:
             self._record(trial)
+            self._sampler.tell(trial)
+            self._on_trial(trial)
         if self._campaign.incumbent is not None:
             verify_incumbent(self._plan, self._campaign.incumbent, self._judge)
         exhausted = False
@@ -147,18 +149,21 @@ class _Run:
             gpu=self._plan.target.name,
             regime=self._plan.regime,
             best=self._campaign.incumbent,
-            trials=tuple(self._store.trials(self._loop)),
+            trials=tuple(sorted(self._store.trials(self._loop), key=lambda trial: trial.experiment)),
             stopped=stopped,
             results_path=os.fspath(self._store.results_path),
         )
 
-    def end_running(self, why: str) -> None:
+    def end_running(self, why: str, *, tell: bool = True) -> None:
         """An end in the record for each trial that has none. A record that cannot be written stays as it is: its start
         is there, and resuming will end it."""
         with contextlib.suppress(StoreError):
             while self._running:
                 running = self._running.popleft()
-                self._record(self._trial(running, _crashed(f"interrupted: {why}"), "crash", {"interrupted": why}))
+                trial = self._trial(running, _crashed(f"interrupted: {why}"), "crash", {"interrupted": why})
+                self._record(trial)
+                if tell:
+                    self._on_trial(trial)
 
     # ---- one trial ----
 
@@ -256,7 +261,7 @@ class _Run:
         """The judgement. What would befall every trial alike is raised; anything else is this trial's crash."""
         try:
             answer = self._executor.wait(ticket)
-        except (InputError, BuildMismatch, UnsupportedModel):
+        except (InputError, BuildMismatch, UnsupportedModel, StoreError):
             raise
         except AmkError as error:
             return _crashed(f"{error.code}: {error}", loss=isinstance(error, Unavailable))

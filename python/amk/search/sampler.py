@@ -9,6 +9,7 @@ elsewhere first.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,11 @@ class Space:
 
     def point(self, index: int) -> ScheduleConfig:
         """The config of one number in 0..size-1."""
-        table = self._default
+        table = copy.deepcopy(self._default)
         for path, values in self.knobs.items():
             index, digit = divmod(index, len(values))
-            table = with_knob(table, path, values[digit])
+            *parents, last = path.split(".")
+            _at(table, parents)[last] = values[digit]
         return ScheduleConfig.from_dict(table, strict=True)[0]
 
     def neighbours(self, config: ScheduleConfig) -> Iterator[tuple[str, Any, ScheduleConfig]]:
@@ -73,8 +75,9 @@ def with_value(table: Mapping[str, Any], path: str, value: Any) -> ScheduleConfi
 class BuiltinSampler:
     def __init__(self, space: Space, n_explored: int, seed: int, prior: Sequence[ScheduleConfig] = ()) -> None:
         self._space, self._n_explored, self._seed = space, n_explored, seed
-        self._prior = tuple(prior)
-        self._n_prior = -(-n_explored // 2)
+        self._known = tuple(prior)
+        fresh = [config for config in self._known if config != ScheduleConfig.default()]
+        self.prior = fresh[: -(-n_explored // 2)]  # proposed as they are
         self._moves_of = ""  # the incumbent whose moves are at hand
         self._moves: list[tuple[str, Proposal]] = []
 
@@ -83,8 +86,8 @@ class BuiltinSampler:
         default = ScheduleConfig.default()
         if default.schedule_id not in seen:
             return Proposal(default, "default", "the default")
-        if index <= self._n_prior:
-            for config in self._prior[: self._n_prior]:
+        if index <= len(self.prior):
+            for config in self.prior:
                 if config.schedule_id not in seen:
                     return Proposal(config, "prior", "the best of a similar model and GPU")
         if index > self._n_explored and incumbent is not None:
@@ -108,9 +111,11 @@ class BuiltinSampler:
         """Every one-knob change with its id: those towards the prior's configs first, then the rest as drawn."""
         table = incumbent.to_dict()
         wanted: dict[str, int] = {}
-        for config in self._prior:
+        for config in self._known:
             for path in self._space.knobs:
-                wanted.setdefault(with_value(table, path, _at(config.to_dict(), path)).schedule_id, len(wanted))
+                wanted.setdefault(
+                    with_value(table, path, _at(config.to_dict(), path.split("."))).schedule_id, len(wanted)
+                )
         moves = []
         for path, value, config in self._space.neighbours(incumbent):
             name = config.schedule_id
@@ -139,8 +144,8 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def _at(table: Mapping[str, Any], path: str) -> Any:
+def _at(table: Mapping[str, Any], path: Sequence[str]) -> Any:
     value: Any = table
-    for name in path.split("."):
+    for name in path:
         value = value[name]
     return value
