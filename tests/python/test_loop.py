@@ -16,7 +16,7 @@ import pytest
 
 import amk
 from amk.errors import DeviceBusy, InputError, Unavailable
-from amk.gpu_lock import name_lock
+from amk.gpu_lock import lock_directory, name_lock
 from amk.records import RecordStore, Trial, read_corpus, read_trials
 
 RUN = "amk.search.run"
@@ -362,6 +362,21 @@ def test_what_is_not_there_is_said(search: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(Unavailable, match=r"amk\[ray\]"):
         search(engine="ray")
+
+
+def test_a_lock_changes_hands_between_processes(tmp_path: Path) -> None:
+    """Two processes at a time write a file of their own; the lock's file comes and goes meanwhile."""
+    code = (
+        "import os, sys, time; sys.path[:0] = sys.argv[2:]; from amk.gpu_lock import name_lock\n"
+        "for i in range(150):\n"
+        "    with name_lock(f'test-{os.getppid()}', '', wait_s=60):\n"
+        "        os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)); os.unlink(sys.argv[1])\n"
+        "    time.sleep(0.0001 * (i % 3))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "held"), str(Path(amk.__file__).parents[1])]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait(120) for child in children] == [0, 0]
+    assert not list(lock_directory().glob(f"test-{os.getpid()}*"))
 
 
 def test_a_lock_is_one_per_name(tmp_path: Path) -> None:
