@@ -8,8 +8,8 @@
 
 Without --python, the folder of programs (`cmake --build BUILD --target gpu_tests`, BUILD/tests/gpu), tests/gpu/run.py,
 benchmarks/ and python/amk/peers/ are all it needs. Standard library only (the peers need torch, and are left out with a
-note where there is none). Every child has a limit. Writes gpu_<name>.json and gpu_<name>.md, and what was measured until
-then also when it is interrupted. Exit status 1 if anything failed; the table then says so.
+note where there is none). Every child has a limit. Writes gpu_<name>.json and gpu_<name>.md, and what was
+measured until then also when it is interrupted. Exit status 1 if anything failed; the table then says so.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who times a GPU: an advisory lock per device, so that two runs of one user never time each other.
 
 In: a device's UUID, or another name. Out: a context in which no other process of this user holds that name. It is a
-flock on a small file that is never removed, so it ends with its holder however that ends. A process counts as the
-holder too if one of its ancestors is: a loop holds the device, and its workers time on it.
+flock on a small file, so it ends with its holder however that ends. A process counts as the holder too if one of its
+ancestors is: a loop holds the device, and its workers time on it.
 It does not keep out other users, or programs that do not ask.
 """
 
@@ -41,22 +41,16 @@ def name_lock(name: str, busy: str, *, wait_s: float = 0.0, beat: Callable[[], N
     if not _NAME.fullmatch(name):
         raise InputError(f"lock: expected a name of letters, digits, '.', '_' and '-', got {show(name)}")
     path = lock_directory() / f"{name}.lock"
+    handle, is_ours = _acquire(path, busy, wait_s, beat)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StoreError(f"lock: {error}") from error
-    try:
-        if not _acquire(handle, path, busy, wait_s, beat):
-            yield
-            return
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, 0)  # before it is let go: the file never names one that no longer holds it
+        if is_ours:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
     finally:
+        if is_ours:
+            with contextlib.suppress(OSError):
+                path.unlink()  # whoever waits for this file finds out that it is no longer the one
         os.close(handle)
 
 
@@ -92,19 +86,28 @@ def _is_ours(path: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(path, os.W_OK | os.X_OK)
 
 
-def _acquire(handle: int, path: Path, busy: str, wait_s: float, beat: Callable[[], None]) -> bool:
-    """True once it is ours, False where an ancestor has it."""
+def _acquire(path: Path, busy: str, wait_s: float, beat: Callable[[], None]) -> tuple[int, bool]:
+    """(open file, True) once it is ours, (open file, False) where an ancestor has it."""
     end = time.monotonic() + wait_s
     next_beat = 0.0
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            pass
-        holder = _holder(handle)
-        if holder in _ancestors():
-            return False
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StoreError(f"lock: {error}") from error
+        try:
+            taken = _take(handle, path)
+            if taken:
+                return handle, True
+            holder = _holder(handle)
+            if holder in _ancestors():
+                return handle, False
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        if taken is None:
+            continue
         now = time.monotonic()
         if now >= end:
             who = f"process {holder}" if holder else "another process"
@@ -113,6 +116,20 @@ def _acquire(handle: int, path: Path, busy: str, wait_s: float, beat: Callable[[
             next_beat = now + _BEAT_S
             beat()
         time.sleep(_POLL_S)
+
+
+def _take(handle: int, path: Path) -> bool | None:
+    """Whether the lock is ours; None where the path no longer names this file, which its last holder has removed."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StoreError(f"lock: {path}: {error}") from error
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False)) or None
+    except FileNotFoundError:
+        return None
 
 
 def _holder(handle: int) -> int:

@@ -16,7 +16,7 @@ import pytest
 
 import amk
 from amk.errors import DeviceBusy, InputError, Unavailable
-from amk.gpu_lock import name_lock
+from amk.gpu_lock import lock_directory, name_lock
 from amk.records import RecordStore, Trial, read_corpus, read_trials
 
 RUN = "amk.search.run"
@@ -164,7 +164,7 @@ def test_a_wrong_answer_is_no_crash_and_is_never_kept(search: Any) -> None:
 
 
 def test_a_refused_schedule_is_rejected(search: Any) -> None:
-    result = search(6, space={"tiling.gemv.N_tile": [0, 12], "pipelining_depth": [0, 4]}, explore_fraction=1.0)
+    result = search(6, space={"tiling.gemv.N_tile": [0, 12], "pipelining_depth": [6, 65]}, explore_fraction=1.0)
     assert [t.tag for t in result.trials] == ["kept", "rejected", "rejected", "rejected"]
     for trial in result.trials[1:]:
         assert "V26" in trial.description and trial.verdict["valid"] is False and trial.correctness == "REJECTED"
@@ -301,7 +301,7 @@ def test_ctrl_c_finishes_the_record(how: str, tmp_path: Path) -> None:
         "run._JUDGE = 'loop_jobs:waits'\n"
         "if sys.argv[3] == 'twice':\n"
         "    import time; end = run._Run.end_running\n"
-        "    run._Run.end_running = lambda *a, **k: (print('ending', flush=True), time.sleep(30), end(*a))\n"
+        "    run._Run.end_running = lambda *a, **k: (open('ending', 'w'), time.sleep(30), end(*a))\n"
         "sys.argv = ['amk', 'loop', 'toy', '--gpu', 'h200', '--device', 'cpu', '--json', '--results', sys.argv[4]]\n"
         "from amk.__main__ import run as main; main()"
     )
@@ -316,7 +316,8 @@ def test_ctrl_c_finishes_the_record(how: str, tmp_path: Path) -> None:
         time.sleep(0.1)
         child.send_signal(signal.SIGINT)
         if how == "twice":
-            assert child.stdout.readline() == b"ending\n"
+            while not (tmp_path / "ending").exists() and time.monotonic() < end:
+                time.sleep(0.02)
             child.send_signal(signal.SIGINT)
         out = child.stdout.read()
         child.wait(30)
@@ -362,6 +363,21 @@ def test_what_is_not_there_is_said(search: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(Unavailable, match=r"amk\[ray\]"):
         search(engine="ray")
+
+
+def test_a_lock_changes_hands_between_processes(tmp_path: Path) -> None:
+    """Two processes at a time write a file of their own; the lock's file comes and goes meanwhile."""
+    code = (
+        "import os, sys, time; sys.path[:0] = sys.argv[2:]; from amk.gpu_lock import name_lock\n"
+        "for i in range(150):\n"
+        "    with name_lock(f'test-{os.getppid()}', '', wait_s=60):\n"
+        "        os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)); os.unlink(sys.argv[1])\n"
+        "    time.sleep(0.0001 * (i % 3))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "held"), str(Path(amk.__file__).parents[1])]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait(120) for child in children] == [0, 0]
+    assert not list(lock_directory().glob(f"test-{os.getpid()}*"))
 
 
 def test_a_lock_is_one_per_name(tmp_path: Path) -> None:

@@ -48,14 +48,18 @@ def knob(path: str, value: Any) -> amk.ScheduleConfig:
     return config
 
 
+RING = ("pipelining_depth", "cpa_stages")  # what the kernel reads of the launch, beside the grid
+
+
 def tables_of(config: amk.ScheduleConfig, cache: dict[str, Any] = {}) -> dict[str, bytes]:  # noqa: B006
-    """What runs: tasks, buffers and placement. The launch facts are left out, since some only echo the config."""
+    """What runs: tasks, buffers, placement, and the launch facts that shape the ring; the others echo the config."""
     if config.schedule_id not in cache:
         program = amk.lower(WIDE, config, amk.TARGETS["h200"], 1024)
         assert program.validate().ok
         tables = program.tables()
         names = ("tasks", "buffers", "bindings", "pages")
-        cache[config.schedule_id] = {name: getattr(tables, name).tobytes() for name in names}
+        ring = bytes(f"{[program.launch[name] for name in RING]}", "ascii")
+        cache[config.schedule_id] = {name: getattr(tables, name).tobytes() for name in names} | {"ring": ring}
     return cache[config.schedule_id]
 
 
@@ -66,7 +70,11 @@ def test_every_offered_value_changes_the_program(path: str, value: Any) -> None:
     assert others, "a knob with one value is no knob"
     if mine != DEFAULT:
         changed = [name for name, table in tables_of(mine).items() if table != tables_of(DEFAULT)[name]]
-        expected = {"page_allocation": {"pages", "bindings"}}.get(path, {"tasks"})
+        expected = {
+            "page_allocation": {"pages", "bindings"},
+            "pipelining_depth": {"ring"},
+            "kernel_knobs.cpa_stages": {"ring"},
+        }.get(path, {"tasks"})
         assert expected & set(changed), f"{path} = {value} changed nothing that it is about: {changed}"
     assert all(tables_of(mine) != tables_of(other) for other in others), "two values make the same program"
 
@@ -88,6 +96,7 @@ def test_every_offered_value_reaches_the_image(path: str, value: Any) -> None:
         name: getattr(default, name).tobytes() == getattr(other, name).tobytes()
         for name in ("tasks", "buffers", "bindings", "pages")
     }
+    same["ring"] = all(default.launch[name][0] == other.launch[name][0] for name in RING)
     assert all(same.values()) is (mine == DEFAULT), same
     assert (images[0].hash == images[1].hash) is (mine == DEFAULT)
 

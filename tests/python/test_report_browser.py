@@ -107,7 +107,8 @@ def test_rows_plots_and_commands_are_in_the_dom_and_nothing_is_asked_for(tmp_pat
     assert dom.count("<svg") == sum(1 + len(facts.knobs_of(group)) for group in groups)
     assert dom.count('class="redo"') == sum(trial.tag == "kept" for trial in trials)
     assert "amk loop toy --gpu h200 --budget 8 --results redone.tsv" in dom
-    for word in ("best so far", "us per token, predicted", "us per token, measured", "fusion_grouping"):
+    knobs = [knob.path for group in groups for knob in facts.knobs_of(group)]
+    for word in ("best so far", "us per token, predicted", "us per token, measured", *knobs):
         assert f">{word}<" in dom, word  # as text of a plot
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..config import ScheduleConfig
@@ -86,8 +86,3 @@ def decide(gain: Gain, candidate: int, incumbent: int, slack: float = 0.0) -> De
 def _percent(gain: Gain, sign: int = 1) -> str:
     text = f"{100 * sign * gain.estimate:.2f} %"
     return text if gain.is_exact else f"{text} (95 % bound {100 * gain.low:.2f} %)"
-
-
-def facts_of(gain: Gain) -> dict[str, Any]:
-    """The gain as plain data, for the record."""
-    return {"gain": gain.estimate, "gain_low": gain.low}
