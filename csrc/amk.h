@@ -289,11 +289,11 @@ typedef struct amk_model_t {
 } amk_model_t;
 
 typedef enum amk_fusion {
-  AMK_FUSE_RMSNORM_GEMV = 1,   /* "rmsnorm+gemv" */
-  AMK_FUSE_GATE_UP = 2,        /* "gate+up": one op over the 2F rows */
-  AMK_FUSE_GATE_UP_SILU = 4,   /* "gate+up+silu": and the activation inside it */
-  AMK_FUSE_GEMV_ADD = 8,       /* "gemv+add" */
-  AMK_FUSE_QKV = 16,           /* "qkv": one op over the q, k and v rows */
+  AMK_FUSE_RMSNORM_GEMV = 1,    /* "rmsnorm+gemv" */
+  AMK_FUSE_GATE_UP = 2,         /* "gate+up": one op over the 2F rows */
+  AMK_FUSE_GATE_UP_SILU = 4,    /* "gate+up+silu": and the activation inside it */
+  AMK_FUSE_GEMV_ADD = 8,        /* "gemv+add" */
+  AMK_FUSE_QKV = 16,            /* "qkv": one op over the q, k and v rows */
   AMK_FUSE_ROPE_KV_APPEND = 32, /* "rope+kv_append" */
   AMK_FUSE_ROPE_ATTENTION = 64  /* "rope+attention": where q, k and v are one tensor and k is appended turned */
 } amk_fusion;

@@ -70,9 +70,8 @@ struct Graph {
 // The tensors a node reads: fn(id) for each, a reference where the node is not const.
 template <class N, class Fn>
 void for_inputs(N& node, Fn fn) {
-  for (auto* id :
-       {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.k_norm, &node.bias,
-        &node.residual})
+  for (auto* id : {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.k_norm,
+                   &node.bias, &node.residual})
     if (*id != kNoTensor) fn(*id);
 }
 

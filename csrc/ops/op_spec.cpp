@@ -283,8 +283,7 @@ bool check_attention(Checker& c) {
          c.shape(c.v.input(2), t.inputs[2], "v cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
          c.shape(c.v.output(0), t.outputs[0], "part_o", 3, c.p.n_heads, c.p.M, c.p.head_dim) &&
          c.shape(c.v.output(1), t.outputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
-         check_rotation_operands(c, slots, slots.rope) &&
-         c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
+         check_rotation_operands(c, slots, slots.rope) && c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
          c.in_range(0, raw ? "q, k and v" : "q", c.p.m_off,
                     (c.p.n_heads + (raw ? 2 * __int128{c.p.n_kv_heads} : 0)) * c.p.head_dim);
 }

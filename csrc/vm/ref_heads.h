@@ -7,8 +7,8 @@
 
 namespace amk {
 
-// cos and sin of pos * inv_freq[i], interleaved, in Scratch::kAngles. The angle is a product of doubles: in f32 it would
-// be off by whole radians at positions of a long context.
+// cos and sin of pos * inv_freq[i], interleaved, in Scratch::kAngles. The angle is a product of doubles: in f32 it
+// would be off by whole radians at positions of a long context.
 inline const float* head_angles(const OpCall& c, const uint8_t* inv_freq, int32_t head_dim) {
   const float* f = reinterpret_cast<const float*>(inv_freq);
   float* out = c.scratch.floats(Scratch::kAngles, head_dim);

@@ -164,14 +164,14 @@ const Mutant kMutants[] = {
      "computes layers.1.mlp_out[0, 16), which task"},
     {"a norm twice", kNoFusion, 0, [](Edited& e) { again(e, "layers.1.mlp_norm", 0); }, "computes layers.1.mlp_in"},
     // ---- attention ----
-    {"k and v caches exchanged by name", kAllFusions, 0, [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); },
+    {"k and v caches exchanged by name", kTurnedHeads, 0, [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); },
      "kv.1.v is"},
     {"attention over v as k", kAllFusions, 0, [](Edited& e) { e.swap_inputs("kv.1.k", "kv.1.v"); },
      "it attends over kv.1.v as k and kv.1.k as v"},
     {"k and v appended to each other", kNoFusion, 0,
      [](Edited& e) { std::swap(e.task("layers.1.append_k").outputs[0], e.task("layers.1.append_v").outputs[0]); },
      "the row of kv.1.v is layers.1.k_rotated"},
-    {"another layer's cache", kAllFusions, 0,
+    {"another layer's cache", kTurnedHeads, 0,
      [](Edited& e) {
        e.each("layers.2.attention",
               [&](auto& t) { t.inputs[1] = e.buffer("kv.1.k"), t.inputs[2] = e.buffer("kv.1.v"); });
@@ -180,7 +180,7 @@ const Mutant kMutants[] = {
     {"v of another layer", kAllFusions, 0,
      [](Edited& e) { e.each("layers.2.attention", [&](auto& t) { t.inputs[2] = e.buffer("kv.1.v"); }); },
      "it attends over kv.2.k as k and kv.1.v as v"},
-    {"two layers' caches exchanged", kAllFusions, 0,
+    {"two layers' caches exchanged", kTurnedHeads, 0,
      [](Edited& e) {
        for (const char* which : {"k", "v"}) e.swap_names(std::string("kv.0.") + which, std::string("kv.1.") + which);
      },
@@ -232,19 +232,27 @@ const Mutant kMutants[] = {
      "the raw query of layers.1.attended is layers.0.qkv"},
     {"caches of another layer", kAllFusions, 0,
      [](Edited& e) {
-       e.each("layers.1.attention", [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"), t.inputs[2] = e.buffer("kv.0.v"); });
+       e.each("layers.1.attention",
+              [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"), t.inputs[2] = e.buffer("kv.0.v"); });
      },
      "the raw query of layers.0.attended is layers.1.qkv"},
     {"the k cache of another layer", kAllFusions, 0,
      [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"); }); },
      "it attends over kv.0.k as k and kv.1.v as v"},
+    {"k and v caches exchanged by name, with raw heads", kAllFusions, 0,
+     [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); }, "it attends over kv.1.v as k and kv.1.k as v"},
+    {"two layers' caches exchanged, with raw heads", kAllFusions, 0,
+     [](Edited& e) {
+       for (const char* which : {"k", "v"}) e.swap_names(std::string("kv.0.") + which, std::string("kv.1.") + which);
+     },
+     "the raw query of layers.1.attended is layers.0.qkv"},
     {"raw k and v rows exchanged", kAllFusions, 0,
      [](Edited& e) {
        const int from = e.buffer("layers.1.qkv");
        const int to = e.add_buffer("qvk", AMK_KIND_ACTIVATION, e.program.buffers[from]);
        e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = to; });
-       e.insert_before("layers.1.attention", {copy_task(from, to, 64), copy_task(from, to, 32, 64, 96),
-                                              copy_task(from, to, 32, 96, 64)});
+       e.insert_before("layers.1.attention",
+                       {copy_task(from, to, 64), copy_task(from, to, 32, 64, 96), copy_task(from, to, 32, 96, 64)});
      },
      "the raw k row of layers.1.attended is layers.1.qkv[96, 112) (v rows), expected layers.1.qkv[64, 80) (k rows)"},
     {"raw v rows of two heads exchanged", kAllFusions, 0,
@@ -252,8 +260,8 @@ const Mutant kMutants[] = {
        const int from = e.buffer("layers.1.qkv");
        const int to = e.add_buffer("swapped", AMK_KIND_ACTIVATION, e.program.buffers[from]);
        e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = to; });
-       e.insert_before("layers.1.attention", {copy_task(from, to, 96), copy_task(from, to, 16, 96, 112),
-                                              copy_task(from, to, 16, 112, 96)});
+       e.insert_before("layers.1.attention",
+                       {copy_task(from, to, 96), copy_task(from, to, 16, 96, 112), copy_task(from, to, 16, 112, 96)});
      },
      "the raw v row of layers.1.attended is layers.1.qkv[112, 128) (v rows), expected layers.1.qkv[96, 112)"},
     {"queries turned twice", kTurnedHeads, 0,
@@ -294,9 +302,8 @@ const Mutant kMutants[] = {
      "the head norm weight of layers.1.q_rotated is layers.2.q_norm"},
     {"attention without its head norms", kAllFusions, AMK_MODEL_QK_NORM,
      [](Edited& e) {
-       e.each("layers.1.attention", [](auto& t) {
-         Edited::drop_flag(t, AMK_FLAG_NORM, 4), Edited::drop_flag(t, 0, 4), t.params.eps = 0;
-       });
+       e.each("layers.1.attention",
+              [](auto& t) { Edited::drop_flag(t, AMK_FLAG_NORM, 4), Edited::drop_flag(t, 0, 4), t.params.eps = 0; });
      },
      "layers.1.attended is made without head norms, expected with them"},
     {"head norms that the model lacks", kAllFusions, 0,
