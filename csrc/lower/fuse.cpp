@@ -98,7 +98,7 @@ class Fuser {
 
   // Attention turns this step's queries and key itself, and no longer waits for the appends: they move behind it.
   void rope_into_attention() {
-    std::vector<std::pair<size_t, int32_t>> order;  // nodes, each behind `first` of the nodes it stays behind
+    std::vector<std::pair<size_t, int32_t>> order;  // per node: the place it takes, and its turn there
     for (size_t i = 0; i < graph_.nodes.size(); ++i) order.emplace_back(i, 0);
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
       Node& attention = graph_.nodes[i];

@@ -80,7 +80,7 @@ class Translation {
   bool add(const amk_instruction_t& t);
   bool scan(const amk_instruction_t& t);
   bool pick(const amk_instruction_t& t);
-  // Whether this step's q, k and v rows of the kv heads are in the layer's attention and made as they must be.
+  // What attention reads of this step: q rows and the caches' rows, turned; or raw rows that it turns itself.
   bool turned_heads(const amk_instruction_t& t, Value out);
   bool raw_heads(const amk_instruction_t& t, Value out);
   bool head_norm_weight(const amk_instruction_t& t, int slot, Value rotated);
