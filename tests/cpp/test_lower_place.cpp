@@ -90,6 +90,25 @@ TEST(linear_takes_the_first_page_that_is_free_and_large_enough) {
   CHECK_EQ(s.page(tiny), 0);
 }
 
+TEST(linear_prefers_a_page_that_costs_no_wait) {
+  Sketch s;
+  const int32_t qkv = s.buffer(64), part = s.buffer(64), row = s.buffer(4096), attended = s.buffer(64),
+                mid = s.buffer(64);
+  s.op({}, {qkv});
+  s.op({qkv}, {part});
+  s.op({part}, {attended});
+  s.op({qkv}, {row});  // an append: on nobody's way
+  s.op({attended}, {mid});
+  const int32_t act = s.buffer(64), late = s.buffer(64);
+  s.op({mid}, {act});
+  s.op({act, row}, {late});
+  place(s.plan, s.order, AMK_PAGES_LINEAR);
+  CHECK_EQ(s.page(mid), s.page(part));  // not that of qkv, which comes first and is free
+  CHECK_EQ(s.order.preds[4].size(), 1u);
+  CHECK_EQ(s.page(act), s.page(attended));
+  CHECK_EQ(s.page(late), s.page(qkv));  // here the append comes before it anyway
+}
+
 TEST(colors_go_to_the_largest_buffer_first) {
   Sketch s;
   const int32_t small = s.buffer(64), large = s.buffer(4096), middle = s.buffer(1024);
