@@ -28,7 +28,7 @@ extern "C" {
 /* amk-cdef-begin */
 
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 2
+#define AMK_ABI_VERSION_MINOR 3
 #define AMK_IR_VERSION 1
 
 /* ---- limits ------------------------------------------------------------------------------------------------ */
@@ -128,7 +128,14 @@ typedef enum amk_opcode {
    * part_ml f32 [Q, M, 2] (row maximum, sum of exponentials). Covers kv heads [n_off, n_off + N_tile) and KV split
    * `dim` of M. At launch the rows [0, pos] are cut into ceil((pos+1) / M_tile) blocks and split d of M takes the
    * blocks [floor(blocks*d/M), floor(blocks*(d+1)/M)). An empty split writes part_ml = (-inf, 0), part_o = 0.
-   * part_o is the sum of exp(s - max) * v, not divided by the sum. s = scale * <q, k>. */
+   * part_o is the sum of exp(s - max) * v, not divided by the sum. s = scale * <q, k>.
+   * ROPE: input 0 is x T, this step's raw heads back to back: query head h at m_off + h*D, the new key of kv head g at
+   * m_off + (Q + g)*D, its new value at m_off + (Q + G + g)*D. After the caches come inv_freq f32 [D/2] and, where
+   * NORM is set too (never without ROPE), q_norm T [D] and k_norm T [D], with eps. The task turns its query heads and
+   * the new key of its kv heads as ROPE does: normalised where flagged and rounded to T, turned by pos * inv_freq and
+   * rounded to T. Row `pos`, in the split that holds it, is that key and the raw value; only rows [0, pos) come from
+   * the caches, so no KV_APPEND of this step has to come first (one still appends row pos). A task reads of x the
+   * query heads, keys and values of its own kv heads, whatever its split. */
   AMK_OP_ATTENTION_TILE = 7,
   /* in: x T (head h at m_off + h*D), inv_freq f32 [D/2], then NORM weight T [D] where the flag is set. out T (head h
    * at n_off + h*D), h < n_heads. Pairs (i, i + D/2) turn by pos * inv_freq[i] (Su et al. 2021, arXiv:2104.09864, in
@@ -282,12 +289,13 @@ typedef struct amk_model_t {
 } amk_model_t;
 
 typedef enum amk_fusion {
-  AMK_FUSE_RMSNORM_GEMV = 1,   /* "rmsnorm+gemv" */
-  AMK_FUSE_GATE_UP = 2,        /* "gate+up": one op over the 2F rows */
-  AMK_FUSE_GATE_UP_SILU = 4,   /* "gate+up+silu": and the activation inside it */
-  AMK_FUSE_GEMV_ADD = 8,       /* "gemv+add" */
-  AMK_FUSE_QKV = 16,           /* "qkv": one op over the q, k and v rows */
-  AMK_FUSE_ROPE_KV_APPEND = 32 /* "rope+kv_append" */
+  AMK_FUSE_RMSNORM_GEMV = 1,    /* "rmsnorm+gemv" */
+  AMK_FUSE_GATE_UP = 2,         /* "gate+up": one op over the 2F rows */
+  AMK_FUSE_GATE_UP_SILU = 4,    /* "gate+up+silu": and the activation inside it */
+  AMK_FUSE_GEMV_ADD = 8,        /* "gemv+add" */
+  AMK_FUSE_QKV = 16,            /* "qkv": one op over the q, k and v rows */
+  AMK_FUSE_ROPE_KV_APPEND = 32, /* "rope+kv_append" */
+  AMK_FUSE_ROPE_ATTENTION = 64  /* "rope+attention": where q, k and v are one tensor and k is appended turned */
 } amk_fusion;
 
 typedef enum amk_sm_policy { AMK_SM_ROUND_ROBIN = 0, AMK_SM_LOAD_BALANCE = 1, AMK_SM_EXPLICIT = 2 } amk_sm_policy;

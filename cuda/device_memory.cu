@@ -198,6 +198,7 @@ std::vector<DeviceTask> DeviceImage::relocate() const {
     const FlagSlots slots = flag_slots(t);
     d.rope_slot = slots.rope;
     d.norm_slot = slots.norm;
+    d.k_norm_slot = slots.k_norm;
     d.bias_slot = slots.bias;
     d.residual_slot = slots.residual;
     d.packing = static_cast<int32_t>(packing_of(image_, t));

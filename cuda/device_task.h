@@ -25,8 +25,9 @@ struct alignas(16) DeviceTask {
   int32_t out_dtype;  // of output 0
   int32_t early;      // bit i: input i is immutable during a launch, so it may be read before the waits are over
   int32_t rope_slot, norm_slot, bias_slot, residual_slot;
+  int32_t k_norm_slot;
   int32_t packing;  // Packing (ops/packing.h) of input 1
-  int32_t pad[2];
+  int32_t pad;
 };
 static_assert(sizeof(DeviceTask) == 304 && sizeof(DeviceTask) % 16 == 0, "the kernel fetches tasks 16 bytes at a time");
 

@@ -27,7 +27,7 @@ enum class NodeKind : uint8_t {
   kLinear,     // out[r] = weight[r, :] . x for the rows [row_first, row_first + row_count)
   kRope,       // out = rotate(x), `heads` heads from element x_first of x
   kKvAppend,   // row pos of every kv head of the cache `out` = x, from element x_first of x
-  kAttention,  // out = attention of the rotated query x over k_cache and v_cache
+  kAttention,  // out = attention of the rotated query x over k_cache and v_cache; with inv_freq x is the raw q, k and v
   kSiluMul,    // out[i] = silu(x[i]) * x[F + i]
   kAdd,        // out = residual + x
   kArgmax      // out i32 [1] = index of the largest of x
@@ -42,8 +42,9 @@ struct Node {
   std::string name;  // "layers.3.gate"; the label of its tasks
   int32_t x = kNoTensor, weight = kNoTensor, out = kNoTensor;
   int32_t k_cache = kNoTensor, v_cache = kNoTensor;
-  int32_t inv_freq = kNoTensor;  // kRope; kKvAppend that rotates first
+  int32_t inv_freq = kNoTensor;  // kRope; kKvAppend and kAttention that rotate first
   int32_t norm = kNoTensor;      // x is RMS-normalised first: all of it, or each head
+  int32_t k_norm = kNoTensor;    // kAttention that rotates first: of the key, where norm is of the queries
   int32_t bias = kNoTensor;
   int32_t residual = kNoTensor;  // kAdd; kLinear that adds it
   bool silu_pair = false;        // kLinear: row r of the gate half with row r of the up half
@@ -69,8 +70,8 @@ struct Graph {
 // The tensors a node reads: fn(id) for each, a reference where the node is not const.
 template <class N, class Fn>
 void for_inputs(N& node, Fn fn) {
-  for (auto* id :
-       {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.bias, &node.residual})
+  for (auto* id : {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.k_norm,
+                   &node.bias, &node.residual})
     if (*id != kNoTensor) fn(*id);
 }
 

@@ -21,7 +21,8 @@ bool is_bound_input(int32_t kind) {
 }
 
 void add_to_spans(const Access& access, int32_t op, std::vector<Span>& spans) {
-  // A cache is one thing here: its rows are ordered by their append.
+  // Rows before this step's are written by nobody; its row of a cache is one thing here.
+  if (access.region == Region::kKvHistory) return;
   const bool plain = access.region == Region::kPlain;
   const int64_t begin = plain ? access.offset_bytes : 0;
   const int64_t end =

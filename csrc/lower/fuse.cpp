@@ -1,5 +1,6 @@
 // Pass 1: merges nodes of the graph. Each fusion is a pattern over producers and readers, not over names, so it holds
 // for any graph; each takes away tasks, a buffer or a join.
+#include <algorithm>
 #include <utility>
 
 #include "lower/passes.h"
@@ -95,6 +96,41 @@ class Fuser {
     index();
   }
 
+  // Attention turns this step's queries and key itself, and no longer waits for the appends: they move behind it.
+  void rope_into_attention() {
+    std::vector<std::pair<size_t, int32_t>> order;  // per node: the place it takes, and its turn there
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) order.emplace_back(i, 0);
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      Node& attention = graph_.nodes[i];
+      if (attention.kind != NodeKind::kAttention || attention.inv_freq != kNoTensor) continue;
+      const int32_t q = only_writer(attention.x, NodeKind::kRope);
+      const int32_t k = only_writer(attention.k_cache, NodeKind::kKvAppend);
+      const int32_t v = only_writer(attention.v_cache, NodeKind::kKvAppend);
+      if (q < 0 || k < 0 || v < 0 || !one_step_of_heads(attention, graph_.nodes[q], graph_.nodes[k], graph_.nodes[v]))
+        continue;
+      attention.x = graph_.nodes[q].x;
+      attention.x_first = graph_.nodes[q].x_first;
+      attention.inv_freq = graph_.nodes[q].inv_freq;
+      attention.norm = graph_.nodes[q].norm;
+      attention.k_norm = graph_.nodes[k].norm;
+      dead_[q] = true;
+      order[k] = {i, 1};
+      order[v] = {i, 2};
+    }
+    std::vector<int32_t> at(order.size());
+    for (size_t i = 0; i < at.size(); ++i) at[i] = static_cast<int32_t>(i);
+    std::sort(at.begin(), at.end(), [&](int32_t a, int32_t b) { return order[a] < order[b]; });
+    std::vector<Node> nodes;
+    std::vector<bool> dead;
+    for (int32_t i : at) {
+      nodes.push_back(std::move(graph_.nodes[i]));
+      dead.push_back(dead_[i]);
+    }
+    graph_.nodes = std::move(nodes);
+    dead_ = std::move(dead);
+    index();
+  }
+
   void finish() { graph_.drop_unused_tensors(); }
 
  private:
@@ -117,6 +153,20 @@ class Fuser {
     for (int32_t r : readers_[node.out])
       if (graph_.nodes[r].kind == NodeKind::kSiluMul) return true;
     return false;
+  }
+  // The node that alone writes the tensor, if it is of this kind and one operand reads the tensor; else -1.
+  int32_t only_writer(int32_t tensor, NodeKind kind) const {
+    if (writers_[tensor].size() != 1 || readers_[tensor].size() != 1) return -1;
+    const int32_t writer = writers_[tensor][0];
+    return graph_.nodes[writer].kind == kind ? writer : -1;
+  }
+  // Whether q, k and v come from one tensor, heads back to back, all of them, q and k turned in the same way.
+  bool one_step_of_heads(const Node& attention, const Node& q, const Node& k, const Node& v) const {
+    const int32_t k_first = q.x_first + q.heads * graph_.head_dim, v_first = k_first + k.heads * graph_.head_dim;
+    return attention.x_first == 0 && attention.heads == q.heads && q.heads == graph_.n_heads &&
+           k.heads == graph_.n_kv_heads && v.heads == graph_.n_kv_heads && k.x == q.x && v.x == q.x &&
+           k.x_first == k_first && v.x_first == v_first && k.inv_freq == q.inv_freq && v.inv_freq == kNoTensor &&
+           v.norm == kNoTensor && (q.norm == kNoTensor) == (k.norm == kNoTensor);
   }
   // The linear that alone writes the tensor, all of it, when exactly one operand reads it; else nullptr.
   Node* whole_linear_only_for(int32_t tensor) {
@@ -141,6 +191,7 @@ Graph fuse(Graph graph, int32_t fusion) {
   if (fusion & AMK_FUSE_GATE_UP_SILU) fuser.silu_into_linear();
   if (fusion & AMK_FUSE_GEMV_ADD) fuser.add_into_linear();
   if (fusion & AMK_FUSE_ROPE_KV_APPEND) fuser.rope_into_append();
+  if (fusion & AMK_FUSE_ROPE_ATTENTION) fuser.rope_into_attention();
   fuser.finish();
   return graph;
 }

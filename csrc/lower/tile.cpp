@@ -74,7 +74,7 @@ class Tiler {
     int64_t count = 0;
     for (const Node& node : g_.nodes) {
       if (node.kind == NodeKind::kLinear) count += linear_tile_count(node);
-      if (node.kind == NodeKind::kAttention) count += int64_t{splits_ + 1} * g_.n_kv_heads;
+      if (node.kind == NodeKind::kAttention) count += int64_t{splits_} * g_.n_kv_heads + g_.n_heads;
     }
     AMK_CHECK(count <= AMK_MAX_TASKS / 2, AMK_ERR_REJECTED,
               "tiling.gemv.N_tile is %d: the model would need %lld tasks, allowed %d", schedule_.gemv_n_tile,
@@ -119,7 +119,7 @@ class Tiler {
     plan_.ops.push_back({static_cast<int32_t>(plan_.program.tasks.size()), 0});
   }
   void add_input(int32_t id) { base_.inputs[base_.n_inputs++] = id; }
-  // Operands that a flag adds, called in the order of the law: rope, norm, bias, residual.
+  // Operands that a flag adds, called in the order of the law: rope, norm (and k_norm), bias, residual.
   void add_flag(int32_t flag, int32_t operand) {
     if (operand == kNoTensor) return;
     base_.params.flags |= flag;
@@ -226,6 +226,9 @@ class Tiler {
     const int32_t part_o = add_scratch(node.name + ".part_o", AMK_DTYPE_F32, {g_.n_heads, splits_, g_.head_dim});
     const int32_t part_ml = add_scratch(node.name + ".part_ml", AMK_DTYPE_F32, {g_.n_heads, splits_, 2});
     begin_op(node.name, AMK_OP_ATTENTION_TILE, {node.x, node.k_cache, node.v_cache}, {part_o, part_ml});
+    add_flag(AMK_FLAG_ROPE, node.inv_freq);
+    add_flag(AMK_FLAG_NORM, node.norm);
+    if (node.k_norm != kNoTensor) add_input(node.k_norm);
     amk_params_t& base = base_.params;
     base.n_heads = g_.n_heads;
     base.n_kv_heads = g_.n_kv_heads;
@@ -247,8 +250,8 @@ class Tiler {
     base.n_heads = g_.n_heads;
     base.head_dim = g_.head_dim;
     base.M = splits_;
-    base.N_tile = g_.n_heads / g_.n_kv_heads;
-    for (int32_t head = 0; head < g_.n_kv_heads; ++head) push_task().n_off = head * base.N_tile;
+    base.N_tile = 1;
+    for (int32_t head = 0; head < g_.n_heads; ++head) push_task().n_off = head;
   }
   void tile_argmax(const Node& node) {
     const int32_t parts = static_cast<int32_t>(std::clamp<int64_t>(g_.vocab / kElementwiseTile, 1, sm_count_));

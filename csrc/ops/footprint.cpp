@@ -74,10 +74,18 @@ void footprint_gemv(const TaskView& v, Footprint& f) {
 void footprint_attention(const TaskView& v, Footprint& f) {
   const amk_params_t& p = v.task.params;
   const int64_t per_kv = p.n_heads / p.n_kv_heads, head = p.n_off * per_kv, heads = p.N_tile * per_kv;
-  Footprint::vector_aligned(f.read(0, p.m_off + head * p.head_dim, heads * p.head_dim));
-  for (int slot = 1; slot <= 2; ++slot) {
-    f.cache(slot, false, Region::kKvHistory, p);
-    f.cache(slot, false, Region::kKvRow, p);
+  const FlagSlots slots = flag_slots(v.task);
+  const auto read_heads = [&](int64_t first, int64_t count) {
+    Footprint::vector_aligned(f.read(0, p.m_off + first * p.head_dim, count * p.head_dim));
+  };
+  read_heads(head, heads);
+  for (int slot = 1; slot <= 2; ++slot) f.cache(slot, false, Region::kKvHistory, p);
+  if (slots.rope >= 0) {
+    read_heads(int64_t{p.n_heads} + p.n_off, p.N_tile);
+    read_heads(int64_t{p.n_heads} + p.n_kv_heads + p.n_off, p.N_tile);
+    for (int slot = slots.rope; slot < slots.end; ++slot) f.whole(slot);
+  } else {
+    for (int slot = 1; slot <= 2; ++slot) f.cache(slot, false, Region::kKvRow, p);
   }
   f.rows(f.write(0, (head * p.M + p.dim) * p.head_dim, p.head_dim), heads, int64_t{p.M} * p.head_dim);
   f.rows(f.write(1, (head * p.M + p.dim) * 2, 2), heads, int64_t{p.M} * 2);
@@ -166,7 +174,8 @@ double op_flops(const TaskView& view, int32_t pos) {
   switch (view.task.op) {
     case AMK_OP_GEMV_TILE: return 2.0 * p.K * p.N_tile * (p.flags & AMK_FLAG_SILU_PAIR ? 2 : 1);
     case AMK_OP_ATTENTION_TILE:
-      return 4.0 * p.head_dim * (p.n_heads / p.n_kv_heads) * p.N_tile * (double(pos) + 1) / p.M;
+      return 4.0 * p.head_dim * (p.n_heads / p.n_kv_heads) * p.N_tile * (double(pos) + 1) / p.M +
+             (p.flags & AMK_FLAG_ROPE ? 3.0 * p.head_dim * (p.n_heads / p.n_kv_heads + 1) * p.N_tile : 0);
     case AMK_OP_RMSNORM: return 4.0 * p.M_tile * p.hidden;
     case AMK_OP_ATTENTION_COMBINE: return 3.0 * p.N_tile * p.M * p.head_dim;
     case AMK_OP_ROPE: return 3.0 * p.n_heads * p.head_dim;

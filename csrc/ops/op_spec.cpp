@@ -77,7 +77,7 @@ constexpr OpRow kRows[] = {
     {AMK_OP_LAYERNORM, "LAYERNORM", false, 0, 0, 0, 0},
     {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kNOff | kMOff},
     {AMK_OP_GEMM_TILE, "GEMM_TILE", false, 0, 0, 0, 0},
-    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, 0,
+    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, AMK_FLAG_NORM | AMK_FLAG_ROPE,
      kHeads | kKvHeads | kHeadDim | kK | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
     {AMK_OP_ROPE, "ROPE", true, 2, 1, AMK_FLAG_NORM, kHeads | kHeadDim | kMOff | kNOff},
     {AMK_OP_SILU_MUL, "SILU_MUL", true, 1, 1, 0, kN | kNTile | kNOff},
@@ -98,11 +98,6 @@ constexpr int kOpCount = sizeof(kRows) / sizeof(kRows[0]);
 static_assert(kOpCount == AMK_OP_ARGMAX_COMBINE + 1, "an opcode was added: give it its row here");
 
 const OpRow* find_row(int32_t op) { return op >= 0 && op < kOpCount ? &kRows[op] : nullptr; }
-
-int flag_inputs(int32_t flags) {
-  return !!(flags & AMK_FLAG_NORM) + !!(flags & AMK_FLAG_BIAS) + !!(flags & AMK_FLAG_RESIDUAL) +
-         !!(flags & AMK_FLAG_ROPE);
-}
 
 bool is_immutable(int32_t kind) {
   return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST || kind == AMK_KIND_IO_INPUT;
@@ -257,9 +252,24 @@ bool check_heads(Checker& c) {
   return true;
 }
 
+bool check_rotation_operands(Checker& c, const FlagSlots& slots, int inv_freq) {
+  const int32_t dtype = c.v.input(0).dtype;
+  const auto norm = [&](int slot, const char* what) {
+    return slot < 0 || (c.in_dtype(slot, dtype, what) && c.numel_in(slot, "head_dim", c.p.head_dim));
+  };
+  if (inv_freq >= 0 && !(c.in_dtype(inv_freq, AMK_DTYPE_F32, "inv_freq") && c.even_head_dim() &&
+                         c.numel_in(inv_freq, "head_dim / 2", c.p.head_dim / 2)))
+    return false;
+  return slots.norm < 0 || (c.positive("head_dim", c.p.head_dim) && norm(slots.norm, "norm weight") &&
+                            norm(slots.k_norm, "k_norm weight") && c.finite_positive("eps", c.p.eps));
+}
+
 bool check_attention(Checker& c) {
   const amk_instruction_t& t = c.v.task;
   const int32_t dtype = c.v.input(0).dtype;
+  const FlagSlots slots = flag_slots(t);
+  const bool raw = slots.rope >= 0;
+  if (slots.norm >= 0 && !raw) return c.fail(3, -1, "flag NORM without ROPE");
   if (int64_t{c.p.head_dim} * dtype_bits(dtype) / 8 % AMK_VECTOR_BYTES != 0)
     return c.fail(
         5, t.inputs[1],
@@ -273,8 +283,9 @@ bool check_attention(Checker& c) {
          c.shape(c.v.input(2), t.inputs[2], "v cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
          c.shape(c.v.output(0), t.outputs[0], "part_o", 3, c.p.n_heads, c.p.M, c.p.head_dim) &&
          c.shape(c.v.output(1), t.outputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
-         c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
-         c.in_range(0, "q", c.p.m_off, __int128{c.p.n_heads} * c.p.head_dim);
+         check_rotation_operands(c, slots, slots.rope) && c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
+         c.in_range(0, raw ? "q, k and v" : "q", c.p.m_off,
+                    (c.p.n_heads + (raw ? 2 * __int128{c.p.n_kv_heads} : 0)) * c.p.head_dim);
 }
 
 bool check_combine(Checker& c) {
@@ -289,15 +300,6 @@ bool check_combine(Checker& c) {
          c.shape(c.v.input(1), t.inputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
          c.numel_out(0, "n_heads * head_dim", int64_t{c.p.n_heads} * c.p.head_dim) &&
          c.within("heads", c.p.n_off, c.p.N_tile, c.p.n_heads);
-}
-
-bool check_rotation_operands(Checker& c, const FlagSlots& slots, int inv_freq) {
-  const int32_t dtype = c.v.input(0).dtype;
-  if (inv_freq >= 0 && !(c.in_dtype(inv_freq, AMK_DTYPE_F32, "inv_freq") && c.even_head_dim() &&
-                         c.numel_in(inv_freq, "head_dim / 2", c.p.head_dim / 2)))
-    return false;
-  return slots.norm < 0 || (c.in_dtype(slots.norm, dtype, "norm weight") && c.positive("head_dim", c.p.head_dim) &&
-                            c.numel_in(slots.norm, "head_dim", c.p.head_dim) && c.finite_positive("eps", c.p.eps));
 }
 
 bool check_rope(Checker& c) {
@@ -356,7 +358,7 @@ bool check_signature(Checker& c, const OpRow& row) {
   const amk_instruction_t& t = c.v.task;
   if (t.params.flags & ~static_cast<int32_t>(row.flags))
     return c.fail(3, -1, text("flags 0x%x, allowed 0x%x", t.params.flags, row.flags));
-  const int want_inputs = row.arity_in + flag_inputs(t.params.flags);
+  const int want_inputs = flag_slots(t).end;
   if (t.n_inputs != want_inputs) return c.fail(3, -1, text("%d inputs, expected %d", t.n_inputs, want_inputs));
   if (t.n_outputs != row.arity_out) return c.fail(3, -1, text("%d outputs, expected %d", t.n_outputs, row.arity_out));
   const uint32_t used = used_params(row, t.params.flags);
@@ -388,8 +390,10 @@ FlagSlots flag_slots(const amk_instruction_t& task) {
   int next = row->arity_in;
   if (task.params.flags & AMK_FLAG_ROPE) slots.rope = next++;
   if (task.params.flags & AMK_FLAG_NORM) slots.norm = next++;
+  if (slots.norm >= 0 && task.op == AMK_OP_ATTENTION_TILE) slots.k_norm = next++;
   if (task.params.flags & AMK_FLAG_BIAS) slots.bias = next++;
   if (task.params.flags & AMK_FLAG_RESIDUAL) slots.residual = next++;
+  slots.end = next;
   return slots;
 }
 

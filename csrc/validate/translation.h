@@ -80,6 +80,9 @@ class Translation {
   bool add(const amk_instruction_t& t);
   bool scan(const amk_instruction_t& t);
   bool pick(const amk_instruction_t& t);
+  // What attention reads of this step: q rows and the caches' rows, turned; or raw rows that it turns itself.
+  bool turned_heads(const amk_instruction_t& t, Value out);
+  bool raw_heads(const amk_instruction_t& t, Value out);
   bool head_norm_weight(const amk_instruction_t& t, int slot, Value rotated);
   // What a rotation of [m_off, + heads * D) of input 0 gives; inv_freq and norm are slots, norm -1 without one.
   std::optional<Rotation> rotate(const amk_instruction_t& t, int32_t heads, int inv_freq, int norm);

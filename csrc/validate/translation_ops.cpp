@@ -175,6 +175,37 @@ bool Translation::append(const amk_instruction_t& t) {
   return true;
 }
 
+bool Translation::turned_heads(const amk_instruction_t& t, Value out) {
+  const amk_params_t& p = t.params;
+  const int64_t width = d_.head_dim(), group = d_.n_heads() / d_.n_kv_heads();
+  const int64_t q_first = p.n_off * group * width, kv_first = p.n_off * width, kv = p.N_tile * width;
+  const Value q{What::kQRotated, out.layer}, k{What::kKRotated, out.layer}, qkv{What::kQkv, out.layer};
+  return holds(read(t.inputs[0], p.m_off + q_first, kv * group), q, q_first, "query", out) &&
+         holds(read(t.inputs[1], kv_first, kv), k, kv_first, "k row", out) &&
+         holds(read(t.inputs[2], kv_first, kv), qkv, d_.v_first() + kv_first, "v row", out);
+}
+
+// The task turns q and k itself: as many times as there are splits, so it records no part of them as computed.
+bool Translation::raw_heads(const amk_instruction_t& t, Value out) {
+  const amk_params_t& p = t.params;
+  const FlagSlots slots = flag_slots(t);
+  const int64_t width = d_.head_dim(), group = d_.n_heads() / d_.n_kv_heads();
+  const int64_t kv_first = p.n_off * width, kv = p.N_tile * width;
+  const Value qkv{What::kQkv, out.layer}, q{What::kQRotated, out.layer}, k{What::kKRotated, out.layer};
+  const auto rows = [&](int64_t first, int64_t count, const char* what) {
+    return holds(read(t.inputs[0], p.m_off + first, count), qkv, first, what, out);
+  };
+  if (!rows(kv_first * group, kv * group, "raw query") || !rows(d_.k_first() + kv_first, kv, "raw k row") ||
+      !rows(d_.v_first() + kv_first, kv, "raw v row"))
+    return false;
+  const bool normed = slots.norm >= 0, due = d_.has_head_norms();
+  if (normed != due)
+    return fail(-1, text("%s is made %s head norms, expected %s them", d_.name(out).c_str(),
+                         normed ? "with" : "without", due ? "with" : "without"));
+  if (normed && !(head_norm_weight(t, slots.norm, q) && head_norm_weight(t, slots.k_norm, k))) return false;
+  return holds(read(t.inputs[slots.rope], 0, width / 2), {What::kInvFreq, 0}, 0, "frequency table", out);
+}
+
 // Rows before this step's hold what earlier steps of the same program appended to the same cache.
 bool Translation::attention(const amk_instruction_t& t) {
   const amk_params_t& p = t.params;
@@ -187,13 +218,9 @@ bool Translation::attention(const amk_instruction_t& t) {
                      d_.name(v).c_str()));
   if (!number("the number of query heads", p.n_heads, d_.n_heads(), out)) return false;
   if (!number("the scale", p.scale, d_.attention_scale(), out)) return false;
+  if (!(flag_slots(t).rope < 0 ? turned_heads(t, out) : raw_heads(t, out))) return false;
   const int64_t width = d_.head_dim(), group = d_.n_heads() / d_.n_kv_heads();
-  const int64_t head = p.n_off * group, heads = p.N_tile * group, kv_first = p.n_off * width, kv = p.N_tile * width;
-  if (!holds(read(t.inputs[0], p.m_off + head * width, heads * width), {What::kQRotated, layer}, head * width, "query",
-             out))
-    return false;
-  if (!holds(read(t.inputs[1], kv_first, kv), {What::kKRotated, layer}, kv_first, "k row", out)) return false;
-  if (!holds(read(t.inputs[2], kv_first, kv), {What::kQkv, layer}, d_.v_first() + kv_first, "v row", out)) return false;
+  const int64_t head = p.n_off * group, heads = p.N_tile * group;
   Splits& splits = splits_[layer];
   if (splits.count == 0) splits = {p.M, p.M_tile};
   if (!number("the number of splits", p.M, splits.count, out)) return false;

@@ -1,11 +1,11 @@
 // ATTENTION_TILE and ATTENTION_COMBINE: a softmax over the cache in T splits that are merged afterwards (Milakov &
 // Gimelshein 2018, arXiv:1805.02867; Dao et al., flash-decoding). Within a split the maximum runs on in steps of
-// kStepRows rows, in row order, so the result depends on neither the machine nor the order of tasks.
+// kStepRows rows, in row order, so the result depends on neither the machine nor the order of tasks; nor on whether row
+// `pos` comes from the cache or, with ROPE, from this step's raw heads.
 #include <algorithm>
 #include <limits>
 
-#include "vm/ref_number.h"
-#include "vm/ref_ops.h"
+#include "vm/ref_heads.h"
 
 namespace amk {
 namespace {
@@ -49,12 +49,40 @@ struct Running {
   }
 };
 
+// This step's heads: q as it is; or, with ROPE, the raw q, k and v.
+template <class T>
+class NewHeads {
+ public:
+  explicit NewHeads(const OpCall& c)
+      : c_(c), slots_(flag_slots(c.view.task)), x_(reinterpret_cast<const T*>(c.in[0]) + c.params().m_off) {
+    if (raw()) turn_ = head_angles(c, c.in[slots_.rope], c.params().head_dim);
+  }
+  bool raw() const { return slots_.rope >= 0; }
+  // [D] in f32.
+  void query(int64_t head, float* out) const { make_head(c_, at(head), weight(slots_.norm), turn_, out); }
+  void key(int64_t g, float* out) const {
+    make_head(c_, at(c_.params().n_heads + g), weight(slots_.k_norm), turn_, out);
+  }
+  void value(int64_t g, float* out) const {
+    widen(at(int64_t{c_.params().n_heads} + c_.params().n_kv_heads + g), c_.params().head_dim, out);
+  }
+
+ private:
+  const T* at(int64_t head) const { return x_ + head * c_.params().head_dim; }
+  const T* weight(int slot) const { return slot < 0 ? nullptr : reinterpret_cast<const T*>(c_.in[slot]); }
+
+  const OpCall& c_;
+  const FlagSlots slots_;
+  const T* x_;
+  const float* turn_ = nullptr;
+};
+
 template <class T>
 void attention(const OpCall& c) {
   const amk_params_t& p = c.params();
   const int64_t dim = p.head_dim, group = p.n_heads / p.n_kv_heads;
   const Rows rows = split_rows(p, c.pos);
-  const T* q = reinterpret_cast<const T*>(c.in[0]) + p.m_off;
+  const NewHeads<T> heads(c);
   float* part_o = reinterpret_cast<float*>(c.out[0]);
   float* part_ml = reinterpret_cast<float*>(c.out[1]);
   float* query = c.scratch.floats(Scratch::kQuery, group * dim);
@@ -66,16 +94,21 @@ void attention(const OpCall& c) {
       const int64_t part = (g * group + i) * p.M + p.dim;
       return Running{part_o + part * dim, part_ml + part * 2};
     };
-    widen(q + g * group * dim, group * dim, query);
     for (int64_t i = 0; i < group; ++i) {
+      heads.query(g * group + i, query + i * dim);
       std::fill_n(running(i).o, dim, 0.0f);
       running(i).ml[0] = kMinusInfinity;
       running(i).ml[1] = 0.0f;
     }
     for (int64_t first = rows.first; first < rows.end; first += kStepRows) {
       const int64_t count = std::min(kStepRows, rows.end - first), at = (g * p.K + first) * dim;
-      widen(reinterpret_cast<const T*>(c.in[1]) + at, count * dim, k);
-      widen(reinterpret_cast<const T*>(c.in[2]) + at, count * dim, v);
+      const int64_t old = count - (heads.raw() && first + count > c.pos ? 1 : 0);  // of them, in the caches
+      widen(reinterpret_cast<const T*>(c.in[1]) + at, old * dim, k);
+      widen(reinterpret_cast<const T*>(c.in[2]) + at, old * dim, v);
+      if (old < count) {
+        heads.key(g, k + old * dim);
+        heads.value(g, v + old * dim);
+      }
       for (int64_t i = 0; i < group; ++i) running(i).step(query + i * dim, k, v, count, dim, p.scale);
     }
   }

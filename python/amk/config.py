@@ -45,6 +45,7 @@ _FUSION_SPELLING = {
     "GEMV_ADD": "gemv+add",
     "QKV": "qkv",
     "ROPE_KV_APPEND": "rope+kv_append",
+    "ROPE_ATTENTION": "rope+attention",
 }
 _FUSION_ENUM = _lib.enum_names("amk_fusion", "AMK_FUSE_")
 if set(_FUSION_ENUM.values()) != set(_FUSION_SPELLING):

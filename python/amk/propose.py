@@ -39,7 +39,8 @@ def search_space(target: str | GpuTarget) -> dict[str, list[Any]]:
     every = [name for name in FUSION_NAMES if name != "gate+up"]  # gate+up+silu contains it
     groupings = [list(default.fusion_grouping), every, []]
     groupings += [[name for name in every if name != left_out] for left_out in every]
-    groupings += [[name] for name in FUSION_NAMES]
+    # rope+attention acts only on keys that rope+kv_append turns.
+    groupings += [["rope+kv_append", name] if name == "rope+attention" else [name] for name in FUSION_NAMES]
     groupings += [["gate+up" if name == "gate+up+silu" else name for name in every]]
     return {
         "tiling.gemv.N_tile": _distinct([default.tiling["gemv"]["N_tile"], *_N_TILES]),

@@ -101,4 +101,23 @@ struct MiniDecoder : ProgramBuilder {
     p.M = 2;
     t_next = task(1, AMK_OP_ARGMAX_COMBINE, {best, index}, {next}, p, c_next, {{c_argmax, 2}});
   }
+
+  // Attention turns this step's heads itself and waits for qkv alone. The ROPE task stays, for nobody.
+  void raw_heads(bool with_norms = false) {
+    for (int i : {t_attend, t_attend + 1}) {
+      amk_instruction_t& t = program.tasks[i];
+      t.inputs[0] = qkv;
+      t.inputs[t.n_inputs++] = inv_freq;
+      t.params.flags = AMK_FLAG_ROPE;
+      t.n_waits = 1;
+      t.wait_counter[0] = c_qkv;
+      t.wait_threshold[0] = 2;
+      t.wait_counter[1] = t.wait_threshold[1] = 0;
+      if (!with_norms) continue;
+      t.inputs[t.n_inputs++] = norm;
+      t.inputs[t.n_inputs++] = norm;
+      t.params.flags |= AMK_FLAG_NORM;
+      t.params.eps = 1e-5f;
+    }
+  }
 };

@@ -56,7 +56,7 @@ TEST(every_combination_of_structure_is_accepted) {
   for (size_t m = 0; m < models.size(); ++m) {
     const Graph graph = build_decoder(models[m]);
     const amk_target_t target = small_target(kSmCounts[m]);
-    for (int fusion = 0; fusion < 64; ++fusion)
+    for (int fusion = 0; fusion < 128; ++fusion)
       for (int n_tile : {0, 48})
         for (int pages = 0; pages <= AMK_PAGES_GRAPH_COLOR; ++pages)
           for (int policy = 0; policy <= AMK_SM_LOAD_BALANCE; ++policy) {
@@ -118,12 +118,16 @@ TEST(every_knob_value_changes_the_program) {
   }
   // The 64 sets give 48 programs: gate+up+silu holds gate+up.
   seen.clear();
-  for (int fusion = 0; fusion < 64; ++fusion)
-    if ((fusion & (AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU)) != (AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU))
+  for (int fusion = 0; fusion < 128; ++fusion)
+    if ((fusion & (AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU)) != (AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU) &&
+        (fusion & (AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION)) != AMK_FUSE_ROPE_ATTENTION)
       add("fusion " + std::to_string(fusion), with_fusion(fusion));
-  CHECK_EQ(seen.size(), 48u);
+  CHECK_EQ(seen.size(), 72u);
   CHECK(table_bytes(lower(graph, with_fusion(AMK_FUSE_GATE_UP_SILU), target)) ==
         table_bytes(lower(graph, with_fusion(AMK_FUSE_GATE_UP_SILU | AMK_FUSE_GATE_UP), target)));
+  // Without a key that is turned as it is appended there is nothing for attention to turn.
+  CHECK(table_bytes(lower(graph, with_fusion(0), target)) ==
+        table_bytes(lower(graph, with_fusion(AMK_FUSE_ROPE_ATTENTION), target)));
 }
 
 TEST(fusion_takes_away_what_it_names) {
@@ -156,6 +160,38 @@ TEST(fusion_takes_away_what_it_names) {
   CHECK_EQ(count_ops(rope, AMK_OP_ROPE), 2);
   CHECK_EQ(count_ops(rope, AMK_OP_KV_APPEND, AMK_FLAG_ROPE | AMK_FLAG_NORM), 2);
   CHECK(!has_buffer(rope, "layers.0.k_rotated"));
+
+  const Program raw =
+      lower_model(model, with_fusion(AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION), small_target(8));
+  CHECK_EQ(count_ops(raw, AMK_OP_ROPE), 0);
+  CHECK_EQ(count_ops(raw, AMK_OP_ATTENTION_TILE, AMK_FLAG_ROPE | AMK_FLAG_NORM), count_ops(raw, AMK_OP_ATTENTION_TILE));
+  CHECK(!has_buffer(raw, "layers.0.q_rotated"));
+}
+
+// The hop that the fusion is for: attention waits for nothing but the rows of wqkv, and nothing that it leads to waits
+// for the appends, which come after it in every queue.
+TEST(attention_of_raw_heads_does_not_wait_for_the_appends) {
+  for (const amk_model_t& model : small_models()) {
+    amk_schedule_t s = default_schedule();
+    s.page_policy = AMK_PAGES_NONE;
+    const Program p = lower_model(model, s, small_target(8));
+    std::map<int32_t, std::string> op_of_counter;
+    std::map<std::string, size_t> last;
+    std::map<std::string, std::set<std::string>> waits;
+    for (size_t i = 0; i < p.tasks.size(); ++i) {
+      const std::string label(p.task_label.at(static_cast<int64_t>(i)));
+      const std::string op = label.substr(0, label.find('['));
+      op_of_counter[p.tasks[i].out_counter] = op;
+      last[op] = i;
+      for (int w = 0; w < p.tasks[i].n_waits; ++w) waits[op].insert(op_of_counter[p.tasks[i].wait_counter[w]]);
+    }
+    const std::set<std::string> qkv = {"layers.0.qkv"};
+    CHECK(waits["layers.0.attention"] == qkv);
+    CHECK(waits["layers.0.append_k"] == qkv && waits["layers.0.append_v"] == qkv);
+    CHECK(waits["layers.0.o"] == std::set<std::string>{"layers.0.attention_combine"});
+    CHECK(last["layers.0.append_k"] > last["layers.0.attention"]);
+    CHECK(last["layers.0.append_v"] > last["layers.0.attention"]);
+  }
 }
 
 TEST(tiles_partition_rows_in_groups) {
@@ -199,7 +235,7 @@ TEST(attention_splits_follow_block_capacity_and_sms) {
     s.attention_kv_block = row.kv_block;
     const Program p = lower_model(model, s, small_target(row.sm_count));
     CHECK_EQ(count_ops(p, AMK_OP_ATTENTION_TILE), row.splits * model.n_kv_heads);
-    CHECK_EQ(count_ops(p, AMK_OP_ATTENTION_COMBINE), model.n_kv_heads);
+    CHECK_EQ(count_ops(p, AMK_OP_ATTENTION_COMBINE), model.n_heads);
     EXPECT_VALID(p, "splits");
   }
 }
@@ -230,7 +266,7 @@ TEST(reuse_of_a_page_adds_an_edge_where_the_data_gives_none) {
   // q_rotated may take the page of what only the key path still read: without an added wait V13 would refuse.
   bool added = false;
   for (const amk_model_t& model : small_models())
-    for (int fusion = 0; fusion < 64; ++fusion) {
+    for (int fusion = 0; fusion < 128; ++fusion) {
       amk_schedule_t s = with_fusion(fusion), none = s;
       none.page_policy = AMK_PAGES_NONE;
       auto waits = [&](const amk_schedule_t& schedule) {
@@ -245,7 +281,7 @@ TEST(reuse_of_a_page_adds_an_edge_where_the_data_gives_none) {
 
 TEST(waits_are_all_joins_and_none_is_implied_by_another) {
   for (const amk_model_t& model : small_models())
-    for (int fusion : {0, 63, 21, 42}) {
+    for (int fusion : {0, 127, 63, 21, 106}) {
       const Program p = lower_model(model, with_fusion(fusion), small_target(6));
       const size_t n = p.counter_init.size();
       std::vector<int32_t> producers(n, 0);

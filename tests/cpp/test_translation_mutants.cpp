@@ -1,4 +1,5 @@
 // What V17 must refuse: programs that every other proof accepts and that compute something else, one change each.
+#include <algorithm>
 #include <cmath>
 
 #include "translation_support.h"
@@ -8,7 +9,8 @@ using namespace amk;
 namespace {
 
 constexpr int32_t kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
-constexpr int32_t kNoFusion = 0, kAllFusions = 63;
+constexpr int32_t kNoFusion = 0, kAllFusions = 127;
+constexpr int32_t kTurnedHeads = kAllFusions & ~AMK_FUSE_ROPE_ATTENTION;
 constexpr int kHead = 16, kHidden = 64;
 
 struct Mutant {
@@ -162,14 +164,14 @@ const Mutant kMutants[] = {
      "computes layers.1.mlp_out[0, 16), which task"},
     {"a norm twice", kNoFusion, 0, [](Edited& e) { again(e, "layers.1.mlp_norm", 0); }, "computes layers.1.mlp_in"},
     // ---- attention ----
-    {"k and v caches exchanged by name", kAllFusions, 0, [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); },
+    {"k and v caches exchanged by name", kTurnedHeads, 0, [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); },
      "kv.1.v is"},
     {"attention over v as k", kAllFusions, 0, [](Edited& e) { e.swap_inputs("kv.1.k", "kv.1.v"); },
      "it attends over kv.1.v as k and kv.1.k as v"},
     {"k and v appended to each other", kNoFusion, 0,
      [](Edited& e) { std::swap(e.task("layers.1.append_k").outputs[0], e.task("layers.1.append_v").outputs[0]); },
      "the row of kv.1.v is layers.1.k_rotated"},
-    {"another layer's cache", kAllFusions, 0,
+    {"another layer's cache", kTurnedHeads, 0,
      [](Edited& e) {
        e.each("layers.2.attention",
               [&](auto& t) { t.inputs[1] = e.buffer("kv.1.k"), t.inputs[2] = e.buffer("kv.1.v"); });
@@ -178,7 +180,7 @@ const Mutant kMutants[] = {
     {"v of another layer", kAllFusions, 0,
      [](Edited& e) { e.each("layers.2.attention", [&](auto& t) { t.inputs[2] = e.buffer("kv.1.v"); }); },
      "it attends over kv.2.k as k and kv.1.v as v"},
-    {"two layers' caches exchanged", kAllFusions, 0,
+    {"two layers' caches exchanged", kTurnedHeads, 0,
      [](Edited& e) {
        for (const char* which : {"k", "v"}) e.swap_names(std::string("kv.0.") + which, std::string("kv.1.") + which);
      },
@@ -218,6 +220,126 @@ const Mutant kMutants[] = {
        t.inputs[t.n_inputs++] = e.buffer("rope_inv_freq");
      },
      "it turns layers.1.k_rotated[0, 32)"},
+    // ---- attention that turns this step's heads ----
+    {"raw heads of another layer", kAllFusions, 0,
+     [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = e.buffer("layers.0.qkv"); }); },
+     "the raw query of layers.1.attended is layers.0.qkv[0, 32) (q rows), expected layers.1.qkv[0, 32) (q rows)"},
+    {"the appends and attention of another layer's raw heads", kAllFusions, 0,
+     [](Edited& e) {
+       for (const char* op : {"layers.1.attention", "layers.1.append_k", "layers.1.append_v"})
+         e.each(op, [&](auto& t) { t.inputs[0] = e.buffer("layers.0.qkv"); });
+     },
+     "the raw query of layers.1.attended is layers.0.qkv"},
+    {"caches of another layer", kAllFusions, 0,
+     [](Edited& e) {
+       e.each("layers.1.attention",
+              [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"), t.inputs[2] = e.buffer("kv.0.v"); });
+     },
+     "the raw query of layers.0.attended is layers.1.qkv"},
+    {"the k cache of another layer", kAllFusions, 0,
+     [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"); }); },
+     "it attends over kv.0.k as k and kv.1.v as v"},
+    {"k and v caches exchanged by name, with raw heads", kAllFusions, 0,
+     [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); }, "it attends over kv.1.v as k and kv.1.k as v"},
+    {"two layers' caches exchanged, with raw heads", kAllFusions, 0,
+     [](Edited& e) {
+       for (const char* which : {"k", "v"}) e.swap_names(std::string("kv.0.") + which, std::string("kv.1.") + which);
+     },
+     "the raw query of layers.1.attended is layers.0.qkv"},
+    {"raw k and v rows exchanged", kAllFusions, 0,
+     [](Edited& e) {
+       const int from = e.buffer("layers.1.qkv");
+       const int to = e.add_buffer("qvk", AMK_KIND_ACTIVATION, e.program.buffers[from]);
+       e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = to; });
+       e.insert_before("layers.1.attention",
+                       {copy_task(from, to, 64), copy_task(from, to, 32, 64, 96), copy_task(from, to, 32, 96, 64)});
+     },
+     "the raw k row of layers.1.attended is layers.1.qkv[96, 112) (v rows), expected layers.1.qkv[64, 80) (k rows)"},
+    {"raw v rows of two heads exchanged", kAllFusions, 0,
+     [](Edited& e) {
+       const int from = e.buffer("layers.1.qkv");
+       const int to = e.add_buffer("swapped", AMK_KIND_ACTIVATION, e.program.buffers[from]);
+       e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = to; });
+       e.insert_before("layers.1.attention",
+                       {copy_task(from, to, 96), copy_task(from, to, 16, 96, 112), copy_task(from, to, 16, 112, 96)});
+     },
+     "the raw v row of layers.1.attended is layers.1.qkv[112, 128) (v rows), expected layers.1.qkv[96, 112)"},
+    {"queries turned twice", kTurnedHeads, 0,
+     [](Edited& e) {
+       const int from = e.buffer("layers.1.qkv");
+       const int to = e.add_buffer("half", AMK_KIND_ACTIVATION, e.program.buffers[from]);
+       e.each("layers.1.attention", [&](auto& t) {
+         t.inputs[0] = to;
+         t.params.flags |= AMK_FLAG_ROPE;
+         t.inputs[t.n_inputs++] = e.buffer("rope_inv_freq");
+       });
+       e.insert_before("layers.1.attention",
+                       {copy_task(e.buffer("layers.1.q_rotated"), to, 64), copy_task(from, to, 64, 64, 64)});
+     },
+     "the raw query of layers.1.attended is layers.1.q_rotated[0, 32), expected layers.1.qkv[0, 32) (q rows)"},
+    {"raw heads taken for turned ones", kAllFusions, 0,
+     [](Edited& e) {
+       e.each("layers.1.attention", [&](auto& t) {
+         Edited::drop_flag(t, AMK_FLAG_ROPE, 3);
+         for (const char* op : {"layers.1.append_k", "layers.1.append_v"}) {
+           t.wait_counter[t.n_waits] = e.task(op).out_counter;
+           t.wait_threshold[t.n_waits++] = static_cast<int32_t>(e.tasks(op).size());
+         }
+       });
+       const auto at = e.program.tasks.begin();  // the appends back to where they stood before attention
+       std::rotate(at + e.tasks("layers.1.attention").front(), at + e.tasks("layers.1.append_k").front(),
+                   at + e.tasks("layers.1.append_v").back() + 1);
+     },
+     "the query of layers.1.attended is layers.1.qkv[0, 32) (q rows), expected layers.1.q_rotated[0, 32)"},
+    {"q and k head norms exchanged in attention", kAllFusions, AMK_MODEL_QK_NORM,
+     [](Edited& e) { e.each("layers.1.attention", [](auto& t) { std::swap(t.inputs[4], t.inputs[5]); }); },
+     "the head norm weight of layers.1.q_rotated is layers.1.k_norm[0, 16), expected layers.1.q_norm[0, 16)"},
+    {"q_norm for k_norm in attention", kAllFusions, AMK_MODEL_QK_NORM,
+     [](Edited& e) { e.task("layers.1.attention", 1).inputs[5] = e.buffer("layers.1.q_norm"); },
+     "the head norm weight of layers.1.k_rotated is layers.1.q_norm[0, 16), expected layers.1.k_norm[0, 16)"},
+    {"another layer's head norm in attention", kAllFusions, AMK_MODEL_QK_NORM,
+     [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[4] = e.buffer("layers.2.q_norm"); }); },
+     "the head norm weight of layers.1.q_rotated is layers.2.q_norm"},
+    {"attention without its head norms", kAllFusions, AMK_MODEL_QK_NORM,
+     [](Edited& e) {
+       e.each("layers.1.attention",
+              [](auto& t) { Edited::drop_flag(t, AMK_FLAG_NORM, 4), Edited::drop_flag(t, 0, 4), t.params.eps = 0; });
+     },
+     "layers.1.attended is made without head norms, expected with them"},
+    {"head norms that the model lacks", kAllFusions, 0,
+     [](Edited& e) {
+       const int norm = e.add_buffer("ones", AMK_KIND_ACTIVATION, e.program.buffers[e.buffer("layers.1.qkv")]);
+       e.program.buffers[norm].numel = e.program.buffers[norm].shape[0] = kHead;
+       e.each("layers.1.attention", [&](auto& t) {
+         t.params.flags |= AMK_FLAG_NORM;
+         t.params.eps = e.model.eps;
+         t.inputs[t.n_inputs++] = norm;
+         t.inputs[t.n_inputs++] = norm;
+       });
+       e.insert_before("layers.1.attention", {copy_task(e.buffer("layers.1.attn_norm"), norm, kHead)});
+     },
+     "layers.1.attended is made with head norms, expected without them"},
+    {"eps x2 of attention's head norms", kAllFusions, AMK_MODEL_QK_NORM,
+     [](Edited& e) { e.task("layers.1.attention", 1).params.eps *= 2; }, "eps of layers.1.q_rotated"},
+    {"scale x2 with raw heads", kAllFusions, 0, [](Edited& e) { e.task("layers.1.attention").params.scale *= 2; },
+     "the scale of layers.1.attended is 0.5, expected 0.25"},
+    {"a head norm as attention's frequency table", kAllFusions, 0,
+     [](Edited& e) {
+       const int table = e.add_buffer("table", AMK_KIND_ACTIVATION, e.program.buffers[e.buffer("rope_inv_freq")]);
+       e.each("layers.1.attention", [&](auto& t) { t.inputs[3] = table; });
+       e.insert_before("layers.1.attention", {copy_task(e.buffer("layers.1.attn_norm"), table, kHead / 2)});
+     },
+     "the frequency table of layers.1.attended is layers.1.attn_norm[0, 8), expected rope_inv_freq[0, 8)"},
+    {"raw heads one off", kAllFusions, 0,
+     [](Edited& e) {
+       const int from = e.buffer("layers.1.qkv");
+       const int to = e.add_buffer("wide", AMK_KIND_ACTIVATION, e.program.buffers[from]);
+       e.program.buffers[to].numel = e.program.buffers[to].shape[0] = 144;
+       e.program.pages.back().nbytes = 144 * 4;
+       e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = to, t.params.m_off = kHead; });
+       e.insert_before("layers.1.attention", {copy_task(from, to, 128), copy_task(from, to, 16, 0, 128)});
+     },
+     "the raw query of layers.1.attended is layers.1.qkv[16, 48) (q rows), expected layers.1.qkv[0, 32) (q rows)"},
     {"heads merged for another layer", kNoFusion, 0,
      [](Edited& e) {
        e.each("layers.2.attention_combine", [&](auto& t) {

@@ -9,7 +9,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int kMutants = 12000, kSteps = 3;
+constexpr int kMutants = 16000, kSteps = 3;
 
 // Everything the machine leaves outside of itself after some steps.
 struct Outcome {
@@ -189,7 +189,7 @@ TEST(what_both_judges_accept_computes_the_model) {
   constexpr int32_t kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
   std::vector<Base> bases;
   for (const int32_t features : {0, kBiases | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD})
-    for (const int32_t fusion : {0, 63, 18})
+    for (const int32_t fusion : {0, 63, 18, 127})
       for (const int32_t pages : {AMK_PAGES_NONE, AMK_PAGES_LINEAR})
         bases.emplace_back(Edited(make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, features), fusion, pages), 11);
   int lawful = 0, accepted = 0, refused = 0, changed = 0;

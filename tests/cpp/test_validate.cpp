@@ -168,6 +168,53 @@ const Breakage kBreakages[] = {
          task(m, i).wait_counter[1] = task(m, i).wait_threshold[1] = 0;
        }
      }},
+    // ---- attention that turns this step's heads: as many inputs as its flags say, all of x, whole vectors ----
+    {3, "raw heads without a frequency table",
+     [](M& m) { m.raw_heads(), task(m, m.t_attend).n_inputs = 3, task(m, m.t_attend).inputs[3] = 0; }},
+    {3, "one norm weight for q and k",
+     [](M& m) { m.raw_heads(true), task(m, m.t_attend).n_inputs = 5, task(m, m.t_attend).inputs[5] = 0; }},
+    {3, "head norms of turned heads",
+     [](M& m) {
+       amk_instruction_t& t = task(m, m.t_attend);
+       t.params.flags = AMK_FLAG_NORM, t.params.eps = 1e-5f, t.n_inputs = 5, t.inputs[3] = t.inputs[4] = m.norm;
+     }},
+    {3, "a bias of attention", [](M& m) { m.raw_heads(), task(m, m.t_attend).params.flags |= AMK_FLAG_BIAS; }},
+    {3, "eps without head norms", [](M& m) { m.raw_heads(), task(m, m.t_attend).params.eps = 1e-5f; }},
+    {3, "a frequency table of bf16", [](M& m) { m.raw_heads(), task(m, m.t_attend).inputs[3] = m.norm; }},
+    {3, "k_norm in f32", [](M& m) { m.raw_heads(true), task(m, m.t_attend).inputs[5] = m.inv_freq; }},
+    {3, "a cache as raw heads", [](M& m) { m.raw_heads(), task(m, m.t_attend).inputs[0] = m.k_cache; }},
+    {4, "a frequency table of another width",
+     [](M& m) {
+       m.raw_heads();
+       const int wide = m.buffer("wide", AMK_KIND_CONST, AMK_DTYPE_F32, {8});
+       task(m, m.t_attend).inputs[3] = wide;
+     }},
+    {4, "q_norm of another width", [](M& m) { m.raw_heads(true), task(m, m.t_attend).inputs[4] = m.attn; }},
+    {4, "k_norm of another width", [](M& m) { m.raw_heads(true), task(m, m.t_attend).inputs[5] = m.attn; }},
+    {4, "eps 0 of head norms", [](M& m) { m.raw_heads(true), task(m, m.t_attend).params.eps = 0; }},
+    {4, "eps NaN of head norms", [](M& m) { m.raw_heads(true), task(m, m.t_attend).params.eps = NAN; }},
+    {5, "raw q alone", [](M& m) { m.raw_heads(), task(m, m.t_attend).inputs[0] = m.q; }},
+    {5, "raw v past the end", [](M& m) { m.raw_heads(), task(m, m.t_attend).params.m_off = 8; }},
+    {5, "raw heads before the first element", [](M& m) { m.raw_heads(), task(m, m.t_attend).params.m_off = -8; }},
+    {5, "raw heads at 2^31 - 1", [](M& m) { m.raw_heads(), task(m, m.t_attend).params.m_off = INT32_MAX; }},
+    {5, "raw heads at half a vector",
+     [](M& m) {
+       m.raw_heads();
+       const int wide = m.activation("wide", AMK_DTYPE_BF16, {40});
+       for (int i : {m.t_attend, m.t_attend + 1}) task(m, i).inputs[0] = wide, task(m, i).params.m_off = 4;
+     }},
+    {11, "raw heads without a wait for them",
+     [](M& m) {
+       m.raw_heads();
+       amk_instruction_t& t = task(m, m.t_attend);
+       t.n_waits = t.wait_counter[0] = t.wait_threshold[0] = 0;
+     }},
+    {11, "raw heads that wait for the embedding alone",
+     [](M& m) {
+       m.raw_heads();
+       task(m, m.t_attend).wait_counter[0] = m.c_embed, task(m, m.t_attend).wait_threshold[0] = 1;
+     }},
+    {15, "raw heads, and nobody appends the key", [](M& m) { m.raw_heads(), nop(task(m, m.t_append_k)); }},
     {21, "two steps in one launch", [](M& m) { m.program.launch.steps_per_launch = 2; }},
     {21, "another counter reset", [](M& m) { m.program.launch.counter_reset = 1; }},
     {22, "two splits in one place", [](M& m) { task(m, m.t_attend + 1).params.dim = 0; }},
@@ -209,6 +256,27 @@ TEST(each_broken_thing_is_named_by_its_obligation) {
     b.apply(m);
     expect(b.what, m.program, b.code);
   }
+}
+
+TEST(attention_of_raw_heads_needs_no_append_of_its_step) {
+  for (bool with_norms : {false, true}) {
+    M m;
+    m.raw_heads(with_norms);
+    expect("raw heads", m.program, 0);
+    // Not even before it in its queue.
+    amk_instruction_t append = task(m, m.t_append_k);
+    append.sm = task(m, m.t_attend).sm;
+    nop(task(m, m.t_append_k));
+    m.program.tasks.push_back(append);
+    expect("the append last", m.program, 0);
+  }
+  // Where one split reads row `pos` from the cache, it still waits.
+  M m;
+  m.raw_heads();
+  amk_instruction_t& t = task(m, m.t_attend);
+  t.params.flags = 0, t.inputs[0] = m.q, t.inputs[3] = 0, t.n_inputs = 3;
+  t.wait_counter[0] = m.c_rope, t.wait_threshold[0] = 1;
+  expect("one split over the cache", m.program, 19);
 }
 
 TEST(sentences_name_tasks_buffers_and_bytes) {

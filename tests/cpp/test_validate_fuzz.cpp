@@ -123,7 +123,7 @@ TEST(damaged_lowerings_are_judged_with_their_model) {
   const amk_model_t model = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, AMK_MODEL_QK_NORM);
   Random random(3);
   int64_t accepted = 0, other_function = 0;
-  for (const int32_t fusion : {0, 63}) {
+  for (const int32_t fusion : {0, 63, 127}) {
     const Edited whole(model, fusion);
     for (int i = 0; i < 15000; ++i) {
       amk::Program p = whole.program;

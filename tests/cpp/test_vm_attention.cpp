@@ -43,6 +43,62 @@ struct Attention {
       else
         c.N_tile = 0;
   }
+  // The same from raw heads: x holds q, k and v back to back, and row `pos` of the caches is not theirs yet.
+  void run_raw(int pos, int tile_heads, bool with_norms) {
+    const int dtype = lab.buffers[q].dtype, dim = s.head_dim;
+    const int x = lab.add(AMK_KIND_ACTIVATION, dtype, {kRawOffset + (heads() + 2 * s.kv_heads) * dim + 1}, 2);
+    const int freq = lab.add(AMK_KIND_CONST, AMK_DTYPE_F32, {dim / 2});
+    const int q_norm = lab.weight(dtype, {dim}), k_norm = lab.weight(dtype, {dim});
+    amk_params_t p{};
+    p.n_heads = heads();
+    p.n_kv_heads = s.kv_heads;
+    p.head_dim = dim;
+    p.K = s.rows;
+    p.M = s.splits;
+    p.M_tile = s.kv_block;
+    p.m_off = kRawOffset;
+    p.scale = scale();
+    p.flags = AMK_FLAG_ROPE | (with_norms ? AMK_FLAG_NORM : 0);
+    p.eps = with_norms ? 1e-5f : 0.0f;
+    for (p.n_off = 0; p.n_off < s.kv_heads; p.n_off += p.N_tile) {
+      p.N_tile = std::min(tile_heads, s.kv_heads - p.n_off);
+      for (p.dim = 0; p.dim < s.splits; ++p.dim)
+        if (with_norms)
+          lab.run(AMK_OP_ATTENTION_TILE, {x, k, v, freq, q_norm, k_norm}, {part_o, part_ml}, p, pos);
+        else
+          lab.run(AMK_OP_ATTENTION_TILE, {x, k, v, freq}, {part_o, part_ml}, p, pos);
+    }
+    const std::vector<uint8_t> raw_o = lab.bytes[part_o], raw_ml = lab.bytes[part_ml];
+    // ROPE and KV_APPEND, then attention over what they leave: the same bits.
+    amk_params_t r{};
+    r.head_dim = dim;
+    r.n_heads = heads();
+    r.m_off = kRawOffset;
+    r.n_off = kQueryOffset;
+    r.flags = p.flags & AMK_FLAG_NORM;
+    r.eps = p.eps;
+    amk_params_t a{};
+    a.head_dim = dim;
+    a.n_kv_heads = a.N_tile = s.kv_heads;
+    a.K = s.rows;
+    a.m_off = kRawOffset + heads() * dim;
+    a.flags = p.flags;
+    a.eps = p.eps;
+    if (with_norms) {
+      lab.run(AMK_OP_ROPE, {x, freq, q_norm}, {q}, r, pos);
+      lab.run(AMK_OP_KV_APPEND, {x, freq, k_norm}, {k}, a, pos);
+    } else {
+      lab.run(AMK_OP_ROPE, {x, freq}, {q}, r, pos);
+      lab.run(AMK_OP_KV_APPEND, {x, freq}, {k}, a, pos);
+    }
+    a.m_off += s.kv_heads * dim;
+    a.flags = 0;
+    a.eps = 0;
+    lab.run(AMK_OP_KV_APPEND, {x}, {v}, a, pos);
+    run(pos, tile_heads);
+    CHECK(lab.bytes[part_o] == raw_o);
+    CHECK(lab.bytes[part_ml] == raw_ml);
+  }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(s.head_dim)); }
 
   double score(int head, int row) const {
@@ -88,7 +144,7 @@ struct Attention {
     }
   }
 
-  static constexpr int kQueryOffset = 3;
+  static constexpr int kQueryOffset = 3, kRawOffset = 5;
   OpLab lab;
   Shape s;
   int q, k, v, part_o, part_ml, out;
@@ -117,6 +173,20 @@ TEST(grouped_queries_and_wide_heads) {
       a.run(shape.rows - 1, shape.kv_heads);
       a.expect_all(shape.rows - 1);
     }
+}
+
+// And against the softmax in double over the rows that ROPE and KV_APPEND leave, which their own tests judge.
+TEST(raw_heads_are_turned_as_rope_and_append_turn_them) {
+  for (int dtype : kComputeTypes)
+    for (bool with_norms : {false, true})
+      for (const Shape& shape : {Shape{1, 1, 64, 70, 16, 2}, Shape{2, 4, 16, 70, 16, 3}, Shape{3, 2, 24, 40, 8, 1},
+                                 Shape{1, 8, 32, 40, 64, 4}, Shape{4, 1, 24, 70, 1, 5}})
+        for (int pos : {0, 1, shape.kv_block - 1, shape.kv_block, 31, 32, 33, shape.rows - 1}) {
+          if (pos >= shape.rows) continue;
+          Attention a(dtype, shape, static_cast<uint64_t>(pos) + 7);
+          a.run_raw(pos, 1 + pos % 2, with_norms);
+          a.expect_all(pos);
+        }
 }
 
 TEST(large_scores_do_not_overflow) {

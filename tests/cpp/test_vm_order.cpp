@@ -51,13 +51,13 @@ std::string decode(const amk::Image& image, uint64_t seed, int threads, int guar
 }
 
 constexpr int kAllFusions = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU | AMK_FUSE_GEMV_ADD |
-                            AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND;
+                            AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION;
 
 }  // namespace
 
 TEST(every_order_and_thread_count_gives_the_same_bits) {
   for (int dtype : kComputeTypes)
-    for (int fusion : {0, kAllFusions})
+    for (int fusion : {0, kAllFusions & ~AMK_FUSE_ROPE_ATTENTION, kAllFusions})
       for (int policy : {AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR}) {
         const int features = AMK_MODEL_TIED_HEAD | (fusion ? AMK_MODEL_QKV_BIAS | AMK_MODEL_QK_NORM : 0);
         const amk::Image image = decoder(dtype, features, fusion, policy);
@@ -66,6 +66,17 @@ TEST(every_order_and_thread_count_gives_the_same_bits) {
         for (uint64_t seed = 1; seed <= 20; ++seed) CHECK(decode(image, seed, 0, seed % 2) == want);
         for (int threads : {1, 2, 4})
           for (uint64_t seed : {0, 1}) CHECK(decode(image, seed, threads, 1) == want);
+      }
+}
+
+// Attention that turns this step's heads itself rounds them where ROPE and KV_APPEND do and takes rows in their order.
+TEST(attention_of_raw_heads_gives_the_same_bits) {
+  for (int dtype : kComputeTypes)
+    for (int features : {0, AMK_MODEL_QK_NORM | AMK_MODEL_QKV_BIAS})
+      for (int policy : {AMK_PAGES_NONE, AMK_PAGES_LINEAR}) {
+        const amk::Image fused = decoder(dtype, features, kAllFusions, policy);
+        const amk::Image unfused = decoder(dtype, features, kAllFusions & ~AMK_FUSE_ROPE_ATTENTION, policy);
+        CHECK(decode(fused, 0, 0, 1) == decode(unfused, 0, 0, 1));
       }
 }
 

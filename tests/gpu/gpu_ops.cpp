@@ -330,10 +330,15 @@ struct Heads {
 
 // Append, attend in splits, merge. At low positions some splits are empty; `parts_out` shows the parts themselves,
 // at positions where none is.
-void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, const std::vector<int32_t>& positions) {
+// Query heads that were turned before; or this step's raw heads, without and with the norms of heads.
+enum class NewHeads { kTurned, kRaw, kRawNormed };
+
+void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, const std::vector<int32_t>& positions,
+                    NewHeads heads) {
   Sketch s(h.rows);
-  const int32_t q = s.input("q", dtype, {h.query * h.dim}), kv = s.input("kv", dtype, {2 * h.kv * h.dim}),
-                k = s.cache("kv.0.k", dtype, {h.kv, h.rows, h.dim}),
+  const bool is_raw = heads != NewHeads::kTurned, is_normed = heads == NewHeads::kRawNormed;
+  const int32_t q = s.input("q", dtype, {(h.query + (is_raw ? 2 * h.kv : 0)) * h.dim}),
+                kv = s.input("kv", dtype, {2 * h.kv * h.dim}), k = s.cache("kv.0.k", dtype, {h.kv, h.rows, h.dim}),
                 v = s.cache("kv.0.v", dtype, {h.kv, h.rows, h.dim});
   auto part = [&](const char* name, int64_t last) {
     return parts_out ? s.output(name, AMK_DTYPE_F32, {h.query, h.splits, last})
@@ -348,7 +353,10 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
   const int32_t first = s.task(AMK_OP_KV_APPEND, {kv}, {k}, a);
   a.m_off = h.kv * h.dim;
   int32_t join = s.task(AMK_OP_NOP, {}, {}, {}, {first, s.task(AMK_OP_KV_APPEND, {kv}, {v}, a)});
-  const int32_t ready = join;
+  const std::vector<int32_t> ready = is_raw ? std::vector<int32_t>{} : std::vector<int32_t>{join};
+  std::vector<int32_t> in{q, k, v};
+  if (is_raw) in.push_back(s.constant("inv_freq", {h.dim / 2}));
+  if (is_normed) in.insert(in.end(), {s.weight("q_norm", dtype, {h.dim}), s.weight("k_norm", dtype, {h.dim})});
   for (int32_t split = 0; split < h.splits; ++split) {
     for (auto [at, n] : cuts(h.kv)) {
       amk_params_t p{};
@@ -362,7 +370,9 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
       p.n_off = at;
       p.dim = split;
       p.scale = 1.0f / std::sqrt(static_cast<float>(h.dim));
-      const int32_t tile = s.task(AMK_OP_ATTENTION_TILE, {q, k, v}, {o, ml}, p, {ready});
+      p.flags = (is_raw ? AMK_FLAG_ROPE : 0) | (is_normed ? AMK_FLAG_NORM : 0);
+      if (is_normed) p.eps = 1e-5f;
+      const int32_t tile = s.task(AMK_OP_ATTENTION_TILE, in, {o, ml}, p, ready);
       join = s.task(AMK_OP_NOP, {}, {}, {}, {join, tile});
     }
   }
@@ -376,8 +386,11 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
     s.task(AMK_OP_ATTENTION_COMBINE, {o, ml}, {y}, p, {join});
   }
   check(line,
-        amk::text("%s %d/%d x %d, %d splits of blocks of %d%s", amk::dtype_name(dtype), h.query, h.kv, h.dim, h.splits,
-                  h.kv_block, parts_out ? ", parts" : ""),
+        amk::text("%s %d/%d x %d, %d splits of blocks of %d%s%s", amk::dtype_name(dtype), h.query, h.kv, h.dim,
+                  h.splits, h.kv_block, parts_out ? ", parts" : "",
+                  is_normed ? ", raw and normed heads"
+                  : is_raw  ? ", raw heads"
+                            : ""),
         s, one_rounding(dtype), positions);
 }
 
@@ -391,8 +404,10 @@ void attention() {
       if (few && h.rows != 1030) continue;
       std::vector<int32_t> positions = positions_below(h.rows, h.kv_block);
       positions.push_back(h.rows - 1);
-      attention_case(line, dtype, h, false, positions);
-      if ((h.rows - 1) / h.kv_block >= h.splits && !few) attention_case(line, dtype, h, true, {h.rows - 1});
+      for (NewHeads heads : {NewHeads::kTurned, NewHeads::kRaw, NewHeads::kRawNormed}) {
+        attention_case(line, dtype, h, false, positions, heads);
+        if ((h.rows - 1) / h.kv_block >= h.splits && !few) attention_case(line, dtype, h, true, {h.rows - 1}, heads);
+      }
     }
   }
 }

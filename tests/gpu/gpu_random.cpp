@@ -40,7 +40,7 @@ Config random_config(Random& r) {
   Config c;
   c.schedule.gemv_n_tile = pick(r, {0, 8, 16, 24, 64, 200, 512, 8192});
   c.schedule.attention_kv_block = pick(r, {16, 32, 48, 64, 128, 256, 1024});
-  c.schedule.fusion = static_cast<int32_t>(r.next() % 64);
+  c.schedule.fusion = static_cast<int32_t>(r.next() % 128);
   c.schedule.sm_policy = pick(r, {AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE});
   c.schedule.page_policy = pick(r, {AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR});
   c.sms = pick(r, {1, 2, 5, 17, 64, 132});
@@ -151,8 +151,8 @@ const Knob kKnobs[] = {
      [](Config& c, int32_t v) { c.schedule.attention_kv_block = v; }},
     {"fusion exactly",
      {0, AMK_FUSE_RMSNORM_GEMV, AMK_FUSE_GATE_UP, AMK_FUSE_GATE_UP_SILU, AMK_FUSE_GEMV_ADD, AMK_FUSE_QKV,
-      AMK_FUSE_ROPE_KV_APPEND, 61, 63},
-     {64},
+      AMK_FUSE_ROPE_KV_APPEND, AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION, 61, 63, 127},
+     {128},
      [](Config& c, int32_t v) { c.schedule.fusion = v; }},
     {"sm_assignment",
      {AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE, AMK_SM_EXPLICIT},
