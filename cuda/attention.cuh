@@ -300,7 +300,7 @@ struct NewHeads {
   }
   // Behind a barrier after which `turn` holds the angles.
   template <int kThreads>
-  __device__ void make(const TaskContext& c, int g) const {
+  __device__ __forceinline__ void make(const TaskContext& c, int g) const {
     const amk_params_t& p = c.params();
     const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
     for (int i = threadIdx.x / kWarpThreads; i <= group; i += kThreads / kWarpThreads) {
@@ -314,7 +314,7 @@ struct NewHeads {
 };
 
 template <class T, int kHeads, int kVectors, int kThreads>
-__device__ bool attend(const TaskContext& c, RowRange range) {
+__device__ __forceinline__ bool attend(const TaskContext& c, RowRange range) {
   using Pass = AttentionPass<T, kHeads, kVectors, kThreads>;
   const amk_params_t& p = c.params();
   const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
@@ -381,7 +381,7 @@ __device__ void prefetch_history(const TaskContext& c, RowRange range) {
 }
 
 template <int kThreads>
-__device__ bool attention(const TaskContext& c) {
+__device__ __forceinline__ bool attention(const TaskContext& c) {
   const RowRange range = split_rows(c.params(), c.pos);
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

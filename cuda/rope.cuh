@@ -12,7 +12,7 @@ __host__ __device__ constexpr int rope_shared_bytes(const amk_params_t& p) { ret
 // cos and sin of a double angle up to 2^24, to f32 accuracy: reduced modulo pi/2 in two fused steps (Cody & Waite
 // 1980), then the Taylor series, whose first omitted term is below 1e-13 for |r| <= pi/4. The library's sincos would
 // bring a stack frame for its slow path.
-__device__ inline float2 cos_sin(double angle) {
+__device__ __forceinline__ float2 cos_sin(double angle) {
   constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1, kHalfPiHigh = 0x1.921fb54442d18p+0,
                    kHalfPiLow = 0x1.1a62633145c07p-54;
   const double turns = rint(angle * kTwoOverPi);
@@ -38,14 +38,14 @@ __device__ inline float2 cos_sin(double angle) {
 
 // turn: [head_dim / 2] of (cos, sin).
 template <int kThreads>
-__device__ void angles(const TaskContext& c, const float* inv_freq, float2* turn) {
+__device__ __forceinline__ void angles(const TaskContext& c, const float* inv_freq, float2* turn) {
   for (int i = threadIdx.x; i < c.params().head_dim / 2; i += kThreads)
     turn[i] = cos_sin(static_cast<double>(c.pos) * static_cast<double>(load(inv_freq + i)));
 }
 
 // One warp, one head of any size; norm and turn may be null.
 template <class T>
-__device__ void one_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
+__device__ __forceinline__ void one_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
   const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
   float scale = 1.0f;
   if (norm) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ bool is_small_head(int dim) { return dim % 2 == 0 && 
 
 // The same for a small head: one trip to L2, all of it in registers.
 template <class T>
-__device__ void small_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
+__device__ __forceinline__ void small_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
   const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
   float x[kPairs], y[kPairs], weight_x[kPairs], weight_y[kPairs];
 #pragma unroll
