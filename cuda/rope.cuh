@@ -45,7 +45,8 @@ __device__ __forceinline__ void angles(const TaskContext& c, const float* inv_fr
 
 // One warp, one head of any size; norm and turn may be null.
 template <class T>
-__device__ __forceinline__ void one_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
+__device__ __forceinline__ void one_head(const TaskContext& c, const T* src, const T* norm, const float2* turn,
+                                         T* out) {
   const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
   float scale = 1.0f;
   if (norm) {
@@ -77,7 +78,8 @@ __device__ __forceinline__ bool is_small_head(int dim) { return dim % 2 == 0 && 
 
 // The same for a small head: one trip to L2, all of it in registers.
 template <class T>
-__device__ __forceinline__ void small_head(const TaskContext& c, const T* src, const T* norm, const float2* turn, T* out) {
+__device__ __forceinline__ void small_head(const TaskContext& c, const T* src, const T* norm, const float2* turn,
+                                           T* out) {
   const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
   float x[kPairs], y[kPairs], weight_x[kPairs], weight_y[kPairs];
 #pragma unroll
