@@ -3,8 +3,8 @@
 // Lanes form groups of `row_lanes`, and a group takes one cache row at a time, several rows in flight; every group
 // keeps its own running maximum, sum and output for all query heads of the pass, so a row is read once. States are
 // merged in a fixed order: groups of a warp by butterflies, then warp 0, 1, 2, ...
-// Rows below the position do not change in this launch: their way into L2 starts before the inputs are awaited, and
-// with ROPE, where row `pos` comes from this step's raw heads, that of the first ones into registers.
+// Rows below the position do not change in this launch: their way into L2 starts before the inputs are awaited. The
+// query heads pass through shared memory, where ROPE turns them; row `pos` then comes from there too.
 #pragma once
 
 #include "rope.cuh"
@@ -24,16 +24,15 @@ __host__ __device__ constexpr int attention_pass_heads(int group, int row_bytes,
   if (row_bytes > kWarpThreads * kVectorBytes) return 1;
   return group > 2 && threads <= 256 ? 4 : group > 1 ? 2 : 1;
 }
-// States of the warps; with ROPE also the angles, the turned query heads of a kv head, and its new key.
+// States of the warps; this step's query heads of a kv head, its new key and its new value; the angles.
 __host__ __device__ constexpr int64_t attention_state_bytes(const amk_params_t& p, int element_bytes, int threads) {
   const int heads = attention_pass_heads(p.n_heads / p.n_kv_heads, p.head_dim * element_bytes, threads);
   return (int64_t{threads / kWarpThreads} * heads * (p.head_dim + 2) * 4 + kVectorBytes - 1) / kVectorBytes *
          kVectorBytes;
 }
 __host__ constexpr int64_t attention_shared_bytes(const amk_params_t& p, int element_bytes, int threads) {
-  const int64_t states = attention_state_bytes(p, element_bytes, threads);
-  if (!(p.flags & AMK_FLAG_ROPE)) return states;
-  return states + (int64_t{p.n_heads / p.n_kv_heads} + 1) * p.head_dim * element_bytes + rope_shared_bytes(p);
+  return attention_state_bytes(p, element_bytes, threads) +
+         (int64_t{p.n_heads / p.n_kv_heads} + 2) * p.head_dim * element_bytes + rope_shared_bytes(p);
 }
 
 struct RowRange {
@@ -65,24 +64,20 @@ struct AttentionPass {
   float o[kHeads][kElems], m[kHeads], l[kHeads];
   int row_vectors, row_lanes, lane_in_row;
 
-  // Rows in flight: of one group of lanes, kRowsAhead of them.
-  struct Batch {
-    uint4 keys[kRowsAhead][kVectors], values[kRowsAhead][kVectors];
-  };
-
-  template <class Load>
-  __device__ void load_vectors(const T* row, bool inside, uint4 (&v)[kVectors], Load load_one) const {
+  // A row of the cache, or one in shared memory.
+  __device__ void load_cached(const T* row, bool inside, uint4 (&v)[kVectors]) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int at = lane_in_row + i * row_lanes;
-      v[i] = inside && at < row_vectors ? load_one(reinterpret_cast<const uint4*>(row) + at) : uint4{};
+      v[i] = inside && at < row_vectors ? load_vector(reinterpret_cast<const uint4*>(row) + at) : uint4{};
     }
   }
-  __device__ void load_vectors(const T* row, bool inside, uint4 (&v)[kVectors]) const {
-    load_vectors(row, inside, v, [](const uint4* p) { return load_vector(p); });
-  }
-  __device__ void load_shared(const T* row, bool inside, uint4 (&v)[kVectors]) const {
-    load_vectors(row, inside, v, [](const uint4* p) { return *p; });
+  __device__ void load_shared(const T* row, uint4 (&v)[kVectors]) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int at = lane_in_row + i * row_lanes;
+      v[i] = at < row_vectors ? reinterpret_cast<const uint4*>(row)[at] : uint4{};
+    }
   }
   __device__ static void unpack_row(const uint4 (&v)[kVectors], float (&out)[kElems]) {
 #pragma unroll
@@ -94,18 +89,15 @@ struct AttentionPass {
     }
   }
 
-  __device__ explicit AttentionPass(int vectors) : row_vectors(vectors), row_lanes(1) {
+  // q: in shared memory. heads <= kHeads of them exist; the others repeat the last and are never stored.
+  __device__ void begin(const T* q, int heads, int dim, int vectors) {
+    row_vectors = vectors;
+    row_lanes = 1;
     while (row_lanes < vectors && row_lanes < kWarpThreads) row_lanes *= 2;
     lane_in_row = threadIdx.x % row_lanes;
-  }
-
-  // heads <= kHeads of them exist; the others repeat the last and are never stored. A query in global memory is only on
-  // its way here: the first rows are asked for before it is looked at, so both are one trip to memory.
-  __device__ void begin(const T* q, int heads, int dim, bool is_shared) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      const T* row = q + int64_t{min(h, heads - 1)} * dim;
-      is_shared ? load_shared(row, true, query[h]) : load_vectors(row, true, query[h]);
+      load_shared(q + min(h, heads - 1) * dim, query[h]);
       m[h] = minus_infinity();
       l[h] = 0;
 #pragma unroll
@@ -113,79 +105,71 @@ struct AttentionPass {
     }
   }
 
-  // This lane's slot among the warp's rows, and the rows that the block takes at a time.
-  __device__ int slots() const { return kWarpThreads / row_lanes; }
-  __device__ int slot() const { return threadIdx.x % kWarpThreads / row_lanes; }
-  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
-  __device__ int stride() const { return kThreads / kWarpThreads * slots(); }
-  __device__ int first_row(RowRange range) const { return range.first + warp() * slots() + slot(); }
-
-  // Rows row, row + stride(), ... below `end`; k, v: the kv head's first row.
-  __device__ void load(Batch& b, const T* k, const T* v, int row, int end, int dim) const {
+  // k, v: the kv head's first row in the caches. With has_new the last warp also takes new_k and new_v, as it has the
+  // fewest other rows.
+  __device__ void rows(const T* k, const T* v, RowRange range, const T* new_k, const T* new_v, bool has_new, int dim,
+                       float scale, int warp, int warps) {
+    const int slots = kWarpThreads / row_lanes, slot = threadIdx.x % kWarpThreads / row_lanes;
+    const int stride = warps * slots;
+    bool takes_new = has_new && warp == warps - 1;
+    for (int base = range.first + warp * slots; base < range.end || takes_new; base += kRowsAhead * stride) {
+      uint4 keys[kRowsAhead][kVectors]{}, values[kRowsAhead][kVectors]{};
+      int row = base + slot, end = range.end;
+      if (base < range.end) {
 #pragma unroll
-    for (int u = 0; u < kRowsAhead; ++u) {
-      const int r = row + u * stride();
-      load_vectors(k + int64_t{r} * dim, r < end, b.keys[u]);
-    }
+        for (int u = 0; u < kRowsAhead; ++u)
+          load_cached(k + int64_t{row + u * stride} * dim, row + u * stride < end, keys[u]);
 #pragma unroll
-    for (int u = 0; u < kRowsAhead; ++u) {
-      const int r = row + u * stride();
-      load_vectors(v + int64_t{r} * dim, r < end, b.values[u]);
-    }
-  }
-
-  // The rows of a range; b holds the first of them.
-  __device__ void rows(Batch& b, const T* k, const T* v, RowRange range, int dim, float scale) {
-    const int step = kRowsAhead * stride();
-    int row = first_row(range);
-    for (int base = row - slot(); base < range.end; base += step, row += step) {
-      if (base != first_row(range) - slot()) load(b, k, v, row, range.end, dim);
-      add(b, row, range.end, scale);
-    }
-  }
-
-  // Adds rows row, row + stride(), ... below `end` to the heads' states.
-  __device__ void add(const Batch& b, int row, int end, float scale) {
-    float s[kRowsAhead][kHeads];
-    lane_scores(b.keys, s);
-    // All rows and heads at each level: their shuffles overlap.
-    for (int mask = row_lanes / 2; mask > 0; mask /= 2) {
+        for (int u = 0; u < kRowsAhead; ++u)
+          load_cached(v + int64_t{row + u * stride} * dim, row + u * stride < end, values[u]);
+      } else {  // one row, for the first group of lanes
+        load_shared(new_k, keys[0]);
+        load_shared(new_v, values[0]);
+        row = slot;
+        end = 1;
+        takes_new = false;
+      }
+      float s[kRowsAhead][kHeads];
+      lane_scores(keys, s);
+      // All rows and heads at each level: their shuffles overlap.
+      for (int mask = row_lanes / 2; mask > 0; mask /= 2) {
+#pragma unroll
+        for (int u = 0; u < kRowsAhead; ++u) {
+#pragma unroll
+          for (int h = 0; h < kHeads; ++h) s[u][h] += __shfl_xor_sync(kWholeWarp, s[u][h], mask);
+        }
+      }
 #pragma unroll
       for (int u = 0; u < kRowsAhead; ++u) {
+        const bool inside = row + u * stride < end;
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) s[u][h] += __shfl_xor_sync(kWholeWarp, s[u][h], mask);
+        for (int h = 0; h < kHeads; ++h) s[u][h] = inside ? s[u][h] * scale : minus_infinity();
       }
-    }
-#pragma unroll
-    for (int u = 0; u < kRowsAhead; ++u) {
-      const bool inside = row + u * stride() < end;
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) s[u][h] = inside ? s[u][h] * scale : minus_infinity();
-    }
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      float largest = m[h];
-#pragma unroll
-      for (int u = 0; u < kRowsAhead; ++u) largest = fmaxf(largest, s[u][h]);
-      const float shrink = merge_weight(m[h], largest);
-      l[h] *= shrink;
-#pragma unroll
-      for (int e = 0; e < kElems; ++e) o[h][e] *= shrink;
-      m[h] = largest;
-#pragma unroll
-      for (int u = 0; u < kRowsAhead; ++u) {
-        s[u][h] = merge_weight(s[u][h], largest);
-        l[h] += s[u][h];
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kRowsAhead; ++u) {
-      float e[kElems];
-      unpack_row(b.values[u], e);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
+        float largest = m[h];
 #pragma unroll
-        for (int i = 0; i < kElems; ++i) o[h][i] = fmaf(s[u][h], e[i], o[h][i]);
+        for (int u = 0; u < kRowsAhead; ++u) largest = fmaxf(largest, s[u][h]);
+        const float shrink = merge_weight(m[h], largest);
+        l[h] *= shrink;
+#pragma unroll
+        for (int e = 0; e < kElems; ++e) o[h][e] *= shrink;
+        m[h] = largest;
+#pragma unroll
+        for (int u = 0; u < kRowsAhead; ++u) {
+          s[u][h] = merge_weight(s[u][h], largest);
+          l[h] += s[u][h];
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kRowsAhead; ++u) {
+        float e[kElems];
+        unpack_row(values[u], e);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < kElems; ++i) o[h][i] = fmaf(s[u][h], e[i], o[h][i]);
+        }
       }
     }
   }
@@ -279,91 +263,71 @@ __device__ void merge_warps(const TaskContext& c, const float* state, int pass_h
   }
 }
 
-// This step's raw heads, turned into shared memory: the query heads of kv head g, then its new key.
+// This step's heads in shared memory: the query heads of one kv head; with ROPE its new key and value too.
 template <class T>
 struct NewHeads {
-  const T *x, *q_norm, *k_norm;
-  float2* turn;
-  T *query, *key;
+  T *query, *key, *value;
+  float2* turn;  // the angles, null without ROPE
 
-  __device__ NewHeads(const TaskContext& c, char* at)
-      : x(c.in<T>(0) + c.params().m_off),
-        q_norm(c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot)),
-        k_norm(c.task.k_norm_slot < 0 ? nullptr : c.in<T>(c.task.k_norm_slot)) {
+  __device__ NewHeads(const TaskContext& c, char* at) {
     const amk_params_t& p = c.params();
     query = reinterpret_cast<T*>(at);
     key = query + p.n_heads / p.n_kv_heads * p.head_dim;
-    turn = reinterpret_cast<float2*>(key + p.head_dim);
+    value = key + p.head_dim;
+    turn = c.task.rope_slot < 0 ? nullptr : reinterpret_cast<float2*>(value + p.head_dim);
   }
-  __device__ const T* value(const amk_params_t& p, int g) const {
-    return x + (int64_t{p.n_heads} + p.n_kv_heads + g) * p.head_dim;
-  }
-  // Behind a barrier after which `turn` holds the angles.
+  // A warp takes a head. Behind a barrier after which `turn` holds the angles; ends with one.
   template <int kThreads>
   __device__ __forceinline__ void make(const TaskContext& c, int g) const {
     const amk_params_t& p = c.params();
-    const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
-    for (int i = threadIdx.x / kWarpThreads; i <= group; i += kThreads / kWarpThreads) {
-      const bool is_key = i == group;
-      const T* src = x + int64_t{is_key ? p.n_heads + g : g * group + i} * dim;
-      const T* norm = is_key ? k_norm : q_norm;
-      is_small_head(dim) ? small_head(c, src, norm, turn, query + i * dim)
-                         : one_head(c, src, norm, turn, query + i * dim);
+    const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, heads = turn ? group + 2 : group;
+    const T* x = c.in<T>(0) + p.m_off;
+    for (int i = threadIdx.x / kWarpThreads; i < heads; i += kThreads / kWarpThreads) {
+      const bool is_key = i == group, is_value = i > group;
+      const int head = is_value ? p.n_heads + p.n_kv_heads + g : is_key ? p.n_heads + g : g * group + i;
+      const int slot = is_value ? -1 : is_key ? c.task.k_norm_slot : c.task.norm_slot;
+      const T *src = x + int64_t{head} * dim, *norm = slot < 0 ? nullptr : c.in<T>(slot);
+      const float2* angle = is_value ? nullptr : turn;
+      is_small_head(dim) ? small_head(c, src, norm, angle, query + i * dim)
+                         : one_head(c, src, norm, angle, query + i * dim);
     }
+    block_sync<kThreads>();
   }
 };
 
 template <class T, int kHeads, int kVectors, int kThreads>
-__device__ __forceinline__ bool attend(const TaskContext& c, RowRange range) {
-  using Pass = AttentionPass<T, kHeads, kVectors, kThreads>;
+__device__ void attend(const TaskContext& c, const NewHeads<T>& fresh, int g, RowRange range) {
   const amk_params_t& p = c.params();
-  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
-  const bool is_raw = c.task.rope_slot >= 0;
-  const RowRange cached = {range.first, is_raw ? min(range.end, c.pos) : range.end};  // what comes from the caches
+  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, warp = threadIdx.x / kWarpThreads;
+  const int vectors = dim * static_cast<int>(sizeof(T)) / kVectorBytes;
+  const bool is_raw = fresh.turn, has_new = is_raw && range.first <= c.pos && c.pos < range.end;
+  const RowRange cached = {range.first, is_raw ? min(range.end, c.pos) : range.end};
   float* state = reinterpret_cast<float*>(c.shared);
-  const NewHeads<T> fresh(c, c.shared + attention_state_bytes(p, sizeof(T), kThreads));
-  Pass pass(dim * static_cast<int>(sizeof(T)) / kVectorBytes);
-  typename Pass::Batch batch{};
-  const auto load_first = [&](int g) {
-    const int64_t at = int64_t{g} * p.K * dim;
-    pass.load(batch, c.in<T>(1) + at, c.in<T>(2) + at, pass.first_row(cached), cached.end, dim);
-  };
-  if (is_raw) {
-    load_first(p.n_off);  // older than this step
-    if (c.is_early(c.task.rope_slot)) angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
-  }
-  if (!c.await_inputs<kThreads>()) return false;
-  if (is_raw && !c.is_early(c.task.rope_slot)) {
-    angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
+  const int64_t cache_at = int64_t{g} * p.K * dim;
+  for (int h = 0; h < group; h += kHeads) {
+    const int head = g * group + h, heads = min(kHeads, group - h);
+    AttentionPass<T, kHeads, kVectors, kThreads> pass;
+    pass.begin(fresh.query + h * dim, heads, dim, vectors);
+    pass.rows(c.in<T>(1) + cache_at, c.in<T>(2) + cache_at, cached, fresh.key, fresh.value, has_new, dim, p.scale, warp,
+              kThreads / kWarpThreads);
+    pass.merge_groups();
+    pass.publish(state, dim, warp);
+    block_sync<kThreads>();
+    merge_warps<kThreads>(c, state, kHeads, head, heads);
     block_sync<kThreads>();
   }
-  for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
-    const int64_t cache_at = int64_t{g} * p.K * dim;
-    if (is_raw) {
-      fresh.template make<kThreads>(c, g);
-      block_sync<kThreads>();
-    }
-    for (int h = 0; h < group; h += kHeads) {
-      const int head = g * group + h, heads = min(kHeads, group - h);
-      pass.begin(is_raw ? fresh.query + h * dim : c.in<T>(0) + p.m_off + int64_t{head} * dim, heads, dim, is_raw);
-      if (!is_raw || g > p.n_off || h > 0) load_first(g);
-      pass.rows(batch, c.in<T>(1) + cache_at, c.in<T>(2) + cache_at, cached, dim, p.scale);
-      // Row `pos`: the last warp's first group of lanes takes it, as it has the fewest other rows.
-      if (is_raw && range.first <= c.pos && c.pos < range.end && pass.warp() == kThreads / kWarpThreads - 1) {
-        const bool is_mine = pass.slot() == 0;
-        typename Pass::Batch row{};
-        pass.load_shared(fresh.key, is_mine, row.keys[0]);
-        pass.load_vectors(fresh.value(p, g), is_mine, row.values[0]);
-        pass.add(row, is_mine ? 0 : 1, 1, p.scale);
-      }
-      pass.merge_groups();
-      pass.publish(state, dim, pass.warp());
-      block_sync<kThreads>();
-      merge_warps<kThreads>(c, state, kHeads, head, heads);
-      block_sync<kThreads>();
-    }
+}
+
+// The partials of a split without a row.
+template <int kThreads>
+__device__ void write_empty(const TaskContext& c) {
+  const amk_params_t& p = c.params();
+  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
+  for (int i = threadIdx.x; i < p.N_tile * group * dim; i += kThreads) {
+    const int64_t part = (int64_t{p.n_off} * group + i / dim) * p.M + p.dim;
+    c.out<float>(0)[part * dim + i % dim] = 0;
+    if (i % dim == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {minus_infinity(), 0};
   }
-  return true;
 }
 
 template <class T, int kThreads>
@@ -382,21 +346,40 @@ __device__ void prefetch_history(const TaskContext& c, RowRange range) {
 
 template <int kThreads>
 __device__ __forceinline__ bool attention(const TaskContext& c) {
-  const RowRange range = split_rows(c.params(), c.pos);
+  const amk_params_t& p = c.params();
+  const RowRange range = split_rows(p, c.pos);
+  if (range.first >= range.end) {
+    if (!c.await_inputs<kThreads>()) return false;
+    write_empty<kThreads>(c);
+    return true;
+  }
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     prefetch_history<T, kThreads>(c, range);
-    const amk_params_t& p = c.params();
-    const int row_bytes = p.head_dim * static_cast<int>(sizeof(T));
-    switch (attention_pass_heads(p.n_heads / p.n_kv_heads, row_bytes, kThreads)) {
-      case 4:
-        if constexpr (kThreads <= 256) return attend<T, 4, 1, kThreads>(c, range);
-        return false;
-      case 2: return attend<T, 2, 1, kThreads>(c, range);
-      default:
-        if (row_bytes <= kWarpThreads * kVectorBytes) return attend<T, 1, 1, kThreads>(c, range);
-        return attend<T, 1, kMaxHeadRowBytes / (kWarpThreads * kVectorBytes), kThreads>(c, range);
+    const NewHeads<T> fresh(c, c.shared + attention_state_bytes(p, sizeof(T), kThreads));
+    if (fresh.turn && c.is_early(c.task.rope_slot)) angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
+    if (!c.await_inputs<kThreads>()) return false;
+    if (fresh.turn && !c.is_early(c.task.rope_slot)) {
+      angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
+      block_sync<kThreads>();
     }
+    const int row_bytes = p.head_dim * static_cast<int>(sizeof(T));
+    for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
+      fresh.template make<kThreads>(c, g);
+      switch (attention_pass_heads(p.n_heads / p.n_kv_heads, row_bytes, kThreads)) {
+        case 4:
+          if constexpr (kThreads <= 256) attend<T, 4, 1, kThreads>(c, fresh, g, range);
+          break;
+        case 2: attend<T, 2, 1, kThreads>(c, fresh, g, range); break;
+        default:
+          if (row_bytes <= kWarpThreads * kVectorBytes) {
+            attend<T, 1, 1, kThreads>(c, fresh, g, range);
+          } else {
+            attend<T, 1, kMaxHeadRowBytes / (kWarpThreads * kVectorBytes), kThreads>(c, fresh, g, range);
+          }
+      }
+    }
+    return true;
   });
 }
 

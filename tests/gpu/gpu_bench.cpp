@@ -105,6 +105,7 @@ int main(int argc, char** argv) {
     std::sscanf(argv[i], "pipelining_depth=%d", &schedule.pipelining_depth);
     std::sscanf(argv[i], "cpa_stages=%d", &schedule.cpa_stages);
     std::sscanf(argv[i], "sm_policy=%d", &schedule.sm_policy);
+    std::sscanf(argv[i], "fusion=%d", &schedule.fusion);
   }
   if (chosen.empty())
     for (const Shape& s : kShapes) chosen.push_back(&s);
