@@ -214,7 +214,6 @@ void cancel_while_it_runs() {
     slowest_s = std::max(slowest_s, seconds_since(interrupted_at));
     if (i % 10 == 0) wrong += !run_and_compare();  // the machine is usable, and nothing is left of the cancelled step
   }
-  std::signal(SIGINT, SIG_DFL);
   report(wrong == 0 && cancelled >= 20 && ended >= 5 && slowest_s <= 1,
          amk::text("F14 SIGINT at 100 instants of such a step: %d ended, %d cancelled, %d wrong, slowest return %.3f s",
                    ended, cancelled, wrong, slowest_s));
