@@ -19,8 +19,9 @@ CUDA = amk.build_info()["cuda"]
 LIBRARY = Path(_lib.LIBRARY_PATH)
 ARCHITECTURES = {"sm_90a", "sm_100a"}
 REGISTERS_PER_SM = 65536
+PRODUCER_THREADS = 128  # of a block, beside those of the tasks that a variant is named after (cuda/device_task.h)
 # Stack per thread, spills included, that a kernel may have. More than that is a regression to look at.
-MAX_STACK_BYTES = {"sm_90a": 64, "sm_100a": 384}
+MAX_STACK_BYTES = {"sm_90a": 0, "sm_100a": 0}
 # What no kernel's PTX may hold, and a line that would be it.
 FORBIDDEN = {
     "flushes denormals": (r"\b(?:add|sub|mul|fma|div|sqrt)\.\S*ftz", "fma.rn.ftz.f32 \t%f1, %f2, %f3, %f4;"),
@@ -124,14 +125,16 @@ def test_every_kernel_has_machine_code_for_every_architecture(code, capsys):
 
 
 @needs_cuda_build
-def test_kernels_fit_an_sm_and_hardly_spill(code):
+def test_kernels_fit_an_sm_and_do_not_spill(code):
     for threads in CUDA["variants"]:
         for name, cubins in kernels(code).items():
             if f"megakernelILi{threads}E" not in name:
                 continue
             for architecture, cubin in cubins.items():
                 usage = usage_of(name, cubin)
-                assert 0 < usage["REG"] * threads <= REGISTERS_PER_SM, f"{name} {architecture}: {usage}"
+                assert 0 < usage["REG"] * (threads + PRODUCER_THREADS) <= REGISTERS_PER_SM, (
+                    f"{name} {architecture}: {usage}"
+                )
                 assert usage["LOCAL"] == 0 and usage["STACK"] <= MAX_STACK_BYTES[architecture], (
                     f"{name} {architecture}: {usage}"
                 )
