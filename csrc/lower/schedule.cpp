@@ -21,7 +21,7 @@ struct LaunchKnob {
   const char* name;
   int32_t amk_schedule_t::* field;
   int32_t standard, low, high;
-  bool is_of_ring;  // acts only where weights are streamed (cpasync = 1)
+  bool is_of_ring;  // acts only where weights are streamed: cpasync = 1 and a target that can (ops/ring.h)
 };
 constexpr LaunchKnob kLaunchKnobs[] = {
     {"pipelining_depth", &amk_schedule_t::pipelining_depth, 5, 1, kMaxRingSlots, true},
@@ -33,7 +33,7 @@ constexpr LaunchKnob kLaunchKnobs[] = {
     {"kernel_knobs.cpa_cols", &amk_schedule_t::cpa_cols, 0, 0, 0, false},
 };
 
-void check_launch_knob(const amk_schedule_t& s, const LaunchKnob& knob) {
+void check_launch_knob(const amk_schedule_t& s, const LaunchKnob& knob, const amk_target_t& target) {
   const int32_t value = s.*knob.field;
   if (knob.low == knob.high) {
     AMK_CHECK(value == knob.low, AMK_ERR_REJECTED, "V26: %s is %d, which was not built (built: %d)", knob.name, value,
@@ -41,9 +41,12 @@ void check_launch_knob(const amk_schedule_t& s, const LaunchKnob& knob) {
   }
   AMK_CHECK(value >= knob.low && value <= knob.high, AMK_ERR_REJECTED, "V26: %s is %d, allowed: %d..%d", knob.name,
             value, knob.low, knob.high);
-  AMK_CHECK(!knob.is_of_ring || s.cpasync || value == knob.standard, AMK_ERR_REJECTED,
-            "V26: %s is %d, but kernel_knobs.cpasync is 0, so there is no ring that it could act on (expected %d)",
-            knob.name, value, knob.standard);
+  amk_launch_t launch{};
+  launch.cpasync = s.cpasync;
+  AMK_CHECK(!knob.is_of_ring || value == knob.standard || has_ring(launch, target), AMK_ERR_REJECTED,
+            "V26: %s is %d, but there is no ring that it could act on (expected %d): kernel_knobs.cpasync is %d, and "
+            "target %s has compute capability %d.%d",
+            knob.name, value, knob.standard, s.cpasync, target.name, target.cc_major, target.cc_minor);
 }
 
 void check_target(const amk_target_t& t) {
@@ -99,7 +102,7 @@ void check_schedule(const amk_schedule_t& s, const amk_target_t& target) {
   AMK_CHECK(s.page_policy >= AMK_PAGES_NONE && s.page_policy <= AMK_PAGES_GRAPH_COLOR, AMK_ERR_REJECTED,
             "V26: page_allocation is %d, allowed: %d (none), %d (linear), %d (graph_color)", s.page_policy,
             AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR);
-  for (const LaunchKnob& knob : kLaunchKnobs) check_launch_knob(s, knob);
+  for (const LaunchKnob& knob : kLaunchKnobs) check_launch_knob(s, knob, target);
   AMK_CHECK(s.threads_per_block <= target.max_threads_per_block, AMK_ERR_REJECTED,
             "V26: threads_per_block is %d, but target %s allows %d", s.threads_per_block, target.name,
             target.max_threads_per_block);

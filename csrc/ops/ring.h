@@ -14,6 +14,11 @@ constexpr int kSlotBytes = kSlotUnits * kUnitBytes;            // 8 KB: 8 rows o
 constexpr int kSlotRowVectors = kSlotUnits * kUnitRowVectors;  // vectors of one row in a slot
 constexpr int kMaxRingStages = 8, kMaxRingSlots = 64;
 
+// The copy engine that fills a ring came with compute capability 9.0; for older targets weights are loaded directly.
+constexpr bool has_ring(const amk_launch_t& launch, const amk_target_t& target) {
+  return launch.cpasync == 1 && target.cc_major >= 9;
+}
+
 constexpr int64_t ring_stage_bytes(int warps) { return int64_t{warps} * kSlotBytes; }
 
 // Stages that fit into smem_bytes beside task_bytes, at most as many as the launch asks for (0: all that fit).

@@ -1,6 +1,7 @@
 #include "pack/packing.h"
 
 #include "base/dtype.h"
+#include "ops/ring.h"
 
 namespace amk {
 namespace {
@@ -35,7 +36,7 @@ Wish both(Wish a, Wish b) {
 
 std::vector<Packing> choose_packing(const Program& p, const StorageMap& map) {
   std::vector<Packing> out(map.storages.size(), Packing::kPlain);
-  if (p.launch.cpasync == 0) return out;
+  if (!has_ring(p.launch, p.target)) return out;
   std::vector<Wish> wish(out.size(), Wish::kNone);
   for (const amk_instruction_t& t : p.tasks) {
     for (int slot = 0; slot < t.n_inputs; ++slot) {

@@ -11,7 +11,7 @@
 namespace amk {
 
 // Packed is what matrix-vector tiles of whole row groups read as a whole and nothing else reads but EMBED; everything
-// stays plain where the launch says cpasync = 0.
+// stays plain where there is no ring (ops/ring.h).
 std::vector<Packing> choose_packing(const Program& program, const StorageMap& storage);
 
 }  // namespace amk

@@ -16,7 +16,7 @@ bool prove_ring(const Program& p, Report* report) {
                  (long long)low, (long long)high, why);
   };
   scalar("cpasync", l.cpasync, 0, 1, "0: weights are loaded directly, 1: through the ring");
-  if (l.cpasync != 1) return report->count() == before;
+  if (!has_ring(l, p.target)) return report->count() == before;
   const int warps = l.threads_per_block / 32;
   const int64_t smem = l.smem_bytes_per_block ? l.smem_bytes_per_block : p.target.smem_optin_bytes;
   const int64_t fit = ring_stages(amk_launch_t{}, warps, smem, 0);

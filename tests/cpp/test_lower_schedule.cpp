@@ -73,6 +73,10 @@ TEST(a_knob_of_the_ring_needs_the_ring) {
     amk_schedule_t s = default_schedule();
     s.*knob = 2;
     check_schedule(s, h200());
+    amk_target_t older = h200();
+    older.cc_major = 8;
+    EXPECT_ERROR(AMK_ERR_REJECTED, "there is no ring", check_schedule(s, older));
+    check_schedule(default_schedule(), older);
     s.cpasync = 0;
     EXPECT_ERROR(AMK_ERR_REJECTED, "there is no ring", check_schedule(s, h200()));
   }

@@ -13,8 +13,9 @@ using namespace amk;
 
 namespace {
 
-std::map<std::string, Packing> packing_of(const amk_model_t& model, const amk_schedule_t& schedule) {
-  const Program program = lower_model(model, schedule, h200());
+std::map<std::string, Packing> packing_of(const amk_model_t& model, const amk_schedule_t& schedule,
+                                          const amk_target_t& target = h200()) {
+  const Program program = lower_model(model, schedule, target);
   const StorageMap map = map_storage(program);
   const std::vector<Packing> packing = choose_packing(program, map);
   std::map<std::string, Packing> out;
@@ -114,6 +115,10 @@ TEST(what_is_packed) {
   amk_schedule_t direct = default_schedule();
   direct.cpasync = 0;
   for (const auto& [name, packing] : packing_of(llama_1b(), direct)) CHECK(packing == Packing::kPlain);
+  amk_target_t older = h200();
+  older.cc_major = 8;
+  for (const auto& [name, packing] : packing_of(llama_1b(), default_schedule(), older))
+    CHECK(packing == Packing::kPlain);
 }
 
 TEST(what_does_not_fit_stays_plain) {
