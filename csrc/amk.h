@@ -313,6 +313,9 @@ typedef struct amk_schedule_t {
   int32_t attention_kv_block;
   int32_t fusion; /* amk_fusion bits */
   int32_t sm_policy, page_policy;
+  /* cpasync 1: packed weights stream through a ring in shared memory (targets of compute capability >= 9.0; older ones
+   * load directly, as with 0). Then pipelining_depth = slots of 8 KB on their way at a time, cpa_stages = slots per
+   * warp (0: as many as fit), smem_bytes_per_block = cap of a block's shared memory (0: all that the device offers). */
   int32_t pipelining_depth, threads_per_block, smem_bytes_per_block, cols_per_warp, cpasync, cpa_stages, cpa_cols;
   int64_t sm_map_count;
   const int32_t *sm_map_task, *sm_map_sm; /* [sm_map_count] pairs for AMK_SM_EXPLICIT: every task exactly once */
