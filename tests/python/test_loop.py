@@ -164,7 +164,8 @@ def test_a_wrong_answer_is_no_crash_and_is_never_kept(search: Any) -> None:
 
 
 def test_a_refused_schedule_is_rejected(search: Any) -> None:
-    result = search(6, space={"tiling.gemv.N_tile": [0, 12], "pipelining_depth": [6, 65]}, explore_fraction=1.0)
+    depths = [amk.ScheduleConfig.default().pipelining_depth, 65]
+    result = search(6, space={"tiling.gemv.N_tile": [0, 12], "pipelining_depth": depths}, explore_fraction=1.0)
     assert [t.tag for t in result.trials] == ["kept", "rejected", "rejected", "rejected"]
     for trial in result.trials[1:]:
         assert "V26" in trial.description and trial.verdict["valid"] is False and trial.correctness == "REJECTED"
