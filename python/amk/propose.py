@@ -34,7 +34,7 @@ def search_space(target: str | GpuTarget) -> dict[str, list[Any]]:
     from .config import FUSION_NAMES, PAGE_POLICIES, SM_POLICIES, ScheduleConfig
     from .targets import resolve_target
 
-    has_ring = resolve_target(target).cc_major >= 9  # as csrc/ops/ring.h says
+    target = resolve_target(target)
     default = ScheduleConfig.default()
     every = [name for name in FUSION_NAMES if name != "gate+up"]  # gate+up+silu contains it
     groupings = [list(default.fusion_grouping), every, []]
@@ -42,17 +42,30 @@ def search_space(target: str | GpuTarget) -> dict[str, list[Any]]:
     # rope+attention acts only on keys that rope+kv_append turns.
     groupings += [["rope+kv_append", name] if name == "rope+attention" else [name] for name in FUSION_NAMES]
     groupings += [["gate+up" if name == "gate+up+silu" else name for name in every]]
-    space = {
+    ring = {
+        "pipelining_depth": _distinct([default.pipelining_depth, *_RING_DEPTHS]),
+        "kernel_knobs.cpa_stages": _distinct([default.kernel_knobs["cpa_stages"], *_RING_STAGES]),
+    }
+    return {
         "tiling.gemv.N_tile": _distinct([default.tiling["gemv"]["N_tile"], *_N_TILES]),
         "tiling.attention.kv_block": _distinct([default.tiling["attention"]["kv_block"], *_KV_BLOCKS]),
         "fusion_grouping": _distinct(groupings),
         "sm_assignment": _distinct([default.sm_assignment, *SM_POLICIES]),
         "page_allocation": _distinct([default.page_allocation, *PAGE_POLICIES]),
+        **{path: values for path, values in ring.items() if _acts(path, values, target)},
     }
-    if has_ring:
-        space["pipelining_depth"] = _distinct([default.pipelining_depth, *_RING_DEPTHS])
-        space["kernel_knobs.cpa_stages"] = _distinct([default.kernel_knobs["cpa_stages"], *_RING_STAGES])
-    return space
+
+
+def _acts(path: str, values: list[Any], target: GpuTarget) -> bool:
+    """Whether the library takes another value than the default: not every target has a ring."""
+    from .config import ScheduleConfig
+
+    try:
+        for value in values:
+            ScheduleConfig.from_dict(with_knob(ScheduleConfig.default().to_dict(), path, value))[0].check(target)
+    except Rejected:
+        return False
+    return True
 
 
 def propose(model: str | os.PathLike[str], gpu: str | GpuTarget, *, incumbent: Any = None) -> dict[str, Any]:

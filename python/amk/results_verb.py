@@ -16,9 +16,9 @@ from typing import Any
 
 from .errors import InputError, Unavailable
 from .records.audit import FileState, audit, rebuild
-from .records.digest import Group, export, group_trials, table
+from .records.digest import Group, as_operand, export, group_trials, loop_model, table
 from .records.lines import escape
-from .records.read import journal_beside, read_trials_tallied
+from .records.read import Log, journal_beside, read_trials_tallied
 from .records.trial import Trial
 from .verbs import Outcome, Say
 
@@ -60,7 +60,8 @@ def _best(arguments: Namespace, say: Say) -> Outcome:
     if len(found) > 1 and arguments.output_file is not None:
         names = "; ".join(", ".join(f"{name} {value}" for name, value in group.head().items()) for group, _ in found)
         raise InputError(f"--output-file: expected one best trial (--model, --gpu, --regime, --loop), got {names}")
-    result["best"] = [_answer(arguments, group, best) for group, best in found]
+    given = _models_given(arguments)
+    result["best"] = [_answer(arguments, group, best, given.get(best.loop)) for group, best in found]
     if len(found) == 1:
         result["schedule_config"] = found[0][1].to_dict()["schedule_config"]
     if arguments.output_file is not None:
@@ -72,18 +73,31 @@ def _best(arguments: Namespace, say: Say) -> Outcome:
     return Outcome(0, "OK", result, "\n".join(map(_answer_text, result["best"])))
 
 
-def _answer(arguments: Namespace, group: Group, best: Trial) -> dict[str, Any]:
+def _models_given(arguments: Namespace) -> dict[str, str]:
+    """What each loop was given, by its id: a trial only names its model, and a checkpoint's name is no path to it."""
+    path = arguments.journal
+    if path is None:
+        with Log(arguments.RESULTS) as log:
+            path = arguments.RESULTS if log.kind == "journal" else journal_beside(arguments.RESULTS)
+    if not os.path.lexists(path):
+        return {}
+    with Log(path, kind="journal") as log:
+        loops = [entry.facts for entry in log.entries() if entry.kind == "loop"]
+    return {facts["loop"]: model for facts in loops if (model := loop_model(facts)) is not None}
+
+
+def _answer(arguments: Namespace, group: Group, best: Trial, model: str | None) -> dict[str, Any]:
     return {
         **group.head(),
         **{name: getattr(best, name) for name in ("trial_id", "schedule_id", "latency_us", "pct_of_roofline")},
         "gain_pct": group.gain_pct(best),
         **{name: getattr(best, name) for name in ("description", "kernel_id", "time_utc")},
         "schedule_config": best.to_dict()["schedule_config"],
-        "commands": _commands(arguments, best) if best.schedule_config else [],
+        "commands": _commands(arguments, best, model or best.model) if best.schedule_config else [],
     }
 
 
-def _commands(arguments: Namespace, best: Trial) -> list[str]:
+def _commands(arguments: Namespace, best: Trial, model: str) -> list[str]:
     """What to type to judge it again, under the conditions of the trial."""
     commands, path = [], arguments.output_file
     if path is None:
@@ -93,7 +107,7 @@ def _commands(arguments: Namespace, best: Trial) -> list[str]:
             write += ["--journal", arguments.journal]
         commands.append(shlex.join(write))
     device = "cpu" if best.regime == "predicted" else "cuda"
-    again = ["amk", "eval", best.model, "--gpu", best.gpu, "--config", path, "--device", device]
+    again = ["amk", "eval", as_operand(model), "--gpu", best.gpu, "--config", path, "--device", device]
     for option, name in (("--max-seq", "max_seq"), ("--position", "latency_position"), ("--seed", "seed")):
         if type(value := best.verdict.get(name)) is int:
             again += [option, str(value)]

@@ -110,6 +110,20 @@ def test_the_winner_of_a_loop_is_what_it_kept_last(tmp_path: Path, run: Any) -> 
     assert run("best", tmp_path / "results.tsv", "--json").json["best"][0]["latency_us"] == 8.05
 
 
+def test_best_redoes_a_checkpoint_by_its_path(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial holds the name of its model; the path that the loop was given is in the journal."""
+    monkeypatch.chdir(tmp_path)
+    with open_store(tmp_path) as store:
+        store.begin_loop(LOOP, {"identity": {"model": "/some/where/a model"}})
+        trial = make_trial(0, model="a model")
+        start(store, trial)
+        store.end(trial)
+    for log in ("results.tsv", paths(tmp_path)[2].name):
+        (best,) = run("best", log, "--json").json["best"]
+        assert shlex.split(best["commands"][-1])[:3] == ["amk", "eval", "/some/where/a model"]
+        assert best["model"] == "a model"
+
+
 def test_best_without_the_journal_says_what_is_missing(folder: Path, run: Any) -> None:
     paths(folder)[2].unlink()
     result = run("best", "--regime", "predicted")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .lines import TSV_COLUMNS, cells
 from .trial import TAGS, Trial
 
-__all__ = ["FORMATS", "Group", "export", "group_trials", "table"]
+__all__ = ["FORMATS", "Group", "as_operand", "export", "group_trials", "loop_identity", "loop_model", "table"]
 
 FORMATS = ("csv", "jsonl", "md")
 _COLUMNS = TSV_COLUMNS[:-1]  # the CRC belongs to the log's own line
@@ -128,3 +128,20 @@ def _markdown(cell: str) -> str:
     for char, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("[", "&#91;"), ("`", "&#96;")):
         cell = cell.replace(char, name)
     return cell
+
+
+def loop_identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a loop must find again to continue, of its record in the journal; the rest of it may change."""
+    identity = facts.get("identity")
+    return dict(identity) if isinstance(identity, Mapping) else {}
+
+
+def loop_model(facts: Mapping[str, Any]) -> str | None:
+    """What a loop was given: a name, or the path of a checkpoint, which its trials only name."""
+    model = (loop_identity(facts) | facts).get("model")
+    return model if isinstance(model, str) else None
+
+
+def as_operand(model: str) -> str:
+    """A model that no parser takes for an option."""
+    return f"./{model}" if model.startswith("-") else model

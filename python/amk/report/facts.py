@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..records.digest import as_operand, loop_identity, loop_model
 from ..verdict import LATENCY_KINDS
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ __all__ = [
     "best_so_far",
     "knobs_of",
     "latency_label",
-    "loop_model",
     "printable",
     "redo_loop",
     "redo_trial",
@@ -104,7 +104,7 @@ def redo_trial(trial: Trial, model: str | None = None) -> str | None:
     what was run. `model` is what its loop was given, where that is known: a directory, for a checkpoint."""
     if not trial.schedule_config:
         return None
-    words = ["amk", "eval", _operand(trial.model if model is None else model), "--gpu", trial.gpu, "--config", "-"]
+    words = ["amk", "eval", as_operand(trial.model if model is None else model), "--gpu", trial.gpu, "--config", "-"]
     words += ["--device", "cuda" if trial.regime == MEASURED else "cpu"]
     for flag, name in (("--max-seq", "max_seq"), ("--position", "latency_position"), ("--seed", "seed")):
         if type(trial.verdict.get(name)) is int:
@@ -123,7 +123,7 @@ _LOOP_FLAGS = {
 def redo_loop(facts: Mapping[str, Any], results: str) -> str | None:
     """The command that runs a loop again, from its record in the journal, into new files; None where the record does
     not say which model it was."""
-    model, given = loop_model(facts), _identity(facts) | facts
+    model, given = loop_model(facts), loop_identity(facts) | facts
     if model is None:
         return None
     target, conditions = given.get("target"), given.get("conditions")
@@ -131,7 +131,7 @@ def redo_loop(facts: Mapping[str, Any], results: str) -> str | None:
         given["gpu"] = target.get("name")
     if isinstance(conditions, Mapping):
         given["device"] = "cuda" if conditions.get("regime") == MEASURED else "cpu"
-    words = ["amk", "loop", _operand(model)]
+    words = ["amk", "loop", as_operand(model)]
     for name, flag in _LOOP_FLAGS.items():
         if type(given.get(name)) in (str, int, float):
             words += [flag, str(given[name])]
@@ -139,23 +139,6 @@ def redo_loop(facts: Mapping[str, Any], results: str) -> str | None:
         words.append("--cold")
     words += ["--results", results]
     return " ".join(map(shell_word, words))
-
-
-def loop_model(facts: Mapping[str, Any]) -> str | None:
-    """What a loop was given: a name, or the path of a checkpoint."""
-    model = (_identity(facts) | facts).get("model")
-    return model if isinstance(model, str) else None
-
-
-def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the loop must find again to continue; the rest of its record may change."""
-    identity = facts.get("identity")
-    return dict(identity) if isinstance(identity, Mapping) else {}
-
-
-def _operand(model: str) -> str:
-    """A model that no parser takes for an option."""
-    return f"./{model}" if model.startswith("-") else model
 
 
 def shell_word(text: str) -> str:

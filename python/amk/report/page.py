@@ -13,8 +13,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, Unavailable
-from ..records.digest import Group, group_trials
-from .facts import MEASURED, knobs_of, loop_model, printable, redo_loop, redo_trial
+from ..records.digest import Group, group_trials, loop_model
+from .facts import MEASURED, knobs_of, printable, redo_loop, redo_trial
 from .plots import knob_svg, progress_svg
 
 if TYPE_CHECKING:
