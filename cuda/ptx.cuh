@@ -122,6 +122,49 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint
 #endif
 }
 
+// Bulk copies of data that other kernels read again: no hint to L2. nbytes is a multiple of 16, and so are both
+// addresses.
+__device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t nbytes, uint64_t* barrier) {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(nbytes), "r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+// The copy engine sees this thread's earlier writes to shared memory.
+__device__ __forceinline__ void fence_async_shared() {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void bulk_store(void* global, const void* shared, uint32_t nbytes) {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
+               "r"(nbytes)
+               : "memory");
+#endif
+}
+// This thread's bulk stores so far have read their shared memory: it may be overwritten, or the block may end.
+__device__ __forceinline__ void bulk_stores_read() {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
+
+// Programmatic dependent launch: the first returns when the kernels before this one are over and their writes visible
+// (at once in a plain launch); the second lets the next kernel's blocks be placed from here on.
+__device__ __forceinline__ void await_prior_kernels() {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void admit_next_kernel() {
+#if AMK_HAS_COPY_ENGINE
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // c += A B for one row of A: rows 1 to 15 are zero, so a1 and a3 are too. Fragments as the PTX ISA lays them out.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
