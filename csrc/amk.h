@@ -28,7 +28,7 @@ extern "C" {
 /* amk-cdef-begin */
 
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 3
+#define AMK_ABI_VERSION_MINOR 4
 #define AMK_IR_VERSION 1
 
 /* ---- limits ------------------------------------------------------------------------------------------------ */
@@ -48,6 +48,8 @@ extern "C" {
 #define AMK_ROW_GROUP 8        /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
 #define AMK_VECTOR_BYTES 16    /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
 #define AMK_PAGE_ALIGN 256     /* alignment of pages that the lowering places */
+#define AMK_MAX_GDN_BATCH 512  /* batch rows of amk_gdn_decode */
+#define AMK_MAX_GDN_HEADS 256  /* value heads of amk_gdn_decode */
 #define AMK_MAX_REPORTED 64    /* rejections kept in a report; the count goes on */
 #define AMK_HASH_BYTES 32      /* BLAKE2b-256 (RFC 7693) */
 /* Bytes touched plus floating-point operations of one queue in a step (V23): what a minute at 1 GB/s amounts to. One SM
@@ -364,6 +366,27 @@ typedef struct amk_access_t {
   int64_t offset_bytes, row_bytes, rows, stride_bytes;
 } amk_access_t;
 
+/* Operands of amk_gdn_decode, shapes [batch, heads, head_dim] for q, k (Hq), v, out (Hv); a, b [batch, Hv]; a_log,
+ * dt_bias [Hv]; states f32 [batch, Hv, head_dim (of v), head_dim (of k)]. Strides count elements, in the order of the
+ * dimensions, none negative; the last dimension of the states is contiguous and their rows are 16-byte aligned. */
+typedef struct amk_gdn_decode_t {
+  uint64_t struct_size;
+  int32_t device;      /* of every pointer; -1: host memory, computed on the CPU before the call returns */
+  int32_t batch;       /* 1..AMK_MAX_GDN_BATCH */
+  int32_t key_heads;   /* Hq */
+  int32_t value_heads; /* Hv: a multiple of Hq, at most AMK_MAX_GDN_HEADS */
+  int32_t head_dim;    /* 128 */
+  int32_t dtype;       /* of q, k, v and out: F32, F16 or BF16, as are the next two */
+  int32_t gate_dtype;  /* of a and b */
+  int32_t bias_dtype;  /* of dt_bias */
+  int32_t l2norm;      /* 1: q and k are first divided by sqrt(sum(x^2) + 1e-6) */
+  float scale;         /* finite */
+  const void *q, *k, *v, *a, *b, *dt_bias, *a_log, *state_in;
+  void *state_out, *out; /* state_out: state_in with its strides, or disjoint from every other operand; so is out */
+  int64_t q_stride[3], k_stride[3], v_stride[3], out_stride[3], a_stride[2], b_stride[2], state_in_stride[3],
+      state_out_stride[3];
+} amk_gdn_decode_t;
+
 typedef struct amk_program amk_program;
 typedef struct amk_valid_program amk_valid_program;
 typedef struct amk_report amk_report;
@@ -381,8 +404,8 @@ const char* amk_status_name(int32_t status);
  * per block of each kernel)}. Static. */
 const char* amk_build_info(void);
 /* sizeof of params, buffer, instruction, counter, binding, page, launch, target, program_tables, model, schedule,
- * rejection, cost, vm_options, access, strings, task_cost: in this order. n = room in out; returns how many there are.
- */
+ * rejection, cost, vm_options, access, strings, task_cost, gdn_decode: in this order. n = room in out; returns how many
+ * there are. */
 int32_t amk_struct_sizes(uint64_t* out, int32_t n);
 /* 1 where the opcode has a law and an implementation in this build. */
 int32_t amk_op_supported(int32_t op);
@@ -500,6 +523,12 @@ amk_status amk_vm_finish(amk_vm* vm);
 amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us);
 /* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
 amk_status amk_vm_cancel(amk_vm* vm);
+
+/* One decode step of a gated delta net, the law of AMK_OP_GDN_DECODE for each batch row. On a device: enqueued on
+ * `stream` (a cudaStream_t, NULL: the default one), no allocation, no synchronisation, and what the pointers point to
+ * is not looked at. INVALID_ARGUMENT names the operand; UNSUPPORTED: head_dim, a dtype; UNAVAILABLE: as for a machine.
+ */
+amk_status amk_gdn_decode(const amk_gdn_decode_t* args, void* stream);
 
 /* amk-cdef-end */
 

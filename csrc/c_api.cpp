@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/target.h"
 #include "cost/cost.h"
+#include "gdn/gdn.h"
 #include "graph/decoder.h"
 #include "lower/lower.h"
 #include "lower/schedule.h"
@@ -111,7 +112,7 @@ int32_t amk_struct_sizes(uint64_t* out, int32_t n) {
                                         sizeof(amk_launch_t),  sizeof(amk_target_t),     sizeof(amk_program_tables_t),
                                         sizeof(amk_model_t),   sizeof(amk_schedule_t),   sizeof(amk_rejection_t),
                                         sizeof(amk_cost_t),    sizeof(amk_vm_options_t), sizeof(amk_access_t),
-                                        sizeof(amk_strings_t), sizeof(amk_task_cost_t)};
+                                        sizeof(amk_strings_t), sizeof(amk_task_cost_t),  sizeof(amk_gdn_decode_t)};
   constexpr int32_t kCount = sizeof(kSizes) / sizeof(kSizes[0]);
   for (int32_t i = 0; out && i < n && i < kCount; ++i) out[i] = kSizes[i];
   return kCount;
@@ -442,6 +443,18 @@ amk_status amk_vm_cancel(amk_vm* vm) {
   return guarded([&] {
     AMK_REQUIRE(vm);
     vm->vm->cancel();
+  });
+}
+
+amk_status amk_gdn_decode(const amk_gdn_decode_t* args, void* stream) {
+  return guarded([&] {
+    require_size(args, "args");
+    amk::check_gdn_decode(*args);
+    if (args->device < 0) {
+      amk::gdn_decode_on_host(*args);
+    } else {
+      amk::gdn_decode_on_device(*args, stream);
+    }
   });
 }
 

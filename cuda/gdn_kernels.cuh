@@ -7,14 +7,12 @@
 #include <type_traits>
 
 #include "gdn.cuh"
+#include "gdn/gdn.h"
 
 namespace amk {
 
-constexpr int kGdnDim = 128;
+constexpr int kGdnDim = kGdnHeadDim;
 static_assert(kGdnDim == kGdnMaxDim);
-
-// What the law calls eps of the l2-norm.
-constexpr float kGdnNormEps = 1e-6f;
 
 // Strides count elements; batch, then head, then element along the head dim (of the state: its rows).
 struct GdnOperands {
@@ -31,7 +29,7 @@ struct GdnOperands {
   int64_t out_batch;
   float scale;
   int32_t l2norm, gate_dtype, dt_bias_dtype, batch;
-  // Not read where packed(o).
+  // Not read where gdn_is_packed.
   int64_t state_in_head, state_out_head, state_in_row, state_out_row;
   int64_t k_head, q_head, v_head, out_head, a_head, b_head;
   int64_t k_element, q_element, v_element, out_element;

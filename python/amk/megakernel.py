@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -18,12 +17,12 @@ from . import _lib
 from ._lib import ffi, lib
 from .errors import InputError, show
 from .program import Image
+from .streams import stream_handle
 from .vm import ImageMachine, checked_int32
 
 __all__ = ["MegakernelVM", "device_count", "device_uuid", "read_bandwidth"]
 
 MAX_TIMEOUT_S = 3600.0
-_LEGACY_STREAM = 1  # cudaStreamLegacy: what a stream handle of 0 means to CUDA, and NULL must not mean here
 
 
 class MegakernelVM(ImageMachine):
@@ -58,7 +57,7 @@ class MegakernelVM(ImageMachine):
     def launch(self, pos: int, stream: object = None) -> None:
         """Enqueues one step and returns. `stream` is a cudaStream_t as an integer, an object with `cuda_stream` or
         `__cuda_stream__`, or None for the machine's own. The stream may be capturing. One step may be in flight."""
-        handle = ffi.cast("void *", _stream_handle(stream))
+        handle = ffi.cast("void *", stream_handle(stream))
         with self._lock:
             machine = self._open()
             if not self._is_prepared:
@@ -130,19 +129,3 @@ def _milliseconds(timeout_s: object) -> int:
     if type(timeout_s) not in (int, float) or not 0.001 <= timeout_s <= MAX_TIMEOUT_S:  # type: ignore[operator]
         raise InputError(f"timeout_s: expected seconds in 0.001..{MAX_TIMEOUT_S:g}, got {show(timeout_s)}")
     return math.ceil(timeout_s * 1000)  # type: ignore[operator]
-
-
-def _stream_handle(stream: Any) -> int:
-    """The address behind a stream object; 0 is the machine's own stream."""
-    if stream is None:
-        return 0
-    handle = stream
-    if hasattr(stream, "__cuda_stream__"):  # (version, handle)
-        pair = stream.__cuda_stream__
-        pair = pair() if callable(pair) else pair
-        handle = pair[1] if isinstance(pair, tuple) and len(pair) == 2 else None
-    elif hasattr(stream, "cuda_stream"):
-        handle = stream.cuda_stream
-    if isinstance(handle, bool) or not isinstance(handle, int | np.integer) or not 0 <= handle < 1 << 64:
-        raise InputError(f"stream: expected a cudaStream_t or an object that has one, got {show(stream)}")
-    return int(handle) or _LEGACY_STREAM

@@ -37,7 +37,8 @@ step() {
   fi
 }
 step 60 doctor python3 -m amk doctor
-step 240 tests python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests/python/test_gpu.py
+step 240 tests python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests/python/test_gpu.py \
+  tests/python/test_gdn_gpu.py
 
 models=(toy toy-2L toy-gqa toy-qwen3)
 if [ -n "$checkpoints" ]; then models+=("$checkpoints"/*-bf16); fi

@@ -22,9 +22,10 @@ CXX_ARROWS = {
     "validate": {"ops", "program"},  # never lower/: the judge does not include the maker
     "pack": {"ops", "program", "validate"},
     "vm": {"ops"},
+    "gdn": {"vm"},  # vm/ref_number.h: the storage types
 }
 VM_MAY_ALSO = {"pack/layout.h"}
-CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h", "ops/packing.h", "ops/ring.h"}
+CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "gdn/gdn.h", "ops/op_spec.h", "ops/packing.h", "ops/ring.h"}
 
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
 PY_ARROWS = {
@@ -55,7 +56,10 @@ PY_ARROWS = {
         *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle", "program"},
         *{"targets", "timing", "verdict", "vm"},
     },
-    "megakernel": {"_lib", "errors", "program", "vm"},
+    "megakernel": {"_lib", "errors", "program", "streams", "vm"},
+    "streams": {"errors"},
+    "dlpack": {"errors"},
+    "gdn": {"_lib", "dlpack", "errors", "streams"},
     "nvml": set(),
     "machine": {"errors", "megakernel", "program", "targets", "vm"},  # one is opened here; what it is told, elsewhere
     "timing": {"errors", "exam"},

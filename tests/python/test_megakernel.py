@@ -13,7 +13,8 @@ import amk
 from amk import nvml
 from amk.errors import InputError, Unavailable
 from amk.machine import choose_device, default_gpu, open_machine, pick_device
-from amk.megakernel import _stream_handle, device_count, device_uuid, read_bandwidth
+from amk.megakernel import device_count, device_uuid, read_bandwidth
+from amk.streams import stream_handle
 from amk.targets import preset_of, same_device
 
 
@@ -59,15 +60,15 @@ def test_a_timeout_is_seconds(toy: Any, timeout_s: Any) -> None:
 
 
 def test_a_stream_is_a_handle() -> None:
-    assert _stream_handle(None) == 0
-    assert _stream_handle(np.uint64(1 << 47)) == _stream_handle(SimpleNamespace(cuda_stream=1 << 47)) == 1 << 47
-    assert _stream_handle(SimpleNamespace(__cuda_stream__=lambda: (0, 77))) == 77
-    assert _stream_handle(SimpleNamespace(__cuda_stream__=(0, 77), cuda_stream=5)) == 77
+    assert stream_handle(None) == 0
+    assert stream_handle(np.uint64(1 << 47)) == stream_handle(SimpleNamespace(cuda_stream=1 << 47)) == 1 << 47
+    assert stream_handle(SimpleNamespace(__cuda_stream__=lambda: (0, 77))) == 77
+    assert stream_handle(SimpleNamespace(__cuda_stream__=(0, 77), cuda_stream=5)) == 77
     # CUDA's default stream is 0, and is not the machine's own.
-    assert _stream_handle(0) == _stream_handle(SimpleNamespace(cuda_stream=0)) == 1
+    assert stream_handle(0) == stream_handle(SimpleNamespace(cuda_stream=0)) == 1
     for bad in (-1, 1 << 64, 1.0, "0", True, object(), SimpleNamespace(__cuda_stream__=lambda: 7)):
         with pytest.raises(InputError, match="stream"):
-            _stream_handle(bad)
+            stream_handle(bad)
 
 
 def test_relaunch_repeats_the_last_step(toy: Any) -> None:
