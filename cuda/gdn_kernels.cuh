@@ -195,9 +195,11 @@ struct GdnWarp {
   }
 };
 
-// The state goes through registers: every load of it is issued before anything else.
-template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access>
-__global__ void __launch_bounds__(kWarps* kWarpThreads) gdn_direct(const __grid_constant__ GdnOperands o) {
+// The state goes through registers: every load of it is issued before anything else. kBlocksPerSm: at least so many
+// have to fit, by registers.
+template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1>
+__global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
+    gdn_direct(const __grid_constant__ GdnOperands o) {
   using Owner = GdnOwner<kLanes, kRows>;
   constexpr int kBlockRows = kWarps * Owner::kRowsPerWarp;
   static_assert(kGdnDim % kBlockRows == 0);
@@ -311,9 +313,9 @@ cudaError_t gdn_launch(Kernel kernel, const GdnOperands& o, int split, int threa
   config.numAttrs = dependent ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, o);
 }
-template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access>
+template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1>
 cudaError_t launch_gdn_direct(const GdnOperands& o, bool dependent, cudaStream_t stream) {
-  return gdn_launch(gdn_direct<T, kPacked, kLanes, kRows, kWarps, Access>, o,
+  return gdn_launch(gdn_direct<T, kPacked, kLanes, kRows, kWarps, Access, kBlocksPerSm>, o,
                     kGdnDim / (kWarps * kRows * kWarpThreads / kLanes), kWarps * kWarpThreads, 0, dependent, stream);
 }
 template <class T, int kLanes, int kRows, int kTiles, int kWarps>

@@ -21,6 +21,7 @@ CHECKS = [
     ("gpu_check", [], 300),
     ("gpu_random", [], 300),
     ("gpu_repeat", [], 260),
+    ("gpu_gdn", ["check"], 120),
     ("gpu_faults", [], 120),
     ("gpu_faults", ["interrupt"], 60),
     ("gpu_faults", ["no-device"], 60),
