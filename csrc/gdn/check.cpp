@@ -57,17 +57,19 @@ void check_layout(Operand& o) {
 
 // No element of an output lies where another one does.
 void check_distinct(const Operand& o) {
-  int order[kMaxDims], dims = 0;
-  for (int d = 0; d < o.rank; ++d)
-    if (o.shape[d] > 1) order[dims++] = d;
-  std::sort(order, order + dims, [&](int a, int b) { return o.stride[a] < o.stride[b]; });
+  // Dimensions by rising stride, those of one entry left out: each must step over the whole of those before it.
+  bool seen[kMaxDims] = {};
   int64_t reached = 0;
-  for (int i = 0; i < dims; ++i) {
-    const int d = order[i];
-    AMK_CHECK(o.stride[d] > reached, AMK_ERR_INVALID_ARGUMENT,
-              "gdn_decode: %s: stride %d is %lld, so elements share memory: expected more than %lld", o.name, d,
-              (long long)o.stride[d], (long long)reached);
-    reached += (o.shape[d] - 1) * o.stride[d];
+  for (int i = 0; i < o.rank; ++i) {
+    int next = -1;
+    for (int d = 0; d < o.rank; ++d)
+      if (!seen[d] && o.shape[d] > 1 && (next < 0 || o.stride[d] < o.stride[next])) next = d;
+    if (next < 0) return;
+    seen[next] = true;
+    AMK_CHECK(o.stride[next] > reached, AMK_ERR_INVALID_ARGUMENT,
+              "gdn_decode: %s: stride %d is %lld, so elements share memory: expected more than %lld", o.name, next,
+              (long long)o.stride[next], (long long)reached);
+    reached += (o.shape[next] - 1) * o.stride[next];
   }
 }
 
