@@ -25,7 +25,10 @@ CXX_ARROWS = {
     "gdn": {"vm"},  # vm/ref_number.h: the storage types
 }
 VM_MAY_ALSO = {"pack/layout.h"}
-CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "gdn/gdn.h", "ops/op_spec.h", "ops/packing.h", "ops/ring.h"}
+CUDA_MAY = {
+    *{"gdn/gdn.h", "pack/layout.h", "vm/vm.h", "vm/device.h", "vm/states.h"},
+    *{"ops/op_spec.h", "ops/packing.h", "ops/ring.h"},
+}
 
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
 PY_ARROWS = {
@@ -285,7 +288,7 @@ def test_frozen_numbers():
         "AMK_KIND": "WEIGHT 0 ACTIVATION 1 KV_CACHE 2 IO_INPUT 3 IO_OUTPUT 4 CONST 5 STATE 6",
         "AMK_OP": "NOP 0 COPY 1 EMBED 2 RMSNORM 3 LAYERNORM 4 GEMV_TILE 5 GEMM_TILE 6 ATTENTION_TILE 7 ROPE 8 "
         "SILU_MUL 9 GELU 10 ADD 11 MUL 12 DEQUANT 13 SOFTMAX 14 ALLREDUCE_SHARD 15 KV_APPEND 16 SAMPLE_ARGMAX 17 "
-        "ATTENTION_COMBINE 18 FUSED 19 ARGMAX_COMBINE 20",
+        "ATTENTION_COMBINE 18 FUSED 19 ARGMAX_COMBINE 20 CAUSAL_CONV 21 GDN_DECODE 22 GATED_RMSNORM 23 SIGMOID_MUL 24",
     }
     for prefix, row in pinned.items():
         words = row.split()
