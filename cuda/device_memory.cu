@@ -8,6 +8,7 @@
 #include "attention.cuh"
 #include "base/checked.h"
 #include "base/dtype.h"
+#include "gdn.cuh"
 #include "gemv.cuh"
 #include "ops/op_spec.h"
 #include "repack.h"
@@ -25,7 +26,8 @@ bool is_borrowed(int32_t kind) { return kind == AMK_KIND_WEIGHT || kind == AMK_K
 bool is_lasting(int32_t kind) {
   return is_borrowed(kind) || kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE || kind == AMK_KIND_IO_INPUT;
 }
-bool is_early(int32_t kind) { return is_borrowed(kind) || kind == AMK_KIND_IO_INPUT; }
+// A state is: of all tasks only the one that reads it writes it, afterwards.
+bool is_early(int32_t kind) { return is_borrowed(kind) || kind == AMK_KIND_IO_INPUT || kind == AMK_KIND_STATE; }
 
 // The operand that says what T is.
 int32_t dtype_of(const ImageView& image, const amk_instruction_t& t) {
@@ -88,6 +90,9 @@ int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_b
                 "task %zu (%s): cache rows of %lld bytes, this kernel holds %d", i,
                 std::string(image.task_label.at(i)).c_str(), (long long)row_bytes, kMaxHeadRowBytes);
     }
+    AMK_CHECK(t.op != AMK_OP_GDN_DECODE || t.params.head_dim <= kGdnMaxDim, AMK_ERR_REJECTED,
+              "task %zu (%s): heads of %d elements, this kernel holds %d", i,
+              std::string(image.task_label.at(i)).c_str(), t.params.head_dim, kGdnMaxDim);
     most = std::max(most, bytes);
   }
   return most;

@@ -23,7 +23,7 @@ struct alignas(16) DeviceTask {
   int32_t op, task, n_waits, out_counter;
   int32_t dtype;      // T of the opcode's law
   int32_t out_dtype;  // of output 0
-  int32_t early;      // bit i: input i is immutable during a launch, so it may be read before the waits are over
+  int32_t early;      // bit i: no other task writes input i during a launch: it may be read before the waits are over
   int32_t rope_slot, norm_slot, bias_slot, residual_slot;
   int32_t k_norm_slot;
   int32_t packing;  // Packing (ops/packing.h) of input 1

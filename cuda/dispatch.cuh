@@ -5,6 +5,7 @@
 #include "elementwise.cuh"
 #include "embed.cuh"
 #include "gemv.cuh"
+#include "hybrid_ops.cuh"
 #include "norm.cuh"
 #include "rope.cuh"
 #include "sample.cuh"
@@ -15,7 +16,7 @@ namespace amk {
 // False: the launch is over, leave. An opcode without code ends it, with -(op + 1) for the host.
 template <int kThreads>
 __device__ __forceinline__ bool run_op(const TaskContext& c) {
-  static_assert(AMK_OP_ARGMAX_COMBINE == 20, "an opcode was added: dispatch it here (nvcc does not warn)");
+  static_assert(AMK_OP_SIGMOID_MUL == 24, "an opcode was added: dispatch it here (nvcc does not warn)");
   switch (c.task.op) {
     case AMK_OP_NOP: return c.await_inputs<kThreads>();
     case AMK_OP_COPY: return copy<kThreads>(c);
@@ -31,6 +32,10 @@ __device__ __forceinline__ bool run_op(const TaskContext& c) {
     case AMK_OP_SAMPLE_ARGMAX: return sample_argmax<kThreads>(c);
     case AMK_OP_ATTENTION_COMBINE: return attention_combine<kThreads>(c);
     case AMK_OP_ARGMAX_COMBINE: return argmax_combine<kThreads>(c);
+    case AMK_OP_CAUSAL_CONV: return causal_conv<kThreads>(c);
+    case AMK_OP_GDN_DECODE: return gdn_decode<kThreads>(c);
+    case AMK_OP_GATED_RMSNORM: return gated_rmsnorm<kThreads>(c);
+    case AMK_OP_SIGMOID_MUL: return sigmoid_mul<kThreads>(c);
     default:
       if (run_test_op<kThreads>(c)) return true;
       if (threadIdx.x == 0)

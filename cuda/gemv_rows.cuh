@@ -35,6 +35,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
   }
   if (norm) {
     const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps);
+    const float plus = norm_plus(c.params());
     if (norm_shared) ptx::copy_async_wait<0>();
     for (int v = threadIdx.x; v < vectors; v += kThreads) {
       float e[kPerVector<T>], w[kPerVector<T>];
@@ -46,7 +47,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
         for (int i = 0; i < kPerVector<T>; ++i) w[i] = load(norm + v * kPerVector<T> + i);
       }
 #pragma unroll
-      for (int i = 0; i < kPerVector<T>; ++i) e[i] = e[i] * scale * w[i];
+      for (int i = 0; i < kPerVector<T>; ++i) e[i] = e[i] * scale * (w[i] + plus);
       xs[v] = pack<T>(e);
     }
   }

@@ -20,7 +20,8 @@ __device__ bool rmsnorm_rows(const TaskContext& c) {
       sum = fmaf(v, v, sum);
     }
     const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, row & 1), p.hidden, p.eps);
-    for (int j = threadIdx.x; j < p.hidden; j += kThreads) store(out + j, load(x + j) * scale * load(weight + j));
+    for (int j = threadIdx.x; j < p.hidden; j += kThreads)
+      store(out + j, load(x + j) * scale * (load(weight + j) + norm_plus(p)));
   }
   return true;
 }

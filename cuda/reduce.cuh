@@ -29,6 +29,11 @@ __device__ __forceinline__ float block_sum(float v, float* scratch, int half) {
   return sum;
 }
 
+// What norm weights lack: they are used as 1 + w where NORM_PLUS_ONE is flagged.
+__device__ __forceinline__ float norm_plus(const amk_params_t& p) {
+  return p.flags & AMK_FLAG_NORM_PLUS_ONE ? 1.0f : 0.0f;
+}
+
 __device__ __forceinline__ float rms_scale(float sum_of_squares, int count, float eps) {
   return 1.0f / sqrtf(sum_of_squares / static_cast<float>(count) + eps);
 }

@@ -59,7 +59,7 @@ __device__ __forceinline__ void one_head(const TaskContext& c, const T* src, con
   }
   const auto element = [&](int i) {
     const float v = load(src + i);
-    return norm ? to_f32(from_f32<T>(v * scale * load(norm + i))) : v;
+    return norm ? to_f32(from_f32<T>(v * scale * (load(norm + i) + norm_plus(c.params())))) : v;
   };
   if (!turn) {
     for (int i = lane; i < dim; i += kWarpThreads) store(out + i, element(i));
@@ -94,11 +94,11 @@ __device__ __forceinline__ void small_head(const TaskContext& c, const T* src, c
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) sum += x[j] * x[j] + y[j] * y[j];
-    const float scale = rms_scale(warp_sum(sum), dim, c.params().eps);
+    const float scale = rms_scale(warp_sum(sum), dim, c.params().eps), plus = norm_plus(c.params());
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      x[j] = to_f32(from_f32<T>(x[j] * scale * weight_x[j]));
-      y[j] = to_f32(from_f32<T>(y[j] * scale * weight_y[j]));
+      x[j] = to_f32(from_f32<T>(x[j] * scale * (weight_x[j] + plus)));
+      y[j] = to_f32(from_f32<T>(y[j] * scale * (weight_y[j] + plus)));
     }
   }
 #pragma unroll
