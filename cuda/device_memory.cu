@@ -90,8 +90,8 @@ int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_b
                 "task %zu (%s): cache rows of %lld bytes, this kernel holds %d", i,
                 std::string(image.task_label.at(i)).c_str(), (long long)row_bytes, kMaxHeadRowBytes);
     }
-    AMK_CHECK(t.op != AMK_OP_GDN_DECODE || t.params.head_dim <= kGdnMaxDim, AMK_ERR_REJECTED,
-              "task %zu (%s): heads of %d elements, this kernel holds %d", i,
+    AMK_CHECK((t.op != AMK_OP_GDN_DECODE && t.op != AMK_OP_GATED_RMSNORM) || t.params.head_dim <= kGdnMaxDim,
+              AMK_ERR_REJECTED, "task %zu (%s): heads of %d elements, this kernel holds %d", i,
               std::string(image.task_label.at(i)).c_str(), t.params.head_dim, kGdnMaxDim);
     most = std::max(most, bytes);
   }

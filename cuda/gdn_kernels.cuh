@@ -97,26 +97,6 @@ __device__ __forceinline__ void load_head(const T* head, int64_t element_stride,
   }
 }
 
-// One element of any of the three types: its bits now, its value later.
-struct AnyElement {
-  uint32_t bits;
-  __device__ static AnyElement load(const void* base, int64_t at, int32_t dtype) {
-    const bool is_f32 = dtype == AMK_DTYPE_F32;
-    const char* p = static_cast<const char*>(base) + (at << (is_f32 ? 2 : 1));
-    AnyElement e;
-    if (is_f32) {
-      e.bits = *reinterpret_cast<const uint32_t*>(p);
-    } else {
-      e.bits = *reinterpret_cast<const unsigned short*>(p);
-    }
-    return e;
-  }
-  __device__ float value(int32_t dtype) const {
-    if (dtype == AMK_DTYPE_F16) return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-    return __uint_as_float(dtype == AMK_DTYPE_BF16 ? bits << 16 : bits);
-  }
-};
-
 // Where a block works: grid (value heads of a key head x splits of their rows, key heads, batch).
 template <bool kPacked>
 struct GdnPlace {

@@ -1,60 +1,59 @@
 // CAUSAL_CONV, GDN_DECODE, GATED_RMSNORM, SIGMOID_MUL: a layer of linear attention, and the gate behind full attention.
 // A state is read before the inputs are awaited: within a launch only this task touches it, so it is what the last step
 // left. It is read past L1, where another SM's step would not show, and written in place, each element by the thread
-// that read it.
+// that read it. These ops move few bytes, so there is one copy of each for all types: the kernel's own code has to be
+// fetched too.
 #pragma once
 
-#include "elementwise.cuh"
 #include "gdn.cuh"
 #include "reduce.cuh"
 #include "tile_io.cuh"
 
 namespace amk {
 
+__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
+
 // ---- CAUSAL_CONV: a channel per thread ----
 
 struct ConvChannel {
-  float tap[AMK_MAX_CONV_WIDTH], old[AMK_MAX_CONV_WIDTH - 1];
+  AnyElement tap[AMK_MAX_CONV_WIDTH], old[AMK_MAX_CONV_WIDTH];  // old[j]: what the state has at j
 };
-template <class T>
 __device__ __forceinline__ ConvChannel load_channel(const TaskContext& c, int i) {
   const int width = c.params().K;
   const int64_t channel = c.params().n_off + i;
-  const T *tap = c.in<T>(1) + channel * width, *old = c.in<T>(2) + channel * (width - 1);
-  ConvChannel out;
+  ConvChannel out{};
 #pragma unroll
   for (int j = 0; j < AMK_MAX_CONV_WIDTH; ++j) {
-    const bool exists = i < c.params().N_tile && j < width;
-    out.tap[j] = exists ? load(tap + j) : 0.0f;
-    if (j + 1 < AMK_MAX_CONV_WIDTH) out.old[j] = exists && j + 1 < width ? load(old + j) : 0.0f;
+    if (i >= c.params().N_tile || j >= width) continue;
+    out.tap[j] = AnyElement::load(c.in<char>(1), channel * width + j, c.task.dtype);
+    if (j + 1 < width) out.old[j] = AnyElement::load(c.in<char>(2), channel * (width - 1) + j, c.task.dtype);
   }
   return out;
 }
 
 template <int kThreads>
 __device__ bool causal_conv(const TaskContext& c) {
-  return with_dtype(c.task.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const amk_params_t& p = c.params();
-    const int thread = static_cast<int>(threadIdx.x), kept = p.K - 1;
-    ConvChannel channel = load_channel<T>(c, thread);
-    if (!c.await_inputs<kThreads>()) return false;
-    for (int i = thread; i < p.N_tile; i += kThreads) {
-      if (i != thread) channel = load_channel<T>(c, i);
-      const float x = load(c.in<T>(0) + p.m_off + p.n_off + i);
-      T* state = c.out<T>(1) + (int64_t{p.n_off} + i) * kept;
-      float sum = 0;
+  const amk_params_t& p = c.params();
+  const int dtype = c.task.dtype, kept = p.K - 1;
+  ConvChannel channel{};
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x), first = i; first == i || i < p.N_tile; i += kThreads) {
+    channel = load_channel(c, i);
+    if (i == first && !c.await_inputs<kThreads>()) return false;
+    if (i >= p.N_tile) break;
+    const float x = load_any(c.in<char>(0), int64_t{p.m_off} + p.n_off + i, dtype);
+    const int64_t at = (int64_t{p.n_off} + i) * kept;
+    float sum = 0;
 #pragma unroll
-      for (int j = 0; j < AMK_MAX_CONV_WIDTH; ++j) {
-        if (j < AMK_MAX_CONV_WIDTH - 1 && j < kept) sum = fmaf(channel.tap[j], channel.old[j], sum);
-        if (j == kept) sum = fmaf(channel.tap[j], x, sum);
-        if (j > 0 && j < AMK_MAX_CONV_WIDTH - 1 && j < kept) store(state + j - 1, channel.old[j]);
-      }
-      store(state + kept - 1, x);
-      store(c.out<T>(0) + p.n_off + i, silu(sum));
+    for (int j = 0; j < AMK_MAX_CONV_WIDTH; ++j) {
+      if (j > kept) break;
+      const float v = j == kept ? x : channel.old[j].value(dtype);
+      sum = fmaf(channel.tap[j].value(dtype), v, sum);
+      if (j > 0) store_any(c.out<char>(1), at + j - 1, dtype, v);
     }
-    return true;
-  });
+    store_any(c.out<char>(0), int64_t{p.n_off} + i, dtype, sum * sigmoid(sum));
+  }
+  return true;
 }
 
 // ---- GDN_DECODE: the block takes a head at a time, all of its rows at once ----
@@ -75,41 +74,31 @@ class GdnHead {
     });
   }
   // Behind the wait.
-  template <class T>
-  __device__ __forceinline__ void load_vectors() {
-    const amk_params_t& p = c_.params();
-    const int key_head = head_ / (p.n_heads / p.n_kv_heads), dim = p.head_dim;
-    const T *qkv = c_.template in<T>(0), *ba = c_.template in<T>(1) + p.m_off + head_;
-    const T *q = qkv + key_head * dim, *k = q + p.n_kv_heads * dim, *v = qkv + (2 * p.n_kv_heads + head_) * dim;
-    b_ = load(ba);
-    a_ = load(ba + p.n_heads);
-#pragma unroll
-    for (int i = 0; i < Owner::kPieces; ++i) {
-      const int e = Owner::lane_element() + Owner::piece_element(i);
-      if (e < dim) {
-        k_[i] = load_quad(k + e);
-        q_[i] = load_quad(q + e);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kSets; ++r) v_[r] = row(r) < dim ? load(v + row(r)) : 0.0f;
-  }
   __device__ __forceinline__ void step() {
     const amk_params_t& p = c_.params();
-    GdnFactors f = gdn_vector_factors<kLanes>(k_, q_, p.scale, p.flags & AMK_FLAG_L2_NORM, p.eps);
-    f.decay = gdn_decay(load(c_.template in<float>(2) + head_), a_, load(c_.template in<float>(3) + head_));
-    f.beta = gdn_beta(b_);
-    gdn_step<Owner, kSets>(state_, k_, q_, f, v_, o_);
+    const int dim = p.head_dim, dtype = c_.task.dtype, key_head = head_ / (p.n_heads / p.n_kv_heads);
+    const char *qkv = c_.template in<char>(0), *ba = c_.template in<char>(1);
+    const int64_t v_at = (2 * int64_t{p.n_kv_heads} + head_) * dim;
+    const AnyElement b = AnyElement::load(ba, int64_t{p.m_off} + head_, dtype),
+                     a = AnyElement::load(ba, int64_t{p.m_off} + p.n_heads + head_, dtype);
+    float4 k[Owner::kPieces]{}, q[Owner::kPieces]{};
+    load_vector(qkv, int64_t{key_head} * dim, q);
+    load_vector(qkv, (int64_t{p.n_kv_heads} + key_head) * dim, k);
+    float v[kSets]{}, o[kSets];
+#pragma unroll
+    for (int r = 0; r < kSets; ++r)
+      if (row(r) < dim) v[r] = load_any(qkv, v_at + row(r), dtype);
+    GdnFactors f = gdn_vector_factors<kLanes>(k, q, p.scale, p.flags & AMK_FLAG_L2_NORM, p.eps);
+    f.decay = gdn_decay(amk::load(c_.template in<float>(2) + head_), a.value(dtype),
+                        amk::load(c_.template in<float>(3) + head_));
+    f.beta = gdn_beta(b.value(dtype));
+    gdn_step<Owner, kSets>(state_, k, q, f, v, o);
     each_piece(
         [&](int r, int i, int64_t at) { *reinterpret_cast<float4*>(c_.template out<float>(1) + at) = state_[r][i]; });
-  }
-  template <class T>
-  __device__ __forceinline__ void store_out() const {
-    T* out = c_.template out<T>(0) + int64_t{head_} * c_.params().head_dim;
     if (!Owner::is_first_lane()) return;
 #pragma unroll
     for (int r = 0; r < kSets; ++r)
-      if (row(r) < c_.params().head_dim) store(out + row(r), o_[r]);
+      if (row(r) < dim) store_any(c_.template out<char>(0), int64_t{head_} * dim + row(r), dtype, o[r]);
   }
 
  private:
@@ -128,93 +117,93 @@ class GdnHead {
           f(r, p, head_at + row(r) * dim + Owner::piece_element(p));
     }
   }
-  template <class T>
-  __device__ static float4 load_quad(const T* p) {
-    if constexpr (sizeof(T) == 4) {
-      return __ldcg(reinterpret_cast<const float4*>(p));
-    } else {
-      const uint2 raw = __ldcg(reinterpret_cast<const uint2*>(p));
-      const float2 low = unpack_pair<T>(raw.x), high = unpack_pair<T>(raw.y);
-      return {low.x, low.y, high.x, high.y};
+  // This lane's pieces of dim elements from `at` on.
+  __device__ __forceinline__ void load_vector(const char* base, int64_t at, float4 (&out)[Owner::kPieces]) const {
+    const int dtype = c_.task.dtype;
+    const bool is_f32 = dtype == AMK_DTYPE_F32;
+    const char* lane = base + ((at + Owner::lane_element()) << (is_f32 ? 2 : 1));
+#pragma unroll
+    for (int i = 0; i < Owner::kPieces; ++i) {
+      if (Owner::lane_element() + Owner::piece_element(i) >= c_.params().head_dim) continue;
+      if (is_f32) {
+        out[i] = __ldcg(reinterpret_cast<const float4*>(lane) + Owner::piece_element(i) / 4);
+      } else {
+        const uint2 raw = __ldcg(reinterpret_cast<const uint2*>(lane) + Owner::piece_element(i) / 4);
+        const bool is_bf16 = dtype == AMK_DTYPE_BF16;
+        const float2 low = is_bf16 ? unpack_pair<__nv_bfloat16>(raw.x) : unpack_pair<__half>(raw.x),
+                     high = is_bf16 ? unpack_pair<__nv_bfloat16>(raw.y) : unpack_pair<__half>(raw.y);
+        out[i] = {low.x, low.y, high.x, high.y};
+      }
     }
   }
 
   const TaskContext& c_;
   const int head_;
-  // Zero where there is nothing: rows and elements behind the end of a smaller head.
-  float4 state_[kSets][Owner::kPieces]{}, k_[Owner::kPieces]{}, q_[Owner::kPieces]{};
-  float v_[kSets]{}, o_[kSets]{}, a_ = 0, b_ = 0;
+  float4 state_[kSets][Owner::kPieces]{};  // zero where there is nothing: behind the end of a smaller head
 };
 
 template <int kThreads>
 __device__ bool gdn_decode(const TaskContext& c) {
+#pragma unroll 1
   for (int h = 0; h < c.params().N_tile; ++h) {
     GdnHead<kThreads> head(c, h);
     head.load_state();
     if (h == 0 && !c.await_inputs<kThreads>()) return false;
-    with_dtype(c.task.dtype, [&](auto type) {
-      head.template load_vectors<typename decltype(type)::type>();
-      return true;
-    });
     head.step();
-    with_dtype(c.task.dtype, [&](auto type) {
-      head.template store_out<typename decltype(type)::type>();
-      return true;
-    });
   }
   return true;
 }
 
-// ---- GATED_RMSNORM: a warp takes a head ----
+// ---- GATED_RMSNORM: a warp takes a head, of at most kGdnMaxDim elements ----
 
 template <int kThreads>
 __device__ bool gated_rmsnorm(const TaskContext& c) {
+  constexpr int kPerLane = kGdnMaxDim / kWarpThreads;
+  const amk_params_t& p = c.params();
+  const int lane = threadIdx.x % kWarpThreads, dim = p.head_dim, dtype = c.task.dtype;
   if (!c.await_inputs<kThreads>()) return false;
-  return with_dtype(c.task.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    constexpr int kHeld = kGdnMaxDim / kWarpThreads;  // elements of a head per lane that are read once
-    const amk_params_t& p = c.params();
-    const int lane = threadIdx.x % kWarpThreads, dim = p.head_dim;
-    const T* weight = c.in<T>(2);
-    for (int h = threadIdx.x / kWarpThreads; h < p.N_tile; h += kThreads / kWarpThreads) {
-      const int64_t at = (int64_t{p.n_off} + h) * dim;
-      const T *x = c.in<T>(0) + at, *z = c.in<T>(1) + p.m_off + at;
-      T* out = c.out<T>(0) + at;
-      float held[kHeld], gate[kHeld], sum = 0;
+#pragma unroll 1
+  for (int h = threadIdx.x / kWarpThreads; h < p.N_tile; h += kThreads / kWarpThreads) {
+    const int64_t at = (int64_t{p.n_off} + h) * dim + lane;
+    AnyElement x[kPerLane]{}, z[kPerLane]{}, weight[kPerLane]{};
 #pragma unroll
-      for (int j = 0; j < kHeld; ++j) {
-        const int i = lane + j * kWarpThreads;
-        held[j] = i < dim ? load(x + i) : 0.0f;
-        gate[j] = i < dim ? load(z + i) : 0.0f;
-      }
-#pragma unroll
-      for (int j = 0; j < kHeld; ++j) sum = fmaf(held[j], held[j], sum);
-      for (int i = lane + kGdnMaxDim; i < dim; i += kWarpThreads) {
-        const float v = load(x + i);
-        sum = fmaf(v, v, sum);
-      }
-      const float scale = rms_scale(warp_sum(sum), dim, p.eps);
-#pragma unroll
-      for (int j = 0; j < kHeld; ++j) {
-        const int i = lane + j * kWarpThreads;
-        if (i < dim) store(out + i, held[j] * scale * load(weight + i) * silu(gate[j]));
-      }
-      for (int i = lane + kGdnMaxDim; i < dim; i += kWarpThreads)
-        store(out + i, load(x + i) * scale * load(weight + i) * silu(load(z + i)));
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarpThreads;
+      if (lane + i >= dim) continue;
+      x[j] = AnyElement::load(c.in<char>(0), at + i, dtype);
+      z[j] = AnyElement::load(c.in<char>(1), p.m_off + at + i, dtype);
+      weight[j] = AnyElement::load(c.in<char>(2), lane + i, dtype);
     }
-    return true;
-  });
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) sum = fmaf(x[j].value(dtype), x[j].value(dtype), sum);
+    const float scale = rms_scale(warp_sum(sum), dim, p.eps);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarpThreads;
+      if (lane + i >= dim) continue;
+      const float gate = z[j].value(dtype);
+      store_any(c.out<char>(0), at + i, dtype,
+                x[j].value(dtype) * scale * weight[j].value(dtype) * (gate * sigmoid(gate)));
+    }
+  }
+  return true;
 }
 
 // ---- SIGMOID_MUL ----
 
 template <int kThreads>
 __device__ bool sigmoid_mul(const TaskContext& c) {
-  return elementwise<kThreads>(c, [&](auto type, int i) {
-    using T = typename decltype(type)::type;
-    const int at = c.params().n_off + i;
-    return load(c.in<T>(0) + at) / (1.0f + expf(-load(c.in<T>(1) + c.params().m_off + at)));
-  });
+  const amk_params_t& p = c.params();
+  const int dtype = c.task.dtype;
+  if (!c.await_inputs<kThreads>()) return false;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < p.N_tile; i += kThreads) {
+    const int64_t at = int64_t{p.n_off} + i;
+    const float a = load_any(c.in<char>(0), at, dtype), b = load_any(c.in<char>(1), p.m_off + at, dtype);
+    store_any(c.out<char>(0), at, dtype, a * sigmoid(b));
+  }
+  return true;
 }
 
 }  // namespace amk

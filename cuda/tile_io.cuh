@@ -60,6 +60,38 @@ __device__ __forceinline__ void store(T* p, float v) {
 }
 __device__ __forceinline__ uint4 load_vector(const void* p) { return __ldcg(static_cast<const uint4*>(p)); }
 
+// One element of a type that is known at run time: its bits now, its value later. For code that is not worth a copy for
+// each type.
+struct AnyElement {
+  uint32_t bits;
+  __device__ __forceinline__ static AnyElement load(const void* base, int64_t at, int32_t dtype) {
+    const bool is_f32 = dtype == AMK_DTYPE_F32;
+    const char* p = static_cast<const char*>(base) + (at << (is_f32 ? 2 : 1));
+    AnyElement e;
+    if (is_f32) {
+      e.bits = __ldcg(reinterpret_cast<const uint32_t*>(p));
+    } else {
+      e.bits = __ldcg(reinterpret_cast<const unsigned short*>(p));
+    }
+    return e;
+  }
+  __device__ __forceinline__ float value(int32_t dtype) const {
+    if (dtype == AMK_DTYPE_F16) return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+    return __uint_as_float(dtype == AMK_DTYPE_BF16 ? bits << 16 : bits);
+  }
+};
+__device__ __forceinline__ float load_any(const void* base, int64_t at, int32_t dtype) {
+  return AnyElement::load(base, at, dtype).value(dtype);
+}
+__device__ __forceinline__ void store_any(void* base, int64_t at, int32_t dtype, float v) {
+  if (dtype == AMK_DTYPE_F32) {
+    static_cast<float*>(base)[at] = v;
+  } else {
+    static_cast<unsigned short*>(base)[at] = dtype == AMK_DTYPE_BF16 ? __bfloat16_as_ushort(from_f32<__nv_bfloat16>(v))
+                                                                     : __half_as_ushort(from_f32<__half>(v));
+  }
+}
+
 // A pair of elements in one register, as two floats.
 template <class T>
 __device__ __forceinline__ float2 unpack_pair(uint32_t word);
