@@ -119,10 +119,10 @@ inline std::vector<uint8_t> read_buffer(amk::Vm& vm, const amk::ImageView& image
   throw amk::Error(AMK_ERR_INTERNAL, "no buffer " + name);
 }
 
-// The same random rows in every cache of both machines.
+// The same random rows in every cache and every state of both machines.
 inline void fill_caches(const amk::ImageView& image, std::initializer_list<amk::Vm*> vms, uint64_t seed) {
   for (size_t b = 0; b < image.buffers.size(); ++b) {
-    if (image.bindings[b].kind != AMK_KIND_KV_CACHE) continue;
+    if (image.bindings[b].kind != AMK_KIND_KV_CACHE && image.bindings[b].kind != AMK_KIND_STATE) continue;
     Random random{seed + b};
     std::vector<uint8_t> rows(static_cast<size_t>(image.places[b].nbytes));
     for (int64_t i = 0; i < image.buffers[b].numel; ++i) put(image.buffers[b].dtype, rows.data(), i, random.uniform());

@@ -2,97 +2,16 @@
 // odd sizes, and every opcode at every position of positions_below, also where it must not matter. Needs a GPU.
 // In: "few" (one case of each opcode and type, for a sanitizer), deadline_ms=N. Out: one line per opcode.
 #include <cstdio>
-#include <functional>
 
-#include "gpu_pair.h"
-#include "gpu_sketch.h"
+#include "gpu_op_cases.h"
 
 using namespace gpu_test;
 
 namespace {
 
-bool few = false;
-int32_t deadline_ms = 0;
-
-// One line per opcode: cases, the largest error over its limit, the first case that failed.
-struct Line {
-  std::string name, first_failure;
-  int cases = 0;
-  double worst = 0;
-  explicit Line(std::string n) : name(std::move(n)) {}
-  ~Line() {
-    report(first_failure.empty() && cases > 0,
-           amk::text("%-18s %3d cases, error at most %.2f of the limit%s%s", name.c_str(), cases, worst,
-                     first_failure.empty() ? "" : ": ", first_failure.c_str()));
-  }
-  void fail(const std::string& what) {
-    if (first_failure.empty()) first_failure = what;
-  }
-};
-
-// One rounding of a value that another order of summation may have moved.
-double one_rounding(int32_t dtype) {
-  return dtype == AMK_DTYPE_F32 ? 1e-5 : dtype == AMK_DTYPE_BF16 ? 1.0 / 128 : 1.0 / 1024;
-}
-
-// Runs the sketch on both machines at each position (none given: all, up to 8,191) and compares every output and cache.
-// Limit 0: equal bytes.
-void check(Line& line, const std::string& what, const Sketch& sketch, double limit, std::vector<int32_t> positions = {},
-           const std::map<std::string, std::vector<int32_t>>& integers = {}, double term_size = 1e-30) {
-  ++line.cases;
-  if (positions.empty()) positions = positions_below(8192, Sketch::kKvBlock);
-  if (few) positions = {0, 17};
-  try {
-    Pair p(sketch.image(), 1, deadline_ms, static_cast<uint64_t>(line.cases));
-    for (size_t b = 0; b < p.image.buffers.size(); ++b) {
-      if (p.image.bindings[b].kind != AMK_KIND_IO_INPUT) continue;
-      const std::string name(p.image.buffer_name.at(b));
-      const amk_buffer_t& buffer = p.image.buffers[b];
-      std::vector<uint8_t> bytes(static_cast<size_t>(p.image.places[b].nbytes));
-      Random random{b + 100 * static_cast<uint64_t>(line.cases)};
-      if (integers.count(name)) {
-        std::memcpy(bytes.data(), integers.at(name).data(), bytes.size());
-      } else if (buffer.dtype == AMK_DTYPE_F32 || buffer.dtype == AMK_DTYPE_F16 || buffer.dtype == AMK_DTYPE_BF16) {
-        for (int64_t i = 0; i < buffer.numel; ++i) put(buffer.dtype, bytes.data(), i, random.uniform());
-      } else {
-        for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.next());
-      }
-      p.write(name, bytes.data(), bytes.size());
-    }
-    for (int32_t pos : positions) {
-      p.reference->run(pos);
-      p.gpu->run(pos);
-      for (size_t b = 0; b < p.image.buffers.size(); ++b) {
-        const int32_t kind = p.image.bindings[b].kind, dtype = p.image.buffers[b].dtype;
-        if (kind != AMK_KIND_IO_OUTPUT && kind != AMK_KIND_KV_CACHE) continue;
-        const std::string name(p.image.buffer_name.at(b));
-        const auto x = read_buffer(*p.gpu, p.image, name), y = read_buffer(*p.reference, p.image, name);
-        if (limit == 0 || !(dtype == AMK_DTYPE_F32 || dtype == AMK_DTYPE_F16 || dtype == AMK_DTYPE_BF16)) {
-          if (x != y) line.fail(what + ", " + name + ": other bytes");
-          continue;
-        }
-        const double error = error_of(dtype, x.data(), y.data(), p.image.buffers[b].numel, term_size) / limit;
-        line.worst = std::max(line.worst, error);
-        if (!(error <= 1))
-          line.fail(amk::text("%s, %s at position %d: %.2g of the limit", what.c_str(), name.c_str(), pos, error));
-      }
-    }
-  } catch (const amk::Error& e) {
-    line.fail(amk::text("%s: %d ", what.c_str(), e.status()) + e.what());
-  }
-}
-
-const std::vector<int32_t> kTypes{AMK_DTYPE_F32, AMK_DTYPE_F16, AMK_DTYPE_BF16};
-
-// [0, total) cut at odd places.
-std::vector<std::pair<int32_t, int32_t>> cuts(int32_t total) {
-  std::vector<std::pair<int32_t, int32_t>> out;
-  for (int32_t first = 0, step = 1; first < total; step = step * 3 + 2) {
-    const int32_t count = std::min(step, total - first);
-    out.push_back({first, count});
-    first += count;
-  }
-  return out;
+// NORM_PLUS_ONE for some of the tasks that normalise.
+int32_t plus_one(int32_t flags, int32_t which) {
+  return flags & AMK_FLAG_NORM && which % 2 ? static_cast<int32_t>(AMK_FLAG_NORM_PLUS_ONE) : 0;
 }
 
 void copy_and_nop() {
@@ -172,6 +91,7 @@ void rmsnorm() {
     for (int32_t hidden : {1, 8, 100, 4096, 8200}) {
       if (few && hidden != 100) continue;
       for (int32_t rows : {1, 3}) {
+        const int32_t flags = rows == 3 ? static_cast<int32_t>(AMK_FLAG_NORM_PLUS_ONE) : 0;
         Sketch s;
         const int32_t x = s.input("x", dtype, {rows * hidden + 8}), w = s.weight("norm", dtype, {hidden}),
                       y = s.output("y", dtype, {rows * hidden});
@@ -180,6 +100,7 @@ void rmsnorm() {
         p.M_tile = rows;
         p.m_off = 8;
         p.eps = 1e-6f;
+        p.flags = flags;
         s.task(AMK_OP_RMSNORM, {x, w}, {y}, p);
         check(line, amk::text("%s %d rows of %d", amk::dtype_name(dtype), rows, hidden), s, one_rounding(dtype));
       }
@@ -212,7 +133,7 @@ void gemv() {
           p.n_off = at;
           p.N_tile = n;
           p.m_off = 8;
-          p.flags = flags;
+          p.flags = flags | plus_one(flags, size.n / 8 + size.n);
           if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
           s.task(AMK_OP_GEMV_TILE, in, {y}, p);
         }
@@ -251,7 +172,7 @@ void streamed_gemv() {
           p.n_off = groups * i / parts * AMK_ROW_GROUP;
           p.N_tile = groups * (i + 1) / parts * AMK_ROW_GROUP - p.n_off;
           p.m_off = 8;
-          p.flags = flags;
+          p.flags = flags | plus_one(flags, size.n / 8 + size.n);
           if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
           s.task(AMK_OP_GEMV_TILE, in, {y}, p);
         }
@@ -283,7 +204,7 @@ void rope() {
           p.head_dim = dim;
           p.m_off = at * dim + 8;
           p.n_off = at * dim;
-          p.flags = flags;
+          p.flags = flags | plus_one(flags, at);
           if (flags) p.eps = 1e-5f;
           s.task(AMK_OP_ROPE, in, {y}, p);
         }
@@ -313,7 +234,7 @@ void append() {
           p.n_off = at;
           p.N_tile = n;
           p.m_off = at * dim + 8;
-          p.flags = flags;
+          p.flags = flags | plus_one(flags, at);
           if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
           s.task(AMK_OP_KV_APPEND, in, {cache}, p);
         }
@@ -371,6 +292,7 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
       p.dim = split;
       p.scale = 1.0f / std::sqrt(static_cast<float>(h.dim));
       p.flags = (is_raw ? AMK_FLAG_ROPE : 0) | (is_normed ? AMK_FLAG_NORM : 0);
+      p.flags |= plus_one(p.flags, split + at);
       if (is_normed) p.eps = 1e-5f;
       const int32_t tile = s.task(AMK_OP_ATTENTION_TILE, in, {o, ml}, p, ready);
       join = s.task(AMK_OP_NOP, {}, {}, {}, {join, tile});
@@ -446,7 +368,7 @@ void argmax() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  static_assert(AMK_OP_ARGMAX_COMBINE == 20, "an opcode was added: give it cases here");
+  static_assert(AMK_OP_SIGMOID_MUL == 24, "an opcode was added: give it cases here");
   for (int i = 1; i < argc; ++i) {
     few |= std::strcmp(argv[i], "few") == 0;
     std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
@@ -463,6 +385,7 @@ int main(int argc, char** argv) {
   append();
   attention();
   argmax();
+  hybrid_ops();
   std::printf("gpu_ops: %d failures\n", failures);
   return failures;
 }

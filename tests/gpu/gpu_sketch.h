@@ -48,6 +48,9 @@ class Sketch {
   int32_t cache(const std::string& name, int32_t dtype, std::initializer_list<int64_t> shape) {
     return add(name, AMK_KIND_KV_CACHE, dtype, shape, "");
   }
+  int32_t state(const std::string& name, int32_t dtype, std::initializer_list<int64_t> shape) {
+    return add(name, AMK_KIND_STATE, dtype, shape, "");
+  }
   // In the arena, on a page of its own.
   int32_t scratch(const std::string& name, int32_t dtype, std::initializer_list<int64_t> shape) {
     const int32_t id = add(name, AMK_KIND_ACTIVATION, dtype, shape, "");
