@@ -21,7 +21,7 @@ from .workloads import Settings, Task
 
 __all__ = ["build_row", "proofs", "seal", "without_times"]
 
-_TIMES = ("cold", "warm", "speed_up", "bound", "timing")
+_TIMES = ("cold", "warm", "speed_up", "bound", "timing", "copy_ways", "launches")
 _BOUND_BY_MEMORY = 0.85  # of the copy's speed
 _SMALL_COPY_US = 4.0  # a copy that takes less is latency, not bandwidth
 
