@@ -77,7 +77,7 @@ def _do(
     try:
         tell(f"checking {row.name}", STEP_S)
         device.prepare(task.name, row, oracle, job.get("external"))
-        out["before"] = check_row(device, task.name, row, oracle)
+        out["before"] = check_row(device, task.name, row, oracle, beat)
         if action == "time":
             tell(f"timing {row.name}", STEP_S)
             out["timing"] = time_row(device, task.name, row, oracle, task.settings, job["seed"], beat)
