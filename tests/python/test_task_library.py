@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cubins import FORBIDDEN, cuobjdump
 
 import amk
 from amk.tasks.cubins import read_cubins, without_path
 from amk.tasks.device import HarnessDevice
 from amk.tasks.library import library_path, open_library
 from amk.tasks.workloads import load_task, task_names
+from test_cubins import FORBIDDEN, cuobjdump
 
 BUILT = amk.build_info()["cuda"]["enabled"] or bool(os.environ.get("AMK_TASKS_LIBRARY"))
 SIDES = ("baseline", "solution")
