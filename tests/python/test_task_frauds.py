@@ -15,6 +15,7 @@ import fake_task_devices
 from amk import cli
 from amk.errors import InputError
 from amk.tasks import run as task_run
+from amk.tasks.external import External
 from amk.tasks.judge import REASONS
 from amk.tasks.measure import run_action
 from amk.tasks.record import seal
@@ -343,6 +344,26 @@ def test_an_invalid_result_leaves_the_files_of_the_last_one(
     answer = json.loads(capsys.readouterr().out)
     assert answer["status"] == "FAILED" and answer["files"] == [] and answer["schema"] == "amk.kernel_bench"
     assert (tmp_path / "results.md").read_text() == "as it was" and not (tmp_path / "results.jsonl").exists()
+
+
+def test_an_external_baseline_is_named_with_its_source(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = in_this_process("Honest", monkeypatch)
+    source = {"repository": "https://example.org/k.git", "branch": "main", "commit": "c0ffee", "resolved": "now",
+              "files": [{"path": "k.py", "sha256": "7" * 64}]}  # fmt: skip
+    monkeypatch.setattr(task_run, "find_external", lambda spec, task: External(spec, task, "fake:Device", source))
+    arguments = ["bench", "kernel", TASK, "--baseline", "k:f", "--output", str(tmp_path / "docs"), "--quiet"]
+    assert cli.main(arguments) == 0 and "against k:f" in capsys.readouterr().out
+    timed = [job for job in jobs if job["action"] == "time"]
+    assert {(job["external"], job["device_class"]) for job in timed} == {("k:f", "fake:Device")}
+    assert all("external" not in job for job in jobs if job["action"] == "check")  # our two sides
+    names = sorted(path.name for path in (tmp_path / "docs").iterdir())
+    assert names == ["baseline_source.md", "results_k_f.jsonl", "results_k_f.md"]
+    assert "c0ffee" in (tmp_path / "docs" / "baseline_source.md").read_text()
+    head = json.loads((tmp_path / "docs" / "results_k_f.jsonl").read_text().splitlines()[0])
+    assert head["baseline"]["commit"] == "c0ffee" and list(head["proofs"]) == ["solution"]
+    assert head["library"]["cubins"][0]["kernels"] == 3
 
 
 def test_every_reason_is_explained(folder: Path) -> None:
