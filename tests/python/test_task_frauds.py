@@ -16,10 +16,11 @@ from amk import cli
 from amk.errors import InputError
 from amk.tasks import run as task_run
 from amk.tasks.external import External
-from amk.tasks.judge import REASONS
+from amk.tasks.judge import REASONS, Refused
 from amk.tasks.measure import run_action
 from amk.tasks.record import seal
 from amk.tasks.run import run_kernel_bench
+from amk.tasks.time_row import require_possible
 from amk.tasks.workloads import load_task
 from amk.tasks.write import json_lines, markdown, table
 
@@ -210,6 +211,16 @@ def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(
 ) -> None:
     in_this_process("LazyWhenTimed", monkeypatch)
     assert any("after timing" in entry["message"] for entry in run_kernel_bench(TASK)["reasons"])
+
+
+def test_what_no_memory_allows_is_no_time() -> None:
+    """Up to 1.5 times the speed of the copy is believed; a copy of few bytes is latency alone, and leaves more room."""
+    assert require_possible("s", 10_000, 8.0, 10_000, 10.0) == pytest.approx(1.25)
+    assert require_possible("s", 1_000, 1.0, 1_000, 2.0) == pytest.approx(2.0)
+    for us, copy_us in ((5.0, 10.0), (0.5, 2.0)):
+        with pytest.raises(Refused) as caught:
+            require_possible("s", 1_000, us, 1_000, copy_us)
+        assert caught.value.reason == "too-fast"
 
 
 def test_zeros_within_the_tolerance_prove_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
