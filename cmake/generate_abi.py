@@ -1,6 +1,7 @@
-"""amk.h -> the out-of-line cffi ABI module amk/_amk_abi.py (ffi only; the library is opened at run time).
+"""C headers -> an out-of-line cffi ABI module amk/_NAME.py (ffi only; the library is opened at run time).
 
-Usage: generate_abi.py AMK_H OUTPUT. Parsing the header here, at build time, keeps `import amk` fast.
+Usage: generate_abi.py HEADER... OUTPUT, as csrc/amk.h -> _amk_abi.py. Later headers may use the types of earlier ones.
+Parsing the headers here, at build time, keeps `import amk` fast.
 """
 
 import sys
@@ -12,11 +13,12 @@ BEGIN, END = "/* amk-cdef-begin */", "/* amk-cdef-end */"
 
 
 def main() -> None:
-    header, output = sys.argv[1:]
-    text = Path(header).read_text(encoding="utf-8")
+    *headers, output = sys.argv[1:]
     ffi = cffi.FFI()
-    ffi.cdef(text[text.index(BEGIN) + len(BEGIN) : text.index(END)])
-    ffi.set_source("amk._amk_abi", None)
+    for header in headers:
+        text = Path(header).read_text(encoding="utf-8")
+        ffi.cdef(text[text.index(BEGIN) + len(BEGIN) : text.index(END)])
+    ffi.set_source(f"amk.{Path(output).stem}", None)
     ffi.emit_python_code(output)
 
 

@@ -1,0 +1,116 @@
+/* amk_task_harness.h - how the entries of libamk_tasks are found, called and timed. C99; read by cffi between the
+ * amk-cdef marks, after amk_task.h.
+ *
+ * Every call that can fail returns 0 or an amk_status of amk.h, with a sentence in amk_harness_last_error()
+ * (thread-local). One harness holds one device and one stream, and is used from one thread at a time. Nothing here
+ * judges: it moves bytes, launches and reads the clock of the device.
+ */
+#ifndef AMK_TASK_HARNESS_H
+#define AMK_TASK_HARNESS_H
+
+#include <stddef.h>
+
+#include "amk_task.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+
+/* amk-cdef-begin */
+
+#define AMK_HARNESS_VERSION 1
+#define AMK_HARNESS_NAME_BYTES 256
+
+/* ---- what the library holds -------------------------------------------------------------------------------- */
+
+int32_t amk_harness_version(void);
+/* JSON: version, nvcc, flags, architectures, and per task the command line and source hashes of both sides. */
+const char* amk_tasks_build_info(void);
+/* `side` is "baseline" or "solution"; NULL where there is no such task or side. */
+amk_task_fn* amk_tasks_entry(const char* task, const char* side);
+/* Ways of copying input 0 to output 0, equal byte counts, multiples of 16: the ceiling. `name` may be NULL. NULL past
+ * the last. */
+amk_task_fn* amk_tasks_copy(int32_t index, const char** name);
+const char* amk_harness_last_error(void);
+
+/* ---- a device ---------------------------------------------------------------------------------------------- */
+
+typedef struct amk_harness_device_t {
+  char name[AMK_HARNESS_NAME_BYTES];
+  char uuid[64]; /* as NVML writes it */
+  int32_t compute_major, compute_minor;
+  int32_t sm_count;
+  int32_t runtime_version, driver_version;
+  int64_t l2_bytes, memory_bytes;
+} amk_harness_device_t;
+
+int32_t amk_harness_device_count(int32_t* count);
+int32_t amk_harness_device(int32_t index, amk_harness_device_t* out); /* creates no context */
+
+typedef struct amk_harness amk_harness;
+int32_t amk_harness_create(int32_t index, amk_harness** out);
+void amk_harness_destroy(amk_harness* harness);
+
+int32_t amk_harness_allocate(amk_harness* harness, int64_t nbytes, void** out); /* 256-byte aligned */
+int32_t amk_harness_free(amk_harness* harness, void* memory);
+/* Host to device, device to host and device to device, finished on return. */
+int32_t amk_harness_upload(amk_harness* harness, void* to, const void* from, int64_t nbytes);
+int32_t amk_harness_download(amk_harness* harness, void* to, const void* from, int64_t nbytes);
+int32_t amk_harness_move(amk_harness* harness, void* to, const void* from, int64_t nbytes);
+int32_t amk_harness_fill(amk_harness* harness, void* to, int32_t byte, int64_t nbytes);
+
+/* ---- calls ------------------------------------------------------------------------------------------------- */
+
+/* One set of operands of one entry. The tables are read during the call that gets them, and not kept. */
+typedef struct amk_harness_call_t {
+  amk_task_fn* entry;
+  const amk_task_tensor_t* inputs;
+  const double* scalars;
+  const amk_task_tensor_t* outputs;
+  int32_t n_inputs, n_scalars, n_outputs, pad;
+} amk_harness_call_t;
+
+/* Calls the entry once and waits. What the entry returned is in `status`; the return value is the harness's own. */
+int32_t amk_harness_run(amk_harness* harness, const amk_harness_call_t* call, int32_t* status);
+/* Calls the entry while the stream is held back, waits `settle_ms`, copies `nbytes` at `watched` to `seen`, and lets
+ * the stream go on: what changed meanwhile came from another stream. `was_held` is 0 when the entry waited for the
+ * stream, which it must not: the stream was then let go after two seconds. */
+int32_t amk_harness_run_held(amk_harness* harness, const amk_harness_call_t* call, int32_t settle_ms,
+                             const void* watched, void* seen, int64_t nbytes, int32_t* status, int32_t* was_held);
+
+/* ---- timing ------------------------------------------------------------------------------------------------ */
+
+/* `n_calls` calls, `rounds` times over in their order, captured in one graph. REJECTED where an entry refuses, or puts
+ * nothing on the stream. */
+typedef struct amk_harness_graph amk_harness_graph;
+int32_t amk_harness_graph_create(amk_harness* harness, const amk_harness_call_t* calls, int32_t n_calls, int32_t rounds,
+                                 amk_harness_graph** out);
+void amk_harness_graph_destroy(amk_harness_graph* graph);
+/* Launches it `replays` times back to back; microseconds of all of them together, by events around them. The device is
+ * kept busy by a kernel before the first event until all is enqueued, so that no gap of the host's is timed. */
+int32_t amk_harness_graph_time(amk_harness_graph* graph, int32_t replays, double* us);
+
+/* A kernel that the graph launches, and the code that the device runs for it. */
+typedef struct amk_harness_kernel_t {
+  char name[AMK_HARNESS_NAME_BYTES]; /* mangled */
+  int32_t binary_version;            /* 90: machine code for sm_90* */
+  int32_t registers, local_bytes;
+  int32_t launches;          /* nodes of the graph that are this kernel */
+  int32_t grid[3], block[3]; /* of the first of them */
+} amk_harness_kernel_t;
+/* The different kernels of the graph; a node that is none is named "(memcpy)", "(memset)" or "(other)". `count` is how
+ * many there are, also where `room` is less. */
+int32_t amk_harness_graph_kernels(amk_harness_graph* graph, amk_harness_kernel_t* out, int32_t room, int32_t* count);
+
+/* amk-cdef-end */
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
+#ifdef __cplusplus
+}
+#endif
+#endif /* AMK_TASK_HARNESS_H */

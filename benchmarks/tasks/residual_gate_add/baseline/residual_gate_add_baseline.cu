@@ -1,0 +1,62 @@
+// The plain sequence: y = gate * x, then y = residual + y. Two kernels, one element per thread, each result rounded.
+// In: operands as problem.cuh reads them. Out: y; the product passes through it.
+#include <algorithm>
+
+#include "../problem.cuh"
+#include "tile_io.cuh"
+
+namespace residual_gate_add {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxGridRows = 65535;
+
+// Element (b, s, d) of an operand, with the row taken apart once per thread.
+template <class T>
+__device__ __forceinline__ T* at(const void* base, const int64_t (&step)[3], int64_t b, int64_t s, int64_t d) {
+  return static_cast<T*>(const_cast<void*>(base)) + b * step[0] + s * step[1] + d * step[2];
+}
+
+template <class T, class G>
+__global__ void __launch_bounds__(kThreads) multiply(const Problem p) {
+  const int64_t d = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (d >= p.width) return;
+  for (int64_t row = blockIdx.y; row < p.batch * p.rows; row += gridDim.y) {
+    const int64_t b = row / p.rows, s = row - b * p.rows;
+    const float gate = amk::load(at<G>(p.gate, p.gate_step, b, s / p.frame_rows, d));
+    amk::store(at<T>(p.y, p.y_step, b, s, d), gate * amk::load(at<T>(p.x, p.x_step, b, s, d)));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) add(const Problem p) {
+  const int64_t d = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (d >= p.width) return;
+  for (int64_t row = blockIdx.y; row < p.batch * p.rows; row += gridDim.y) {
+    const int64_t b = row / p.rows, s = row - b * p.rows;
+    T* const y = at<T>(p.y, p.y_step, b, s, d);
+    amk::store(y, amk::load(at<T>(p.residual, p.residual_step, b, s, d)) + amk::load(y));
+  }
+}
+
+}  // namespace
+}  // namespace residual_gate_add
+
+AMK_TASK_ENTRY(amk_task_residual_gate_add_baseline);
+int32_t amk_task_residual_gate_add_baseline(const amk_task_tensor_t* inputs, int32_t n_inputs, const double*,
+                                            int32_t n_scalars, const amk_task_tensor_t* outputs, int32_t n_outputs,
+                                            void* stream) {
+  using namespace residual_gate_add;
+  Problem p;
+  const int32_t refusal = read_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, p);
+  if (refusal) return refusal;
+  const dim3 grid(static_cast<unsigned>((p.width + kThreads - 1) / kThreads),
+                  static_cast<unsigned>(std::min(p.batch * p.rows, kMaxGridRows)));
+  return with_dtypes(p, [&](auto type, auto gate_type) -> int32_t {
+    using T = typename decltype(type)::type;
+    using G = typename decltype(gate_type)::type;
+    multiply<T, G><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
+    add<T><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
+    return cudaGetLastError();
+  });
+}

@@ -1,0 +1,41 @@
+"""y = residual + gate * x, with the gate broadcast over [B, S, D].
+
+Layouts of the gate: [1], [D], [1, D], [B, D], [B, 1, D], [1, 1, D], [1, S, D], [B, S, D], and [B, F, 1, D], where frame
+f holds S / F rows. A rank-2 gate is one row per batch, never one per position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OPERANDS", "make_inputs", "reference", "torch_reference"]
+
+OPERANDS = {"inputs": ("residual", "x", "gate"), "outputs": ("y",), "scalars": ()}
+
+
+def make_inputs(row: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: rng.standard_normal(spec.shape, np.float32) for name, spec in row.inputs.items()}
+
+
+def reference(row: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    residual, x, gate = (np.asarray(inputs[name], np.float64) for name in OPERANDS["inputs"])
+    batch, rows, width = x.shape
+    if gate.ndim == 4:
+        frames = gate.shape[1]
+        y = residual.reshape(batch, frames, rows // frames, width) + gate * x.reshape(batch, frames, -1, width)
+        return {"y": y.reshape(x.shape)}
+    if gate.ndim == 2:
+        gate = gate[:, None, :]
+    return {"y": residual + gate * x}
+
+
+def torch_reference(row: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    residual, x, gate = (tensors[name] for name in OPERANDS["inputs"])
+    batch, rows, width = x.shape
+    if gate.ndim == 4:
+        gate = gate.expand(batch, gate.shape[1], rows // gate.shape[1], width).reshape(batch, rows, width)
+    elif gate.ndim == 2:
+        gate = gate[:, None, :]
+    return {"y": residual + gate * x}
