@@ -107,7 +107,7 @@ def build(folder, name, side):
     out = folder / f"{name}_{side}.so"
     subprocess.run(
         [COMPILER, "-x", "c++", "-std=c++20", "-O0", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared",
-         "-fPIC", *(f"-I{ROOT / path}" for path in ("tests/kernels_on_cpu", "benchmarks/tasks/include", "csrc", "cuda")),
+         "-fPIC", *(f"-I{ROOT / at}" for at in ("tests/kernels_on_cpu", "benchmarks/tasks/include", "csrc", "cuda")),
          TASKS / name / side / f"{name}_{side}.cu", "-o", out],
         check=True,
     )  # fmt: skip
