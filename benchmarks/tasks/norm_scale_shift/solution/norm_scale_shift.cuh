@@ -41,23 +41,26 @@ __device__ __forceinline__ int64_t row_offset(const Modulation& t, int batch, in
   return batch * t.batch_stride + row / t.rows_per_frame * t.frame_stride;
 }
 
-struct Moments {
-  float mean, squares;  // squares: sum of (x - mean)^2; RMS norm: mean is 0
+// Of some of a row's values. squares: sum of (x - mean)^2; RMS norm: mean is 0.
+struct alignas(16) Moments {
+  float mean, squares, count, unused;
 };
 
-// Of all warps' values, from each warp's own (Chan, Golub & LeVeque 1983, for many parts).
+// Of all warps' values, from each warp's own (Chan, Golub & LeVeque 1983, for many parts), in one pass: distances are
+// taken from the first mean, which is as near to the others as the row's own spread, and put right at the end.
 template <int kWarps>
-__device__ __forceinline__ Moments combine(const Moments* parts, const float* counts, float per_column) {
-  Moments all{0, 0};
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) all.mean = fmaf(parts[w].mean, counts[w], all.mean);
-  all.mean *= per_column;
-#pragma unroll
+__device__ __forceinline__ Moments combine(const Moments* parts, float per_column) {
+  const float pivot = parts[0].mean;
+  float distance = 0, squares = 0;
+#pragma unroll 4
   for (int w = 0; w < kWarps; ++w) {
-    const float away = parts[w].mean - all.mean;
-    all.squares += fmaf(counts[w] * away, away, parts[w].squares);
+    const Moments part = parts[w];
+    const float away = part.mean - pivot, weighted = part.count * away;
+    distance += weighted;
+    squares += fmaf(weighted, away, part.squares);
   }
-  return all;
+  const float mean_distance = distance * per_column;
+  return {pivot + mean_distance, fmaxf(fmaf(-distance, mean_distance, squares), 0.0f), 0, 0};
 }
 
 // Elements of a warp of the team in a row of `vectors` vectors: vector v * kTeam + thread is thread's v-th.
@@ -85,14 +88,14 @@ __device__ __forceinline__ void apply_affine(const NormOperands& o, int column, 
 }
 
 // A vector of x, normalised, modulated and rounded.
-template <class X, class M>
+template <class X, class M, bool kAffine>
 __device__ __forceinline__ uint4 finish(const NormOperands& o, const float* x, Moments m, float reciprocal, int column,
                                         const Run<M, kPerVector<X>>& scale, const Run<M, kPerVector<X>>& shift) {
   constexpr int kPer = kPerVector<X>;
   float value[kPer], factor[kPer], offset[kPer];
 #pragma unroll
   for (int i = 0; i < kPer; ++i) value[i] = (x[i] - m.mean) * reciprocal;
-  if (o.weight) {
+  if constexpr (kAffine) {
     if (o.affine_dtype == AMK_DTYPE_F32) {
       apply_affine<float>(o, column, value);
     } else {
@@ -106,18 +109,16 @@ __device__ __forceinline__ uint4 finish(const NormOperands& o, const float* x, M
   return pack_vector<X>(value);
 }
 
-template <class X, class M, bool kResidual, class Plan>
+template <class X, class M, bool kResidual, bool kAffine, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
     norm_scale_shift_rows(const NormOperands o, int groups) {
   constexpr int kPer = kPerVector<X>, kVectors = Plan::kVectors, kRows = Plan::kRows, kWarps = Plan::kWarpsOfTeam;
   using Values = Run<M, kPer>;
   __shared__ Moments shared_moments[2][kRows][kWarps];
-  __shared__ float shared_counts[kWarps];
   await_previous<Plan::kOrder>();
   const int thread = threadIdx.x % Plan::kTeam, team = threadIdx.x / Plan::kTeam, warp = thread / kWarpThreads;
   const int vectors = o.columns / kPer, total = o.batches * o.rows;
   const float count = kWarps > 1 ? elements_of_warp<Plan>(warp, vectors, kPer) : static_cast<float>(o.columns);
-  if (kWarps > 1 && thread % kWarpThreads == 0) shared_counts[warp] = count;
   const float per_element = 1.0f / fmaxf(count, 1.0f), per_column = 1.0f / static_cast<float>(o.columns);
   const auto is_mine = [&](int v) { return v * Plan::kTeam + thread < vectors; };
   const auto column = [&](int v) { return (v * Plan::kTeam + thread) * kPer; };
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
           squares = fmaf(away, away, squares);
         }
       }
-      moments[r] = {mean, warp_sum(squares)};
+      moments[r] = {mean, warp_sum(squares), count, 0};
     }
     if constexpr (kWarps > 1) {
       // A half is written again only after the barrier of the other one, and so after all its readers.
@@ -211,7 +212,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       }
       __syncthreads();
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) moments[r] = combine<kWarps>(shared_moments[half][r], shared_counts, per_column);
+      for (int r = 0; r < kRows; ++r) moments[r] = combine<kWarps>(shared_moments[half][r], per_column);
     }
 
 #pragma unroll
@@ -233,19 +234,20 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         if (!is_mine(v)) continue;
-        store16<Plan::kReuse>(y + column(v),
-                              finish<X, M>(o, x[r] + v * kPer, moments[r], reciprocal, column(v), scale[v], shift[v]));
+        store16<Plan::kReuse>(y + column(v), finish<X, M, kAffine>(o, x[r] + v * kPer, moments[r], reciprocal,
+                                                                   column(v), scale[v], shift[v]));
       }
     }
   }
 }
 
 // grid: most blocks of the launch, or 0: as many as there are rows for.
-template <class X, class M, bool kResidual, class Plan>
+template <class X, class M, bool kResidual, bool kAffine, class Plan>
 int32_t launch_rows(const NormOperands& o, int grid, void* stream) {
   const int groups = ceil_div_int(o.batches * o.rows, Plan::kRows), all = ceil_div_int(groups, Plan::kTeams);
   const int blocks = grid > 0 && grid < all ? grid : all;
-  return launch(Plan::kOrder, norm_scale_shift_rows<X, M, kResidual, Plan>, blocks, Plan::kThreads, stream, o, groups);
+  return launch(Plan::kOrder, norm_scale_shift_rows<X, M, kResidual, kAffine, Plan>, blocks, Plan::kThreads, stream, o,
+                groups);
 }
 
 // Any strides, element by element: a block takes a row and reads it three times. Correct, not fast.
@@ -272,14 +274,17 @@ __global__ void __launch_bounds__(kElementThreads) norm_scale_shift_elements(con
   };
   float mean = 0, squares = 0;
   if (!o.is_rms) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < o.columns; i += kElementThreads) mean += value(i);
     mean = block_sum<kElementThreads>(mean, scratch[0]) / columns;
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < o.columns; i += kElementThreads) {
     const float away = value(i) - mean;
     squares = fmaf(away, away, squares);
   }
   const float reciprocal = rsqrtf(block_sum<kElementThreads>(squares, scratch[1]) / columns + o.eps);
+#pragma unroll 1
   for (int i = threadIdx.x; i < o.columns; i += kElementThreads) {
     const float x = value(i);
     if (o.has_residual) *at(o.residual_out, i) = from_f32<X>(x);

@@ -13,12 +13,12 @@ bool has_own_modulation(const NormOperands& o) {
          (o.shift.frame_stride != 0 && o.shift.rows_per_frame == 1);
 }
 
-template <class X, class M, bool kResidual>
+template <class X, class M, bool kResidual, bool kAffine>
 int32_t run(const NormOperands& o, void* stream) {
-  const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, decltype(plan)>(o, 0, stream); };
+  const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, kAffine, decltype(plan)>(o, 0, stream); };
   const int vectors = o.columns / kPerVector<X>;
-  // The row lengths of production, which is bf16: 1536, 3072, 4096 and 5120 columns.
-  if constexpr (std::is_same_v<X, __nv_bfloat16>) {
+  // The row lengths of production, which is bf16 and without weights: 1536, 3072, 4096 and 5120 columns.
+  if constexpr (std::is_same_v<X, __nv_bfloat16> && !kAffine) {
     if (o.batches * o.rows <= kFewRows) {
       if (vectors > 128 && vectors <= 192) return with(NormPlan<192, 1>{});
       if (vectors > 192 && vectors <= 384) return with(NormPlan<384, 1>{});
@@ -59,6 +59,9 @@ int32_t amk_task_norm_scale_shift_solution(const amk_task_tensor_t* inputs, int3
     using X = typename decltype(x)::type;
     using M = typename decltype(modulation)::type;
     if (!operands.is_vector) return launch_elements<X, M>(operands, stream);
-    return operands.has_residual ? run<X, M, true>(operands, stream) : run<X, M, false>(operands, stream);
+    const bool has_weight = operands.weight != nullptr;
+    if (operands.has_residual)
+      return has_weight ? run<X, M, true, true>(operands, stream) : run<X, M, true, false>(operands, stream);
+    return has_weight ? run<X, M, false, true>(operands, stream) : run<X, M, false, false>(operands, stream);
   });
 }
