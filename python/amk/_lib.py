@@ -28,6 +28,7 @@ __all__ = [
     "build_info",
     "check",
     "enum_names",
+    "exception_of",
     "ffi",
     "lib",
     "limit",
@@ -177,10 +178,15 @@ def check(status: int) -> None:
 
 
 def _raise(status: int) -> NoReturn:
+    raise exception_of(status, text_of(lib.amk_last_error()), "libamk")
+
+
+def exception_of(status: int, reason: str, library: str) -> errors.AmkError:
+    """The exception that a status other than 0 stands for."""
     exception = _EXCEPTIONS.get(enum_names("amk_status", "AMK_ERR_").get(status, ""))
     if exception is None:
-        raise errors.InternalError(f"libamk returned {status}, which is no status of its header")
-    raise exception(text_of(lib.amk_last_error()) or f"libamk returned {status} without a reason")
+        return errors.InternalError(f"{library} returned {status}, which is no status of its header")
+    return exception(reason or f"{library} returned {status} without a reason")
 
 
 LIBRARY_PATH = _find_library()

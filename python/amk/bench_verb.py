@@ -23,6 +23,13 @@ SCHEMA = {"schema": "amk.bench", "schema_version": 1}
 
 
 def bench_verb(arguments: Namespace, say: Say) -> Outcome:
+    if arguments.MODEL[0] == "kernel":
+        from .tasks.verb import kernel_verb
+
+        return kernel_verb(arguments, say)
+    for name in ("stage", "baseline", "output", "list"):
+        if getattr(arguments, name):
+            raise InputError(f"bench: expected no --{name}, which is of `amk bench kernel`, got one")
     contexts = None if arguments.contexts is None else _contexts(arguments.contexts)
     peers = [] if arguments.peers is None else arguments.peers.split(",")
     suffix = None

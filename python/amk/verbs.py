@@ -126,6 +126,7 @@ _DEVICE = Option("--device", "where it runs: auto, cpu, cuda or cuda:N", default
 _COMMON = (_JSON, _QUIET)
 WAIT_S = 15.0  # a tool that takes longer becomes a job
 
+_STAGES = ("quick", "representative", "full")  # of bench kernel
 _ACTIONS = ("summary", "best", "export", "plot", "check", "rebuild")  # of results
 
 VERBS: tuple[Verb, ...] = (
@@ -257,9 +258,10 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "bench",
-        "time decode steps of models at several contexts against the floor, beside peers; only what is correct counts",
+        "time decode steps of models at several contexts against the floor, beside peers; only what is correct counts; "
+        "or, as `bench kernel TASK`, one kernel task: baseline against solution under checks",
         (
-            Option("MODEL", _MODELS, required=True, many=True),
+            Option("MODEL", f"{_MODELS}; or the word kernel and the name of a task", required=True, many=True),
             Option("--contexts", "rows attended to, separated by commas (default: 1,1024,8192, as far as they fit)"),
             _GPU,
             Option("--device", "auto, cpu (predicts), cuda or cuda:N (measures)", default="auto"),
@@ -270,6 +272,10 @@ VERBS: tuple[Verb, ...] = (
             Option("--seed", "draws the questions and the tokens", "int", default=0),
             Option("--output-file", "a .json file for the rows"),
             Option("--plot", "a .png or .svg file; needs matplotlib"),
+            Option("--list", "with kernel: name the tasks", "flag"),
+            Option("--stage", "with kernel: which rows (default: full, the only one that counts)", choices=_STAGES),
+            Option("--baseline", "with kernel: torch, torch.compile or module:function in place of the task's own"),
+            Option("--output", "with kernel: a directory for results.jsonl and results.md"),
             *_COMMON,
         ),
         _bench,

@@ -69,6 +69,10 @@ def _task(name: str) -> Callable[..., Any]:
         from .measure_pair import measure_pair
 
         return measure_pair
+    if name == "kernel":
+        from .tasks.measure import run_action
+
+        return run_action
     from .measure import measure
 
     return measure

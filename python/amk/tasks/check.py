@@ -1,0 +1,191 @@
+"""One row, both sides, on a device: right on fresh inputs each time, on the stream given, and nothing else touched.
+
+In: a device, a task's row, its oracle. Out: the largest errors and the kernels that ran, or a `Refused`. The oracle's
+values are made from the inputs as they lie in memory, after rounding and broadcasting.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._lib import enum_names
+from ..errors import InternalError
+from .device import Call, TaskDevice, Tensor
+from .judge import Refused, judge_outputs, require_telling
+from .operands import Block, FreshInputs, stored, values_of
+from .workloads import Row
+
+__all__ = ["CHECK_TRIALS", "SIDES", "Trial", "call_at", "check_row", "check_trial", "make_trial", "make_trials"]
+
+SIDES = ("baseline", "solution")
+_BEAT_S = 0.5
+_BYTES_PER_VALUE = 40  # that making a trial takes at its height
+_MOST_AT_ONCE = 8
+CHECK_TRIALS = 3  # fresh inputs at the same addresses: the stream held, an ordinary call, a captured one
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The bytes before a launch, and what the outputs must be after it."""
+
+    image: NDArray[np.uint8]
+    expected: Mapping[str, NDArray[np.float64]]
+
+
+def make_trial(block: Block, oracle: Any, number: int) -> Trial:
+    """Fresh inputs, the same for the same number."""
+    row = block.row
+    made = oracle.make_inputs(row, FreshInputs.of(row.seed, number))
+    rounded = {}
+    for name, values in made.items():
+        spec = row.inputs.get(name) or row.outputs.get(name)
+        if spec is None or np.shape(values) != spec.shape:
+            raise InternalError(f"row {row.name}: the oracle made {name!r} of shape {list(np.shape(values))}")
+        rounded[name] = stored(values, spec.dtype)
+    missing = [name for name in row.inputs if name not in made]
+    if missing:
+        raise InternalError(f"row {row.name}: the oracle made no {', '.join(missing)}")
+    image = block.fill(rounded)
+    if row.rejects is not None:
+        return Trial(image, {})
+    inputs = {name: values_of(block.places[name].view(image), block.places[name].spec.dtype) for name in made}
+    expected = {name: np.asarray(value, np.float64) for name, value in oracle.reference(row, inputs).items()}
+    if set(expected) != set(row.outputs):
+        raise InternalError(
+            f"row {row.name}: the oracle's outputs are {sorted(expected)}, expected {list(row.outputs)}"
+        )
+    require_telling(block, image, expected)
+    return Trial(image, expected)
+
+
+def make_trials(block: Block, oracle: Any, numbers: Sequence[int], beat: Callable[[], None]) -> list[Trial]:
+    """Several at once, as far as there are cores and memory: of a large row, they take longer than its timing. All are
+    made before anything is timed, so that nothing else runs on this computer meanwhile."""
+    n_values = sum(math.prod(spec.shape) for spec in (*block.row.inputs.values(), *block.row.outputs.values()))
+    room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    at_once = max(1, min(os.cpu_count() or 1, len(numbers), _MOST_AT_ONCE, room // (2 * _BYTES_PER_VALUE * n_values)))
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = [pool.submit(make_trial, block, oracle, number) for number in numbers]
+        for one in waiting:
+            while not one.done():
+                wait([one], timeout=_BEAT_S)
+                beat()
+        return [one.result() for one in waiting]
+
+
+def call_at(block: Block, address: int) -> Call:
+    def tensors(places: Sequence[Any]) -> tuple[Tensor | None, ...]:
+        return tuple(None if place is None else Tensor(address + place.offset, place.spec) for place in places)
+
+    return Call(tensors(block.inputs), block.scalars, tensors(block.outputs))
+
+
+def check_row(
+    device: TaskDevice, task: str, row: Row, oracle: Any, beat: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Both sides. What is wrong is said with the side's name in front."""
+    block = Block(row, oracle.OPERANDS)
+    trials = make_trials(block, oracle, range(CHECK_TRIALS if row.rejects is None else 1), beat)
+    address = device.allocate(block.nbytes)
+    try:
+        call = call_at(block, address)
+        if row.rejects is not None:
+            _check_rejection(device, task, block, address, call, trials[0])
+            return {"errors": {}, "kernels": {}, "trials": 1}
+        errors: dict[str, dict[str, float]] = {side: {} for side in SIDES}
+        kernels: dict[str, list[dict[str, Any]]] = {}
+        earlier: Mapping[str, NDArray[np.float64]] | None = None
+        for number, trial in enumerate(trials):
+            for side in SIDES:
+                with _said_of(side):
+                    entry = device.entry(task, side)
+                    device.upload(address, trial.image)
+                    if number == 0:
+                        _run_held(device, entry, call, block, address, trial)
+                    elif number == 1:
+                        _require_status(device.run(entry, call), 0)
+                    else:
+                        kernels[side] = _run_captured(device, entry, call)
+                    found = check_trial(device, block, address, trial, earlier)
+                    beat()
+                    errors[side] = {name: max(found[name], errors[side].get(name, 0.0)) for name in found}
+            earlier = trial.expected
+        return {"errors": errors, "kernels": kernels, "trials": CHECK_TRIALS}
+    finally:
+        device.free(address)
+
+
+def check_trial(
+    device: TaskDevice,
+    block: Block,
+    address: int,
+    trial: Trial,
+    earlier: Mapping[str, NDArray[np.float64]] | None = None,
+) -> dict[str, float]:
+    """What lies at `address` after a launch that found the trial's bytes there: (largest errors)."""
+    begin, end = block.out_begin, block.out_end
+    after = device.download(address + begin, end - begin)
+    found = judge_outputs(block, trial.image[begin:end], after, trial.expected, earlier)
+    if begin and not np.array_equal(device.download(address, begin), trial.image[:begin]):
+        raise Refused("input-changed", "the inputs, or what lies between them, are not what they were")
+    return found
+
+
+def _run_held(device: TaskDevice, entry: Any, call: Call, block: Block, address: int, trial: Trial) -> None:
+    begin, end = block.out_begin, block.out_end
+    status, was_held, seen = device.run_held(entry, call, address + begin, end - begin)
+    _require_status(status, 0)
+    if not was_held:
+        raise Refused("synchronises", "it waited for the stream that it was given; an entry only enqueues")
+    if not np.array_equal(seen, trial.image[begin:end]):
+        raise Refused("wrong-stream", "outputs changed while the stream that it was given was held back")
+
+
+def _run_captured(device: TaskDevice, entry: Any, call: Call) -> list[dict[str, Any]]:
+    graph = device.graph(entry, [call], 1)
+    try:
+        graph.time(1)
+        graph.publish()
+        return graph.kernels()
+    finally:
+        graph.close()
+
+
+def _check_rejection(device: TaskDevice, task: str, block: Block, address: int, call: Call, trial: Trial) -> None:
+    for side in SIDES:
+        with _said_of(side):
+            device.upload(address, trial.image)
+            _require_status(device.run(device.entry(task, side), call), _status_named(str(block.row.rejects)))
+            if not np.array_equal(device.download(address, block.nbytes), trial.image):
+                raise Refused("out-of-bounds", "it refused the row, and wrote to memory all the same")
+
+
+def _status_named(name: str) -> int:
+    return next(number for number, found in enum_names("amk_status", "AMK_ERR_").items() if found == name)
+
+
+def _require_status(status: int, wanted: int) -> None:
+    if status != wanted:
+        raise Refused("status", f"it returned {status}, expected {wanted}")
+
+
+class _said_of:  # noqa: N801
+    """A refusal inside is said with the side's name in front."""
+
+    def __init__(self, side: str) -> None:
+        self._side = side
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, Refused) and not str(error).startswith(f"{self._side}: "):
+            raise Refused(error.reason, f"{self._side}: {error}") from error

@@ -1,0 +1,148 @@
+"""What an output must be: written, finite, right, and nothing else touched; and what a row must be: one that tells.
+
+In: bytes of a block before and after a launch, expected values in float64. Out: nothing, or a `Refused` with a code and
+a sentence. A comparison that zeros, or what stood there before, would pass as well proves nothing, and is refused too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Rejected
+from .operands import CHUNK, POISON, Block, Place, values_of
+from .workloads import Tolerance
+
+__all__ = ["REASONS", "Refused", "compare", "judge_outputs", "require_telling"]
+
+# code -> what it stands for; the codes are those of a record.
+REASONS = {
+    "status": "an entry did not return what the row asks for",
+    "wrong-stream": "an entry worked on another stream than the one it was given",
+    "synchronises": "an entry waited for its stream",
+    "stale-output": "elements of an output were never written",
+    "cached-result": "an output is that of earlier inputs",
+    "non-finite": "NaN or infinity where the oracle has a number",
+    "wrong-value": "an element lies outside the tolerance",
+    "shape": "an output or the oracle has another shape or dtype than the row",
+    "out-of-bounds": "memory that belongs to no output was written",
+    "input-changed": "an input was written",
+    "zero-passes": "an output of zeros would pass: the row proves nothing",
+    "untouched-passes": "the output as it was before would pass: the row proves nothing",
+    "too-fast": "faster than the memory of the device allows",
+    "different-flags": "baseline and solution were compiled differently",
+    "changed-workloads": "the rows are not those that task.toml was frozen with",
+    "missing-row": "a row of the stage is missing, or is there twice",
+    "missing-cubin": "the library does not hold, or did not run, the machine code it must",
+    "unchecked-time": "a time without a passed check before and after it",
+    "changed-library": "the library was replaced during the run",
+    "worker": "the process that ran a row failed",
+    "unbalanced-samples": "the two sides were not timed equally often",
+}
+_TELLING_SHARE = 0.5  # of the elements, at least, must fail for zeros
+
+
+class Refused(Rejected):
+    """A check that failed; `.reason` is one of REASONS."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:  # type: ignore[override]
+        return type(self), (self.reason, str(self))
+
+
+def compare(
+    name: str, got: NDArray[Any], dtype: str, expected: NDArray[np.float64], limit: Tolerance
+) -> tuple[float, int]:
+    """(largest error, elements outside the tolerance) of storage `got`; Refused for a shape or a non-finite value."""
+    if got.shape != expected.shape:
+        raise Refused("shape", f"{name}: expected shape {list(expected.shape)}, got {list(got.shape)}")
+    worst, outside = 0.0, 0
+    flat, wanted = got.reshape(-1), np.ascontiguousarray(expected, np.float64).reshape(-1)
+    for at in range(0, flat.size, CHUNK):
+        value = values_of(flat[at : at + CHUNK], dtype).astype(np.float64)
+        want = wanted[at : at + CHUNK]
+        finite = np.isfinite(want)
+        bad = finite & ~np.isfinite(value)
+        if bad.any():
+            first = at + int(np.argmax(bad))
+            raise Refused("non-finite", f"{name}: element {first} is {value[first - at]}, expected {want[first - at]}")
+        if not finite.all():
+            raise Refused("non-finite", f"{name}: the oracle itself has a non-finite value; the row asks too much")
+        error = np.abs(value - want)
+        worst = max(worst, float(error.max(initial=0.0)))
+        outside += int(np.count_nonzero(error > limit.atol + limit.rtol * np.abs(want)))
+    return worst, outside
+
+
+def require_telling(block: Block, before: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float64]]) -> None:
+    """That neither zeros nor what the outputs hold before a launch would pass. `before` is the whole block."""
+    for name, spec in block.row.outputs.items():
+        want, limit = expected[name], block.row.tolerance[name]
+        if want.shape != spec.shape:
+            raise Refused("shape", f"{name}: the oracle made shape {list(want.shape)}, the row has {list(spec.shape)}")
+        held = block.places[name].view(before).reshape(-1)
+        flat = np.ascontiguousarray(want).reshape(-1)
+        zeros_fail = before_fails = 0
+        for at in range(0, flat.size, CHUNK):
+            part = flat[at : at + CHUNK]
+            tolerated = limit.atol + limit.rtol * np.abs(part)
+            zeros_fail += int(np.count_nonzero(np.abs(part) > tolerated))
+            values = values_of(held[at : at + CHUNK], spec.dtype).astype(np.float64)
+            before_fails += int(np.count_nonzero(~(np.abs(values - part) <= tolerated)))  # NaN fails
+        if zeros_fail < _TELLING_SHARE * flat.size:
+            raise Refused(
+                "zero-passes",
+                f"{name}: zeros would pass for {flat.size - zeros_fail} of {flat.size} elements; expected inputs whose "
+                f"result is larger than the tolerance for at least {100 * _TELLING_SHARE:.0f} %",
+            )
+        if before_fails < _TELLING_SHARE * flat.size:
+            raise Refused("untouched-passes", f"{name}: what it holds before a launch would pass")
+
+
+def judge_outputs(
+    block: Block,
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float64]],
+    earlier: Mapping[str, NDArray[np.float64]] | None = None,
+) -> dict[str, float]:
+    """The largest error of each output. Both arrays hold the bytes from out_begin to out_end; `earlier` is what earlier
+    inputs gave at the same addresses."""
+    errors = {}
+    for name, spec in block.row.outputs.items():
+        place = block.places[name]
+        moved = Place(spec, place.offset - block.out_begin, place.nbytes)
+        got = moved.view(after)
+        stale = _unwritten(got, expected[name])
+        if stale:
+            raise Refused("stale-output", f"{name}: {stale} of {got.size} elements were not written by the launch")
+        limit = block.row.tolerance[name]
+        worst, outside = compare(name, got, spec.dtype, expected[name], limit)
+        if outside:
+            if earlier is not None and compare(name, got, spec.dtype, earlier[name], limit)[1] == 0:
+                raise Refused("cached-result", f"{name}: it is the result of earlier inputs at the same addresses")
+            raise Refused(
+                "wrong-value",
+                f"{name}: {outside} of {got.size} elements are outside atol {limit.atol:g}, rtol {limit.rtol:g}; the "
+                f"largest error is {worst:.4g}",
+            )
+        errors[name] = worst
+    if damaged := block.damage(before, after):
+        raise Refused("out-of-bounds", f"{damaged} bytes beside the outputs were written")
+    return errors
+
+
+def _unwritten(got: NDArray[Any], expected: NDArray[np.float64]) -> int:
+    """Elements that still hold poison, which is NaN; of integers, those that should not be what poison is, too."""
+    poison = np.frombuffer(bytes([POISON]) * got.dtype.itemsize, got.dtype)
+    bits = f"u{got.dtype.itemsize}"
+    found = got.view(bits) == poison.view(bits)
+    if got.dtype.kind == "i" or got.dtype == np.uint8:
+        found &= expected != float(poison[0])
+    return int(np.count_nonzero(found))

@@ -1,0 +1,239 @@
+"""One row timed: both sides and the best copy of the same bytes, interleaved, on inputs that are fresh in each trial.
+
+In: a device, a row that passed its check, settings, a seed. Out: microseconds per launch of every sample, cold and
+warm, and what the timing rests on; or a `Refused`. Cold: launches rotate over sets of buffers that together are several
+times the L2. Warm: every launch has the same buffers. Launches are captured back to back in one graph, which is
+replayed until a sample is long enough. After the samples of a trial the very graph that was timed is launched once more
+onto poison, and what it leaves is checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import OutOfMemory
+from .check import SIDES, Trial, call_at, check_trial, make_trials
+from .device import Call, TaskDevice, Tensor, TimedGraph
+from .judge import Refused
+from .operands import POISON, Block
+from .workloads import Row, Settings, TensorSpec
+
+__all__ = ["COPY", "MODES", "bytes_moved", "require_possible", "time_row"]
+
+MODES = ("cold", "warm")
+COPY = "copy"
+FIRST_TRIAL = 100  # numbers of inputs, apart from those of the check
+_SCREEN_SAMPLES = 5  # per way of copying, before the best is chosen
+_MIN_NODES, _MAX_NODES = 32, 1024  # launches in one graph
+_MAX_SETS = 8192
+_MEMORY_SHARE = 0.7
+_MAX_SHARE_OF_COPY = 1.5  # of the speed of the best copy: more than that is no honest time
+
+Beat = Callable[[], None]
+
+
+def bytes_moved(row: Row, oracle: Any) -> int:
+    """What a launch must read and write at least: each operand once, an in-place one twice, or what the oracle says."""
+    if hasattr(oracle, "bytes_moved"):
+        return int(oracle.bytes_moved(row))
+    return sum(spec.touched * spec.itemsize for spec in (*row.inputs.values(), *row.outputs.values()))
+
+
+class _Contestant:
+    """One graph in one mode, and how often it is replayed in a sample."""
+
+    def __init__(self, device: TaskDevice, entry: Any, calls: Sequence[Call], least_us: float) -> None:
+        probe = device.graph(entry, calls, 1)
+        probe.time(1)
+        once_us = max(probe.time(1) / len(calls), 1e-3)
+        nodes = min(max(math.ceil(least_us / once_us), _MIN_NODES if once_us < least_us / 4 else 1), _MAX_NODES)
+        rounds = max(1, math.ceil(nodes / len(calls)))
+        self.single = probe
+        self.graph: TimedGraph = device.graph(entry, calls, rounds) if rounds > 1 else probe
+        self.launches_of_graph = rounds * len(calls)
+        self.replays = max(1, math.ceil(least_us / (self.launches_of_graph * once_us)))
+        self._least_us = least_us
+        while self.sample()[1] < least_us and self.replays < 1 << 20:
+            self.replays *= 2
+
+    @property
+    def launches(self) -> int:
+        return self.launches_of_graph * self.replays
+
+    def sample(self) -> tuple[float, float]:
+        """(microseconds per launch, of the whole sample)."""
+        us = self.graph.time(self.replays)
+        return us / self.launches, us
+
+    def close(self) -> None:
+        self.graph.close()
+        if self.single is not self.graph:
+            self.single.close()
+
+
+class _Buffers:
+    """Sets of operands of a row, and of the copy."""
+
+    def __init__(self, device: TaskDevice, block: Block, moved: int, l2_bytes: int, room: int, multiple: int) -> None:
+        self._device, self.block = device, block
+        self.copy_bytes = max(16, -(-moved // 32) * 16)
+        n_sets = max(2, math.ceil(multiple * l2_bytes / moved) + 1)
+        copy_step = -(-2 * self.copy_bytes // 256) * 256
+        needed = n_sets * (block.nbytes + copy_step)
+        if needed > _MEMORY_SHARE * room or n_sets > _MAX_SETS:
+            raise OutOfMemory(
+                f"row {block.row.name}: cold launches rotate over {n_sets} sets of operands of {needed} bytes in all; "
+                f"expected at most {_MAX_SETS} sets and {_MEMORY_SHARE:.0%} of {room} bytes"
+            )
+        self._bases: list[int] = []
+        try:
+            for nbytes in (n_sets * block.nbytes, n_sets * copy_step):
+                self._bases.append(device.allocate(nbytes))
+            device.fill(self._bases[1], 0x5A, n_sets * copy_step)
+        except BaseException:
+            self.close()
+            raise
+        self.addresses = [self._bases[0] + i * block.nbytes for i in range(n_sets)]
+        self._copies = [self._bases[1] + i * copy_step for i in range(n_sets)]
+
+    def calls(self) -> list[Call]:
+        return [call_at(self.block, address) for address in self.addresses]
+
+    def copy_calls(self) -> list[Call]:
+        spec = TensorSpec((self.copy_bytes,), "u8", (1,))
+        return [Call((Tensor(at, spec),), (), (Tensor(at + self.copy_bytes, spec),)) for at in self._copies]
+
+    def load(self, trial: Trial) -> None:
+        self._device.upload(self.addresses[0], trial.image)
+        for address in self.addresses[1:]:
+            self._device.move(address, self.addresses[0], self.block.nbytes)
+
+    def close(self) -> None:
+        for base in self._bases:
+            self._device.free(base)
+        self._bases = []
+
+
+def time_row(
+    device: TaskDevice, task: str, row: Row, oracle: Any, settings: Settings, seed: int, beat: Beat = lambda: None
+) -> dict[str, Any]:
+    facts = device.facts()
+    block = Block(row, oracle.OPERANDS)
+    moved = bytes_moved(row, oracle)
+    trials = make_trials(block, oracle, range(FIRST_TRIAL, FIRST_TRIAL + settings.trials), beat)
+    buffers = _Buffers(device, block, moved, facts["l2_bytes"], facts["memory_bytes"], settings.l2_multiple)
+    contestants: dict[str, dict[str, _Contestant]] = {}
+    try:
+        buffers.load(trials[0])
+        ways = {}
+        for mode in MODES:
+            contestants[mode] = {}
+            n_sets = len(buffers.addresses) if mode == "cold" else 1
+            for side in SIDES:
+                calls = buffers.calls()[:n_sets]
+                contestants[mode][side] = _Contestant(device, device.entry(task, side), calls, settings.min_sample_us)
+                beat()
+            copy, ways[mode] = _best_copy(device, buffers.copy_calls()[:n_sets], settings, beat)
+            contestants[mode][COPY] = copy
+        found = _trials(device, buffers, contestants, trials, settings, seed, beat)
+        return {
+            **found,
+            "bytes_moved": moved,
+            "copy_bytes_moved": 2 * buffers.copy_bytes,
+            "copy_ways": ways,
+            "sets": len(buffers.addresses),
+            "launches": {mode: {name: c.launches for name, c in table.items()} for mode, table in contestants.items()},
+            "kernels": {side: contestants["cold"][side].graph.kernels() for side in SIDES},
+        }
+    finally:
+        for table in contestants.values():
+            for contestant in table.values():
+                contestant.close()
+        buffers.close()
+
+
+def _trials(
+    device: TaskDevice,
+    buffers: _Buffers,
+    contestants: dict[str, dict[str, _Contestant]],
+    trials: Sequence[Trial],
+    settings: Settings,
+    seed: int,
+    beat: Beat,
+) -> dict[str, Any]:
+    row = buffers.block.row
+    order = np.random.default_rng([seed, row.seed])
+    samples: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in contestants[mode]} for mode in MODES}
+    checks = []
+    for number, trial in enumerate(trials):
+        buffers.load(trial)
+        beat()
+        for mode in MODES:
+            table = contestants[mode]
+            for _ in range(settings.warmup_rounds):
+                for contestant in table.values():
+                    contestant.graph.time(1)
+            for _ in range(settings.iterations):
+                for name in order.permutation(sorted(table)):
+                    samples[mode][name].append(table[name].sample()[0])
+                beat()
+            chosen = int(order.integers(len(buffers.addresses))) if mode == "cold" else 0
+            for side in SIDES:
+                try:
+                    errors = _check_timed(device, buffers, table[side], trial, chosen)
+                except Refused as refusal:
+                    raise Refused(refusal.reason, f"{side}, after timing, {mode}: {refusal}") from refusal
+                checks.append({"trial": number, "mode": mode, "side": side, "errors": errors})
+                beat()
+    return {"samples_us": samples, "checks_after": checks}
+
+
+def _check_timed(
+    device: TaskDevice, buffers: _Buffers, contestant: _Contestant, trial: Trial, chosen: int
+) -> dict[str, float]:
+    """The graph that was timed, once more, onto poison in one of its sets. Where an operand changes in place, the same
+    calls captured once over: several launches on one set would not give what one does."""
+    block, address = buffers.block, buffers.addresses[chosen]
+    device.upload(address, trial.image)
+    holds_data = any(_holds_data(block, name, trial) for name in block.row.outputs)
+    graph = contestant.single if holds_data else contestant.graph
+    graph.time(1)
+    graph.publish()
+    return check_trial(device, block, address, trial)
+
+
+def _holds_data(block: Block, name: str, trial: Trial) -> bool:
+    place = block.places[name]
+    return bool((trial.image[place.offset : place.offset + place.nbytes] != POISON).any())
+
+
+def _best_copy(
+    device: TaskDevice, calls: Sequence[Call], settings: Settings, beat: Beat
+) -> tuple[_Contestant, dict[str, float]]:
+    """The fastest way of copying, and what each way took."""
+    best: _Contestant | None = None
+    best_us, taken = math.inf, {}
+    for name, entry in device.copies():
+        contestant = _Contestant(device, entry, calls, settings.min_sample_us)
+        us = float(np.median([contestant.sample()[0] for _ in range(_SCREEN_SAMPLES)]))
+        taken[name] = us
+        beat()
+        if us < best_us:
+            best, contestant, best_us = contestant, best, us  # type: ignore[assignment]
+        if contestant is not None:
+            contestant.close()
+    if best is None:
+        raise Refused("missing-cubin", "the library holds no copy to measure the ceiling with")
+    return best, taken
+
+
+def require_possible(name: str, moved: int, us: float, copy_moved: int, copy_us: float) -> float:
+    """The share of the copy's speed, 1.0 being as fast; Refused where no memory is that fast."""
+    share = (moved / us) / (copy_moved / copy_us)
+    if share > _MAX_SHARE_OF_COPY:
+        raise Refused("too-fast", f"{name}: {share:.2f} times the speed of the best copy of the same bytes in this run")
+    return share
