@@ -40,16 +40,6 @@ __device__ __forceinline__ uint32_t pack_pair<__half>(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-template <class T>
-__device__ __forceinline__ uint4 pack_vector(const float (&in)[kPerVector<T>]) {
-  if constexpr (sizeof(T) == 4) {
-    return {__float_as_uint(in[0]), __float_as_uint(in[1]), __float_as_uint(in[2]), __float_as_uint(in[3])};
-  } else {
-    return {pack_pair<T>(in[0], in[1]), pack_pair<T>(in[2], in[3]), pack_pair<T>(in[4], in[5]),
-            pack_pair<T>(in[6], in[7])};
-  }
-}
-
 // kCount elements of type T as they lie in memory: 8, 16 or 32 bytes. Held packed until they are used.
 template <class T, int kCount>
 struct Run {
@@ -57,20 +47,42 @@ struct Run {
   static_assert(kWords == 2 || kWords % 4 == 0);
   uint32_t word[kWords];
 
+  template <Reuse kReuse = Reuse::kKeep>
   __device__ __forceinline__ void load(const T* p) {
     if constexpr (kWords == 2) {
-      const uint2 v = *reinterpret_cast<const uint2*>(p);
+      const uint2* at = reinterpret_cast<const uint2*>(p);
+      uint2 v;
+      if constexpr (kReuse == Reuse::kStream) {
+        v = __ldcs(at);
+      } else {
+        v = *at;
+      }
       word[0] = v.x;
       word[1] = v.y;
     } else {
 #pragma unroll
       for (int i = 0; i < kWords / 4; ++i) {
-        const uint4 v = load16<Reuse::kKeep>(p + i * kPerVector<T>);
+        const uint4 v = load16<kReuse>(p + i * kPerVector<T>);
         word[4 * i] = v.x;
         word[4 * i + 1] = v.y;
         word[4 * i + 2] = v.z;
         word[4 * i + 3] = v.w;
       }
+    }
+  }
+  template <Reuse kReuse = Reuse::kKeep>
+  __device__ __forceinline__ void store(T* p) const {
+    if constexpr (kWords == 2) {
+      const uint2 v{word[0], word[1]};
+      if constexpr (kReuse == Reuse::kStream) {
+        __stcs(reinterpret_cast<uint2*>(p), v);
+      } else {
+        *reinterpret_cast<uint2*>(p) = v;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords / 4; ++i)
+        store16<kReuse>(p + i * kPerVector<T>, {word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]});
     }
   }
   __device__ __forceinline__ void unpack(float (&out)[kCount]) const {
@@ -82,6 +94,16 @@ struct Run {
         const float2 pair = unpack_pair<T>(word[i]);
         out[2 * i] = pair.x;
         out[2 * i + 1] = pair.y;
+      }
+    }
+  }
+  __device__ __forceinline__ void pack(const float (&in)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        word[i] = __float_as_uint(in[i]);
+      } else {
+        word[i] = pack_pair<T>(in[2 * i], in[2 * i + 1]);
       }
     }
   }

@@ -27,6 +27,35 @@ Candidate plan(const char* name, int waves = 0) {
   return {name, launch_rows<X, M, kResidual, false, Plan>, waves};
 }
 
+// Vectors of 8 bytes of x beside f32 modulation of 16.
+template <int kTeam, int kVectors, Fetch kFetch, int kRows = 1>
+using Narrow = NormPlan<kTeam, kVectors, kRows, kFetch, 1, Reuse::kStream, Order::kPlain, 8>;
+
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> narrow_candidates() {
+  constexpr bool R = kResidual;
+  if constexpr (sizeof(M) == 2) {
+    return {};
+  } else if constexpr (kColumns == 3072) {
+    return {
+        plan<M, R, Narrow<128, 6, kLate>>("128x6 narrow late"),
+        plan<M, R, Narrow<192, 4, kLate>>("192x4 narrow late"),
+        plan<M, R, Narrow<192, 4, kEarly>>("192x4 narrow early"),
+        plan<M, R, Narrow<384, 2, kEarly>>("384x2 narrow early"),
+        plan<M, R, Narrow<256, 3, kEarly>>("256x3 narrow early"),
+    };
+  } else {
+    return {
+        plan<M, R, Narrow<256, 5, kLate>>("256x5 narrow late"),
+        plan<M, R, Narrow<128, 10, kLate>>("128x10 narrow late"),
+        plan<M, R, Narrow<320, 4, kLate>>("320x4 narrow late"),
+        plan<M, R, Narrow<320, 4, kEarly>>("320x4 narrow early"),
+        plan<M, R, Narrow<640, 2, kEarly>>("640x2 narrow early"),
+        plan<M, R, Narrow<256, 5, kEarly>>("256x5 narrow early"),
+    };
+  }
+}
+
 template <class M, bool kResidual, int kColumns>
 std::vector<Candidate> candidates() {
   constexpr bool R = kResidual;
@@ -45,7 +74,6 @@ std::vector<Candidate> candidates() {
         plan<M, R, NormPlan<128, 3>>("128x3 early"),
         plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late"),
         plan<M, R, NormPlan<128, 3, 1, kLate, 6>>("128x3 late resident 6"),
-        plan<M, R, NormPlan<128, 3, 1, kLate, 8>>("128x3 late resident 8"),
         plan<M, R, NormPlan<128, 3, 2, kLate>>("128x3 2 rows late"),
         plan<M, R, NormPlan<192, 2>>("192x2 early"),
         plan<M, R, NormPlan<192, 2, 1, kLate>>("192x2 late"),
@@ -79,14 +107,12 @@ std::vector<Candidate> candidates() {
     return {
         plan<M, R, NormPlan<128, 5>>("128x5 early"),
         plan<M, R, NormPlan<128, 5, 1, kLate>>("128x5 late"),
-        plan<M, R, NormPlan<128, 5, 1, kLate, 5>>("128x5 late resident 5"),
         plan<M, R, NormPlan<160, 4>>("160x4 early"),
         plan<M, R, NormPlan<160, 4, 1, kLate>>("160x4 late"),
         plan<M, R, NormPlan<320, 2>>("320x2 early"),
         plan<M, R, NormPlan<320, 2, 1, kLate>>("320x2 late"),
         plan<M, R, NormPlan<320, 2, 2, kLate>>("320x2 2 rows late"),
         plan<M, R, NormPlan<640, 1>>("640x1 early"),
-        plan<M, R, NormPlan<640, 1, 2>>("640x1 2 rows early"),
         plan<M, R, NormPlan<320, 2, 1, kEarly, 1, Reuse::kKeep>>("320x2 early kept"),
         plan<M, R, NormPlan<320, 2>>("320x2 early persistent", 3),
     };
@@ -138,7 +164,9 @@ void tune(Clock& clock, int rows, bool is_full) {
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
   std::vector<float> found;
-  for (const Candidate& c : candidates<M, kResidual, kColumns>()) {
+  std::vector<Candidate> all = candidates<M, kResidual, kColumns>();
+  for (const Candidate& c : narrow_candidates<M, kResidual, kColumns>()) all.push_back(c);
+  for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
     check(cudaMemset(first.y.data, 0xff, x_bytes), "cudaMemset");
     if (c.launch(first, grid, nullptr) != 0) std::exit(1);
@@ -149,7 +177,7 @@ void tune(Clock& clock, int rows, bool is_full) {
   const float copy = pool.copy_us(clock, bytes);  // last: it overwrites the operands
   print_row(shape, "copy", copy, bytes, copy, 0);
   for (size_t i = 0; i < found.size() / 2; ++i)
-    print_row(shape, candidates<M, kResidual, kColumns>()[i].name, found[2 * i + 1], bytes, copy, found[2 * i]);
+    print_row(shape, all[i].name, found[2 * i + 1], bytes, copy, found[2 * i]);
   check(cudaFree(want), "cudaFree");
 }
 

@@ -37,7 +37,9 @@ __device__ __forceinline__ void store_run(T* row, int64_t stride, int i, const f
   if constexpr (kCount == 1) {
     row[i * stride] = from_f32<T>(in[0]);
   } else {
-    store16<Reuse::kKeep>(row + i, pack_vector<T>(in));
+    Run<T, kCount> run;
+    run.pack(in);
+    run.store(row + i);
   }
 }
 

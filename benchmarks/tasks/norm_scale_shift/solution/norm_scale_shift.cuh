@@ -16,13 +16,16 @@ namespace amk::task {
 
 enum class Fetch { kEarly, kLate };
 
-// What is chosen by measurement. team: threads of a row; vectors: of 16 bytes of x per thread, so a row has up to
-// team * vectors; rows: that a team has in flight at once; fetch: whether scale and shift are on their way before the
-// statistics or after (fewer registers); resident: blocks per SM that registers are kept free for. Four teams of one
-// warp share a block, larger teams have it to themselves.
+// What is chosen by measurement. team: threads of a row; vectors: of x per thread, so a row has up to team * vectors;
+// bytes: of a vector of x, 16, or 8 so that a lane's f32 modulation is 16 and its neighbours' follows at once; rows:
+// that a team has in flight at once; fetch: whether scale and shift are on their way before the statistics or after
+// (fewer registers); resident: blocks per SM that registers are kept free for. Four teams of one warp share a block,
+// larger teams have it to themselves.
 template <int kTeamOfPlan, int kVectorsOfPlan, int kRowsOfPlan = 1, Fetch kFetchOfPlan = Fetch::kEarly,
-          int kResidentOfPlan = 1, Reuse kReuseOfPlan = Reuse::kStream, Order kOrderOfPlan = Order::kPlain>
+          int kResidentOfPlan = 1, Reuse kReuseOfPlan = Reuse::kStream, Order kOrderOfPlan = Order::kPlain,
+          int kBytesOfPlan = kVectorBytes>
 struct NormPlan {
+  static constexpr int kBytes = kBytesOfPlan;
   static constexpr int kResident = kResidentOfPlan;
   static constexpr int kTeam = kTeamOfPlan, kVectors = kVectorsOfPlan, kRows = kRowsOfPlan;
   static constexpr Fetch kFetch = kFetchOfPlan;
@@ -38,7 +41,10 @@ __device__ __forceinline__ int64_t row_offset(const Rows& t, int batch, int row)
   return batch * t.batch_stride + row * t.row_stride;
 }
 __device__ __forceinline__ int64_t row_offset(const Modulation& t, int batch, int row) {
-  return batch * t.batch_stride + row / t.rows_per_frame * t.frame_stride;
+  // Most have one frame or a frame per row, and need no division.
+  if (t.frame_stride == 0) return batch * t.batch_stride;
+  const int frame = t.rows_per_frame == 1 ? row : row / t.rows_per_frame;
+  return batch * t.batch_stride + frame * t.frame_stride;
 }
 
 // Of some of a row's values. squares: sum of (x - mean)^2; RMS norm: mean is 0.
@@ -88,10 +94,9 @@ __device__ __forceinline__ void apply_affine(const NormOperands& o, int column, 
 }
 
 // A vector of x, normalised, modulated and rounded.
-template <class X, class M, bool kAffine>
-__device__ __forceinline__ uint4 finish(const NormOperands& o, const float* x, Moments m, float reciprocal, int column,
-                                        const Run<M, kPerVector<X>>& scale, const Run<M, kPerVector<X>>& shift) {
-  constexpr int kPer = kPerVector<X>;
+template <class X, class M, bool kAffine, int kPer>
+__device__ __forceinline__ Run<X, kPer> finish(const NormOperands& o, const float* x, Moments m, float reciprocal,
+                                               int column, const Run<M, kPer>& scale, const Run<M, kPer>& shift) {
   float value[kPer], factor[kPer], offset[kPer];
 #pragma unroll
   for (int i = 0; i < kPer; ++i) value[i] = (x[i] - m.mean) * reciprocal;
@@ -106,13 +111,16 @@ __device__ __forceinline__ uint4 finish(const NormOperands& o, const float* x, M
   shift.unpack(offset);
 #pragma unroll
   for (int i = 0; i < kPer; ++i) value[i] = fmaf(value[i], 1.0f + factor[i], offset[i]);
-  return pack_vector<X>(value);
+  Run<X, kPer> out;
+  out.pack(value);
+  return out;
 }
 
 template <class X, class M, bool kResidual, bool kAffine, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
     norm_scale_shift_rows(const NormOperands o, int groups) {
-  constexpr int kPer = kPerVector<X>, kVectors = Plan::kVectors, kRows = Plan::kRows, kWarps = Plan::kWarpsOfTeam;
+  constexpr int kPer = Plan::kBytes / static_cast<int>(sizeof(X)), kVectors = Plan::kVectors, kRows = Plan::kRows,
+                kWarps = Plan::kWarpsOfTeam;
   using Values = Run<M, kPer>;
   __shared__ Moments shared_moments[2][kRows][kWarps];
   await_previous<Plan::kOrder>();
@@ -133,22 +141,20 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int at = min(group * kRows + r, total - 1);  // rows past the end repeat the last one and are not stored
-      batch[r] = at / o.rows;
+      batch[r] = o.batches > 1 ? at / o.rows : 0;
       row[r] = at - batch[r] * o.rows;
       const X* x = static_cast<const X*>(o.x.data) + row_offset(o.x, batch[r], row[r]);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        uint4 bits{};
-        if (is_mine(v)) bits = load16<Plan::kReuse>(x + column(v));
-        raw[r][v] = {{bits.x, bits.y, bits.z, bits.w}};
+        raw[r][v] = {};
+        if (is_mine(v)) raw[r][v].template load<Plan::kReuse>(x + column(v));
       }
       if constexpr (kResidual) {
         const X* residual = static_cast<const X*>(o.residual.data) + row_offset(o.residual, batch[r], row[r]);
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          uint4 bits{};
-          if (is_mine(v)) bits = load16<Plan::kReuse>(residual + column(v));
-          before[r][v] = {{bits.x, bits.y, bits.z, bits.w}};
+          before[r][v] = {};
+          if (is_mine(v)) before[r][v].template load<Plan::kReuse>(residual + column(v));
           gate[r][v] = {};
           if (o.has_gate) fetch(o.gate, batch[r], row[r], v, &gate[r][v]);
         }
@@ -176,7 +182,8 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
           gate[r][v].unpack(factor);
 #pragma unroll
           for (int i = 0; i < kPer; ++i) part[i] = o.has_gate ? fmaf(factor[i], part[i], sum[i]) : sum[i] + part[i];
-          if (is_mine(v) && group * kRows + r < total) store16<Plan::kReuse>(out + column(v), pack_vector<X>(part));
+          raw[r][v].pack(part);
+          if (is_mine(v) && group * kRows + r < total) raw[r][v].template store<Plan::kReuse>(out + column(v));
         }
 #pragma unroll
         for (int i = 0; i < kPer; ++i) x[r][v * kPer + i] = part[i];
@@ -234,8 +241,8 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         if (!is_mine(v)) continue;
-        store16<Plan::kReuse>(y + column(v), finish<X, M, kAffine>(o, x[r] + v * kPer, moments[r], reciprocal,
-                                                                   column(v), scale[v], shift[v]));
+        finish<X, M, kAffine, kPer>(o, x[r] + v * kPer, moments[r], reciprocal, column(v), scale[v], shift[v])
+            .template store<Plan::kReuse>(y + column(v));
       }
     }
   }

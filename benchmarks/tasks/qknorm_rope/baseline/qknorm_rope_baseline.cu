@@ -31,10 +31,10 @@ __device__ __forceinline__ void store_four(T* row, int64_t stride, int lane, con
   if constexpr (!kVector) {
 #pragma unroll
     for (int i = 0; i < kOfLane; ++i) row[(lane * kOfLane + i) * stride] = from_f32<T>(in[i]);
-  } else if constexpr (sizeof(T) == 4) {
-    store16<Reuse::kKeep>(row + lane * kOfLane, pack_vector<T>(in));
   } else {
-    *reinterpret_cast<uint2*>(row + lane * kOfLane) = {pack_pair<T>(in[0], in[1]), pack_pair<T>(in[2], in[3])};
+    Run<T, kOfLane> run;
+    run.pack(in);
+    run.store(row + lane * kOfLane);
   }
 }
 

@@ -81,9 +81,8 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       if (index >= o.q.count + o.k.count) row[u] = nullptr;
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        uint4 bits{};
-        if (row[u]) bits = load16<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
-        raw[u][v] = {{bits.x, bits.y, bits.z, bits.w}};
+        raw[u][v] = {};
+        if (row[u]) raw[u][v].template load<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
         weight[u][v].load(weights + (v * kLanes + lane) * kPer);
       }
     }
@@ -119,7 +118,8 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
         float part[kPer];
 #pragma unroll
         for (int i = 0; i < kPer; ++i) part[i] = x[v * kPer + i];
-        if (row[u]) store16<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer, pack_vector<T>(part));
+        raw[u][v].pack(part);
+        if (row[u]) raw[u][v].template store<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
       }
     }
   }
