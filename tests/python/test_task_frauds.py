@@ -196,6 +196,14 @@ def test_a_fraud_is_refused_with_its_reason(
     assert_no_time(record)
 
 
+@pytest.mark.parametrize("kind", ["DifferentFlags", "MissingCubin"])
+def test_a_library_that_proves_nothing_is_not_even_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    jobs = in_this_process(kind, monkeypatch)
+    assert len(run_kernel_bench(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
+
+
 def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from amk.tasks.operands import POISON, Block, FreshInputs, stored, values_of
 from amk.tasks.stats import describe, means
 from amk.tasks.time_row import bytes_moved
 from amk.tasks.workloads import Tolerance, load_task, parse_workloads, read_task
+from amk.tasks.write import baseline_source
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "benchmarks" / "tasks"
@@ -68,6 +69,9 @@ def test_oracles_agree_with_torch_and_their_rows_tell(name: str) -> None:
     torch = pytest.importorskip("torch")
     task = load_task(name)
     oracle = load_oracle(task)
+    for row in task.rows:
+        if row.rejects is not None:
+            make_trial(Block(row, oracle.OPERANDS), oracle, 0)
     small = [row for row in task.rows if row.rejects is None and bytes_moved(row, oracle) < 1 << 20]
     kinds = {}
     for row in small:
@@ -532,6 +536,18 @@ def test_where_an_external_baseline_comes_from(monkeypatch: pytest.MonkeyPatch, 
     assert [file["path"] for file in found["files"]] == ["some_kernel.py"]
     torch_source = external.find_external("torch", "residual_gate_add").describe()
     assert torch_source["repository"].endswith("pytorch/pytorch") and torch_source["commit"]
+
+
+def test_the_file_of_baselines_keeps_the_others() -> None:
+    source = {"repository": None, "branch": "b", "commit": "c", "resolved": "now",
+              "files": [{"path": "f.py", "sha256": "0"}]}  # fmt: skip
+    record = {"task": "t", "baseline": {"spec": "torch", **source}}
+    one = baseline_source(record)
+    both = baseline_source({"task": "t", "baseline": {"spec": "torch.compile", **source, "commit": "d"}}, one)
+    again = baseline_source({"task": "t", "baseline": {"spec": "torch", **source, "commit": "e"}}, both)
+    assert "repository: `unknown`" in one and both.count("## torch") == 2
+    assert "`c`" in both and "`d`" in again and "`e`" in again and "`c`" not in again
+    assert baseline_source({"task": "t", "baseline": {"spec": "torch", **source, "commit": "e"}}, again) == again
 
 
 def test_torch_sees_the_operands_where_they_lie() -> None:

@@ -19,7 +19,7 @@ from .stats import describe, means
 from .time_row import COPY, MODES, require_possible
 from .workloads import Settings, Task
 
-__all__ = ["build_row", "proofs", "seal", "without_times"]
+__all__ = ["build_row", "preflight", "proofs", "seal", "without_times"]
 
 _TIMES = ("cold", "warm", "speed_up", "bound", "timing", "copy_ways", "launches")
 _BOUND_BY_MEMORY = 0.85  # of the copy's speed
@@ -90,8 +90,22 @@ def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _TIMES}
 
 
+def preflight(task: Task, library: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong with a library whatever is run of it: then nothing is."""
+    found = []
+    if message := _flags_differ(library["build"], task.name):
+        found.append({"reason": "different-flags", "row": None, "message": message})
+    archs = sorted({cubin["arch"] for cubin in library["cubins"]})
+    if missing := [target for target in task.targets if target not in archs]:
+        message = f"the library holds no {', '.join(missing)} cubin, only {', '.join(archs) or 'none'}"
+        found.append({"reason": "missing-cubin", "row": None, "message": message})
+    return found
+
+
 def _faults(task: Task, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
+    if not record["rows"] and record.get("reasons"):
+        return found  # nothing was run, and why is said
 
     def fault(reason: str, message: str, row: str | None = None) -> None:
         found.append({"reason": reason, "row": row, "message": message})

@@ -16,7 +16,11 @@ OPERANDS = {"inputs": ("residual", "x", "gate"), "outputs": ("y",), "scalars": (
 
 
 def make_inputs(row: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: rng.standard_normal(spec.shape, np.float32) for name, spec in row.inputs.items()}
+    made = {}
+    for name, spec in row.inputs.items():
+        values = rng.standard_normal(spec.shape, np.float32)
+        made[name] = np.rint(8 * values) if spec.dtype == "i32" else values  # an integer row is there to be refused
+    return made
 
 
 def reference(row: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
