@@ -152,6 +152,8 @@ PY_ARROWS = {
     "tasks": set(),
     "tasks/workloads": {"errors", "strict_json"},
     "tasks/oracles": set(),
+    "tasks/oracles/norm_scale_shift": set(),
+    "tasks/oracles/qknorm_rope": set(),
     "tasks/oracles/residual_gate_add": set(),  # a judge that shares nothing with what it judges
     "tasks/stats": set(),
     "tasks/cubins": {"errors"},
