@@ -7,7 +7,8 @@ string(JOIN "," task_names ${AMK_TASK_NAMES})
 file(GLOB_RECURSE AMK_TASK_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cu ${CMAKE_CURRENT_SOURCE_DIR}/*.h
   ${CMAKE_CURRENT_SOURCE_DIR}/*.cuh)
 file(GLOB AMK_TASK_HEADERS CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/amk.h ${PROJECT_SOURCE_DIR}/cuda/*.cuh
-  ${PROJECT_SOURCE_DIR}/cuda/*.h ${CMAKE_CURRENT_SOURCE_DIR}/include/*.h* ${CMAKE_CURRENT_SOURCE_DIR}/*/*.cuh)
+  ${PROJECT_SOURCE_DIR}/cuda/*.h ${CMAKE_CURRENT_SOURCE_DIR}/*/*.h ${CMAKE_CURRENT_SOURCE_DIR}/*/*.cuh
+  ${CMAKE_CURRENT_SOURCE_DIR}/*/solution/*.cuh)
 string(REPLACE ";" "\n" header_list "${AMK_TASK_HEADERS}")
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/task_headers.txt "${header_list}")
 set(task_info_cpp ${CMAKE_CURRENT_BINARY_DIR}/task_build_info.cpp)

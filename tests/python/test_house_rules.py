@@ -70,7 +70,7 @@ PY_ARROWS = {
     "measure": {"_lib", "embedded", "errors", "exam", "gpu_lock", "megakernel", "nvml", "program", "targets", "timing"},
     "frames": {"errors"},
     "measure_pair": {"_lib", "embedded", "errors", "exam", "gpu_lock", "measure", "program", "timing"},
-    "worker": {"errors", "frames", "measure", "measure_pair"},
+    "worker": {"errors", "frames", "measure", "measure_pair", "tasks/measure"},
     "supervisor": {"errors", "frames"},  # it starts a worker, and imports none
     "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
@@ -156,8 +156,39 @@ PY_ARROWS = {
         *{"targets"},
     },
     "loop_verb": {"core_verbs", "loop", "records", "verb"},
+    "tasks": set(),
+    "tasks/workloads": {"errors", "strict_json"},
+    "tasks/oracles": set(),
+    "tasks/oracles/norm_scale_shift": set(),
+    "tasks/oracles/qknorm_rope": set(),
+    "tasks/oracles/residual_gate_add": set(),  # a judge that shares nothing with what it judges
+    "tasks/stats": set(),
+    "tasks/cubins": {"errors"},
+    "tasks/operands": {"errors", "tasks/workloads"},
+    "tasks/judge": {"errors", "tasks/operands", "tasks/workloads"},
+    "tasks/library": {"_amk_tasks_abi", "_lib", "errors"},  # the border of the small library
+    "tasks/device": {"_lib", "errors", "nvml", "tasks/cubins", "tasks/library", "tasks/workloads"},
+    "tasks/check": {"_lib", "errors", "tasks/device", "tasks/judge", "tasks/operands", "tasks/workloads"},
+    "tasks/time_row": {"errors", "tasks/check", "tasks/device", "tasks/judge", "tasks/operands", "tasks/workloads"},
+    "tasks/measure": {"errors", "tasks/check", "tasks/judge", "tasks/time_row", "tasks/workloads"},
+    "tasks/external": {"errors"},
+    "tasks/torch_device": {"errors", "tasks/device", "tasks/external", "tasks/workloads"},
+    "tasks/record": {
+        *{"tasks/check", "tasks/cubins", "tasks/judge", "tasks/stats", "tasks/time_row", "tasks/workloads"},
+    },
+    "tasks/run": {
+        *{"errors", "gpu_lock", "nvml", "supervisor", "tasks/check", "tasks/external", "tasks/judge", "tasks/measure"},
+        *{"tasks/record", "tasks/workloads"},
+    },
+    "tasks/write": {"tasks/check", "tasks/time_row"},
+    "tasks/plot": {"errors", "report/canvas", "tasks/check"},
+    "tasks/verb": {
+        *{"errors", "output", "report/canvas", "tasks/library", "tasks/plot", "tasks/run", "tasks/workloads"},
+        *{"tasks/write", "verb"},
+    },
 }
-SUB_PACKAGES = {"agent", "peers", "records", "report", "search"}  # every file in them is listed above
+# Every file in them is listed above.
+SUB_PACKAGES = {"agent", "peers", "records", "report", "search", "tasks", "tasks/oracles"}
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -213,9 +244,14 @@ def amk_imports(path: Path) -> set[str]:
 
 def module_of(parts: list[str]) -> str:
     """["records", "store", ...] -> "records/store"; a name that is no module belongs to the package before it."""
-    if len(parts) > 1 and parts[0] in SUB_PACKAGES and (PACKAGE / parts[0] / f"{parts[1]}.py").exists():
-        return f"{parts[0]}/{parts[1]}"
-    return parts[0] if parts else ""
+    package = ""
+    for part in parts:
+        name = f"{package}/{part}" if package else part
+        if name not in SUB_PACKAGES:
+            is_module = not package or (PACKAGE / f"{name}.py").exists()
+            return name if is_module else package
+        package = name
+    return package
 
 
 def module_path(module: str) -> Path:
@@ -229,7 +265,7 @@ def test_python_arrows(module):
 
 
 def test_every_file_of_a_sub_package_has_its_arrows():
-    files = {p.relative_to(PACKAGE).with_suffix("").as_posix() for p in PACKAGE.glob("*/*.py")}
+    files = {p.relative_to(PACKAGE).with_suffix("").as_posix() for p in PACKAGE.rglob("*/*.py")}
     assert {name.removesuffix("/__init__") for name in files} == {
         name for name in PY_ARROWS if module_path(name).parent != PACKAGE
     }
@@ -238,9 +274,11 @@ def test_every_file_of_a_sub_package_has_its_arrows():
 def test_only_lib_talks_to_cffi():
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        if path.name not in {"_lib.py", "_amk_abi.py"}:
+        if path.name not in {"_lib.py", "_amk_abi.py", "_amk_tasks_abi.py"}:
             assert not re.search(r"^\s*(import|from)\s+_?cffi", source, re.M), path.name
             assert "_amk_abi" not in source, path.name
+            if path.parent.name != "tasks" or path.name != "library.py":  # the small library has a border of its own
+                assert "_amk_tasks_abi" not in source, path.name
 
 
 def test_no_file_is_a_monster():

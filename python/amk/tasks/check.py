@@ -6,8 +6,13 @@ values are made from the inputs as they lie in memory, after rounding and broadc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +25,12 @@ from .judge import Refused, judge_outputs, require_telling
 from .operands import Block, FreshInputs, stored, values_of
 from .workloads import Row
 
-__all__ = ["CHECK_TRIALS", "SIDES", "Trial", "call_at", "check_row", "check_trial", "make_trial"]
+__all__ = ["CHECK_TRIALS", "SIDES", "Trial", "call_at", "check_row", "check_trial", "make_trial", "make_trials"]
 
 SIDES = ("baseline", "solution")
+_BEAT_S = 0.5
+_BYTES_PER_VALUE = 40  # that making a trial takes at its height
+_MOST_AT_ONCE = 8
 CHECK_TRIALS = 3  # fresh inputs at the same addresses: the stream held, an ordinary call, a captured one
 
 
@@ -60,6 +68,30 @@ def make_trial(block: Block, oracle: Any, number: int) -> Trial:
     return Trial(image, expected)
 
 
+def make_trials(block: Block, oracle: Any, numbers: Sequence[int], beat: Callable[[], None]) -> list[Trial]:
+    """Several at once, as far as there are cores and memory: of a large row, they take longer than its timing. All are
+    made before anything is timed, so that nothing else runs on this computer meanwhile."""
+    n_values = sum(math.prod(spec.shape) for spec in (*block.row.inputs.values(), *block.row.outputs.values()))
+    fitting = _free_bytes() // (2 * _BYTES_PER_VALUE * n_values)
+    at_once = max(1, min(os.cpu_count() or 1, len(numbers), _MOST_AT_ONCE, fitting))
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = [pool.submit(make_trial, block, oracle, number) for number in numbers]
+        for one in waiting:
+            while not one.done():
+                wait([one], timeout=_BEAT_S)
+                beat()
+        return [one.result() for one in waiting]
+
+
+def _free_bytes() -> int:
+    """Memory that this process may still take: of the computer, and of its container where there is one."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no cgroup, or "max"
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(free, 0)
+
+
 def call_at(block: Block, address: int) -> Call:
     def tensors(places: Sequence[Any]) -> tuple[Tensor | None, ...]:
         return tuple(None if place is None else Tensor(address + place.offset, place.spec) for place in places)
@@ -67,20 +99,22 @@ def call_at(block: Block, address: int) -> Call:
     return Call(tensors(block.inputs), block.scalars, tensors(block.outputs))
 
 
-def check_row(device: TaskDevice, task: str, row: Row, oracle: Any) -> dict[str, Any]:
+def check_row(
+    device: TaskDevice, task: str, row: Row, oracle: Any, beat: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Both sides. What is wrong is said with the side's name in front."""
     block = Block(row, oracle.OPERANDS)
+    trials = make_trials(block, oracle, range(CHECK_TRIALS if row.rejects is None else 1), beat)
     address = device.allocate(block.nbytes)
     try:
         call = call_at(block, address)
         if row.rejects is not None:
-            _check_rejection(device, task, block, address, call, make_trial(block, oracle, 0))
+            _check_rejection(device, task, block, address, call, trials[0])
             return {"errors": {}, "kernels": {}, "trials": 1}
         errors: dict[str, dict[str, float]] = {side: {} for side in SIDES}
         kernels: dict[str, list[dict[str, Any]]] = {}
         earlier: Mapping[str, NDArray[np.float64]] | None = None
-        for number in range(CHECK_TRIALS):
-            trial = make_trial(block, oracle, number)
+        for number, trial in enumerate(trials):
             for side in SIDES:
                 with _said_of(side):
                     entry = device.entry(task, side)
@@ -92,6 +126,7 @@ def check_row(device: TaskDevice, task: str, row: Row, oracle: Any) -> dict[str,
                     else:
                         kernels[side] = _run_captured(device, entry, call)
                     found = check_trial(device, block, address, trial, earlier)
+                    beat()
                     errors[side] = {name: max(found[name], errors[side].get(name, 0.0)) for name in found}
             earlier = trial.expected
         return {"errors": errors, "kernels": kernels, "trials": CHECK_TRIALS}

@@ -21,7 +21,7 @@ from .workloads import Row, Task, check_operands, read_task
 __all__ = ["load_oracle", "run_action"]
 
 Tell = Callable[[str | None, float], None]
-STEP_S = 120.0  # the longest silence: one check of a row of a gigabyte, on a busy machine
+STEP_S = 300.0  # the longest silence: a compiler behind an external baseline, a check of a gigabyte on a busy machine
 _BEAT_S = 0.5
 
 
@@ -77,7 +77,7 @@ def _do(
     try:
         tell(f"checking {row.name}", STEP_S)
         device.prepare(task.name, row, oracle, job.get("external"))
-        out["before"] = check_row(device, task.name, row, oracle)
+        out["before"] = check_row(device, task.name, row, oracle, beat)
         if action == "time":
             tell(f"timing {row.name}", STEP_S)
             out["timing"] = time_row(device, task.name, row, oracle, task.settings, job["seed"], beat)

@@ -7,7 +7,7 @@ or not. Rounding to f16 and bf16 is to nearest even.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from ..errors import InternalError
 from .workloads import DTYPES, Row, TensorSpec
 
-__all__ = ["POISON", "Block", "FreshInputs", "Place", "stored", "values_of"]
+__all__ = ["CHUNK", "POISON", "Block", "FreshInputs", "Place", "stored", "values_of"]
 
 POISON = 0xFF  # of a byte: NaN in every float type, -1 in every integer
 GUARD_BYTES = 256
 ALIGN_BYTES = 256
+CHUNK = 1 << 18  # elements
 _TILE = 4_194_301  # a prime: what repeats never meets the same row, column or piece of a launch twice in the same place
 
 
@@ -42,7 +43,13 @@ class FreshInputs(np.random.Generator):
     def _tiled(self, draw: Any, size: Any) -> Any:
         if size is None or int(np.prod(size)) <= _TILE:
             return draw(size)
-        return np.resize(draw(_TILE), size)
+        tile = draw(_TILE)
+        out = np.empty(size, tile.dtype)
+        flat = out.reshape(-1)
+        for at in range(0, flat.size, _TILE):
+            part = flat[at : at + _TILE]
+            part[:] = tile[: part.size]
+        return out
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,7 @@ def stored(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values -> the storage of `dtype`; integers must fit as they are."""
     storage = DTYPES[dtype][0]
     if dtype == "bf16":
-        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        return np.where(np.isnan(array), np.uint32(0x7FC0), rounded).astype(np.uint16)
+        return _in_chunks(np.ascontiguousarray(array, np.float32), storage, _to_bf16)
     if storage.kind == "f":
         with np.errstate(over="ignore"):
             return np.asarray(array).astype(storage)
@@ -144,8 +149,27 @@ def stored(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 def values_of(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """The storage of `dtype` -> float32 values, or integers as they are; exact."""
     if dtype == "bf16":
-        return (np.asarray(array).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return _in_chunks(np.ascontiguousarray(array), np.dtype(np.float32), _from_bf16)
     return np.asarray(array).astype(np.float32) if dtype == "f16" else np.asarray(array)
+
+
+def _in_chunks(array: NDArray[Any], dtype: np.dtype[Any], convert: Callable[[NDArray[Any]], Any]) -> NDArray[Any]:
+    """Pieces that stay in the cache: the arrays in between would be larger than the operands."""
+    out = np.empty(array.shape, dtype)
+    flat, source = out.reshape(-1), array.reshape(-1)
+    for at in range(0, flat.size, CHUNK):
+        flat[at : at + CHUNK] = convert(source[at : at + CHUNK])
+    return out
+
+
+def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded)
+
+
+def _from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _up(offset: int) -> int:

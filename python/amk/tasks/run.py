@@ -24,7 +24,7 @@ from .check import SIDES
 from .external import External, find_external
 from .judge import Refused
 from .measure import load_oracle
-from .record import build_row, proofs, seal
+from .record import build_row, preflight, proofs, seal
 from .workloads import Row, Task, load_task
 
 __all__ = ["run_kernel_bench"]
@@ -32,6 +32,7 @@ __all__ = ["run_kernel_bench"]
 _DEVICE_CLASS = "amk.tasks.device:HarnessDevice"
 _ROWS_PER_CHECK = 16
 _DEVICES_S = 120.0
+_COMPILE_S = 300.0  # that an external baseline may take more, for its imports and its compiler
 
 Say = Callable[[str], None]
 
@@ -61,12 +62,14 @@ def run_kernel_bench(
         "baseline": external.describe() if external else {"kind": "in-repo"},
         "proved_sides": ["solution"] if external else list(SIDES),
         "device": {key: value for key, value in chosen.items() if key != "snapshot"},
-        "library": found["library"], "library_sha256_seen": [], "snapshots": [], "rows": [], "reasons": [],
+        "library": found["library"], "library_sha256_seen": [], "snapshots": [], "rows": [],
+        "reasons": preflight(task, found["library"]),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "amk": _amk_version()},
         "command": " ".join(sys.argv), "began": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
     }  # fmt: skip
-    with gpu_lock(chosen["uuid"]):
-        _measure(task, rows, record, external, chosen["index"], say)
+    if not record["reasons"]:
+        with gpu_lock(chosen["uuid"]):
+            _measure(task, rows, record, external, chosen["index"], say)
     record["ended"] = datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
     record["notes"] = _notes(record, chosen)
     sealed = seal(task, record)
@@ -94,7 +97,8 @@ def _measure(
             job |= {"device_class": external.device_class, "external": external.spec}
         for row in rows:
             if row.kind == "production":
-                answers |= _ask({**job, "action": "time"}, [row], record, task.settings.row_limit_s, say)
+                limit_s = task.settings.row_limit_s + (_COMPILE_S if external is not None else 0.0)
+                answers |= _ask({**job, "action": "time"}, [row], record, limit_s, say)
     for row in rows:
         answer = answers.get(row.name)
         if answer is None:

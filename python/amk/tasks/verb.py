@@ -16,7 +16,7 @@ from ..output import WholeFiles, require_suffix
 from ..verb import Outcome, Say
 from .library import library_path
 from .workloads import STAGES, load_task, task_names
-from .write import SCHEMA, baseline_source, json_lines, markdown, table
+from .write import SCHEMA, baseline_source, json_lines, markdown, shortened, table
 
 __all__ = ["kernel_verb"]
 
@@ -47,11 +47,15 @@ def kernel_verb(arguments: Namespace, say: Say) -> Outcome:
     from .run import run_kernel_bench
 
     files: dict[str, str] = {}
+    sources = ""
     if arguments.output is not None:
         stem = "results" if arguments.baseline is None else f"results_{_word(arguments.baseline)}"
         files = {what: os.path.join(arguments.output, f"{stem}.{what}") for what in ("jsonl", "md")}
         if arguments.baseline is not None:
             files["source"] = os.path.join(arguments.output, "baseline_source.md")
+            if os.path.isfile(files["source"]):
+                with open(files["source"], encoding="utf-8") as file:
+                    sources = file.read()
     record: dict[str, Any] = {}
     paths = [*files.values(), *([arguments.plot] if suffix is not None else [])]
     try:
@@ -66,7 +70,7 @@ def kernel_verb(arguments: Namespace, say: Say) -> Outcome:
             )
             if not record["valid"]:
                 raise _NotValid
-            texts = {"jsonl": json_lines, "md": markdown, "source": baseline_source}
+            texts = {"jsonl": json_lines, "md": markdown, "source": lambda it: baseline_source(it, sources)}
             for what, path in files.items():
                 whole.write(path, texts[what](record).encode())
             if suffix is not None:
@@ -76,7 +80,7 @@ def kernel_verb(arguments: Namespace, say: Say) -> Outcome:
     except _NotValid:
         paths = []
     code, status = (0, "PASSED") if record["valid"] else (1, "FAILED")
-    return Outcome(code, status, {**SCHEMA, **record, "files": paths}, table(record))
+    return Outcome(code, status, {**SCHEMA, **shortened(record), "files": paths}, table(record))
 
 
 class _NotValid(Exception):

@@ -16,19 +16,23 @@ OPERANDS = {"inputs": ("residual", "x", "gate"), "outputs": ("y",), "scalars": (
 
 
 def make_inputs(row: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: rng.standard_normal(spec.shape, np.float32) for name, spec in row.inputs.items()}
+    made = {}
+    for name, spec in row.inputs.items():
+        values = rng.standard_normal(spec.shape, np.float32)
+        made[name] = np.rint(8 * values) if spec.dtype == "i32" else values  # an integer row is there to be refused
+    return made
 
 
 def reference(row: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    residual, x, gate = (np.asarray(inputs[name], np.float64) for name in OPERANDS["inputs"])
+    residual, x, gate = (inputs[name] for name in OPERANDS["inputs"])
     batch, rows, width = x.shape
     if gate.ndim == 4:
-        frames = gate.shape[1]
-        y = residual.reshape(batch, frames, rows // frames, width) + gate * x.reshape(batch, frames, -1, width)
-        return {"y": y.reshape(x.shape)}
-    if gate.ndim == 2:
+        gate = np.repeat(gate[:, :, 0], rows // gate.shape[1], axis=1)
+    elif gate.ndim == 2:
         gate = gate[:, None, :]
-    return {"y": residual + gate * x}
+    y = np.multiply(gate, x, dtype=np.float64)  # each operand widened first
+    y += residual
+    return {"y": y}
 
 
 def torch_reference(row: Any, tensors: dict[str, Any]) -> dict[str, Any]:

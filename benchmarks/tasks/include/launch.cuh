@@ -1,0 +1,41 @@
+// One kernel launch of a task, and its two halves of a programmatic dependent launch.
+// In: a kernel, a grid, a stream. Out: 0 or the cudaError_t of the launch. Nothing is synchronised or allocated.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace amk::task {
+
+enum class Order { kPlain, kDependent };
+
+// Dependent: the launch overlaps the end of the kernel before it in the stream. The kernel must begin with
+// await_previous<kDependent>(), before it touches any memory.
+template <class... Params, class... Args>
+int32_t launch(Order order, void (*kernel)(Params...), int64_t blocks, int threads, void* stream, const Args&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = order == Order::kDependent ? 1 : 0;
+  return static_cast<int32_t>(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+// Lets the next kernel of the stream be placed from now on, then waits until the previous one has finished and its
+// writes are visible: the next one waits the same way, so nothing overtakes.
+template <Order kOrder>
+__device__ __forceinline__ void await_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (kOrder == Order::kDependent) {
+    cudaTriggerProgrammaticLaunchCompletion();
+    cudaGridDependencySynchronize();
+  }
+#endif
+}
+
+}  // namespace amk::task

@@ -1,0 +1,67 @@
+// The solution of norm_scale_shift: which kernel which operands get. docs/dispatch.md has the table.
+#include "norm_scale_shift.cuh"
+
+namespace amk::task {
+namespace {
+
+// Up to this many rows every row has an SM nearly to itself and the launch is shorter than the latency of memory, so a
+// row is spread over as many threads as it has vectors.
+constexpr int kFewRows = 264;
+
+bool has_own_modulation(const NormOperands& o) {
+  return (o.scale.frame_stride != 0 && o.scale.rows_per_frame == 1) ||
+         (o.shift.frame_stride != 0 && o.shift.rows_per_frame == 1);
+}
+
+template <class X, class M, bool kResidual, bool kAffine>
+int32_t run(const NormOperands& o, void* stream) {
+  const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, kAffine, decltype(plan)>(o, 0, stream); };
+  const int vectors = o.columns / kPerVector<X>;
+  // The row lengths of production, which is bf16 and without weights: 1536, 3072, 4096 and 5120 columns.
+  if constexpr (std::is_same_v<X, __nv_bfloat16> && !kAffine) {
+    if (o.batches * o.rows <= kFewRows) {
+      if (vectors > 128 && vectors <= 192) return with(NormPlan<192, 1>{});
+      if (vectors > 192 && vectors <= 384) return with(NormPlan<384, 1>{});
+      if (vectors > 384 && vectors <= 512) return with(NormPlan<512, 1>{});
+    }
+    // Broadcast modulation is read again by every row and comes from L1: late, so that registers buy more rows in
+    // flight. One of its own per row comes from memory: early.
+    if (has_own_modulation(o)) {
+      if (vectors > 256 && vectors <= 384) return with(NormPlan<192, 2>{});
+      if (vectors > 512 && vectors <= 640) return with(NormPlan<320, 2>{});
+    }
+    if (vectors > 128 && vectors <= 192) return with(NormPlan<64, 3, 1, Fetch::kLate>{});
+    if (vectors > 256 && vectors <= 384) return with(NormPlan<128, 3, 1, Fetch::kLate>{});
+    if (vectors > 384 && vectors <= 512) return with(NormPlan<128, 4, 1, Fetch::kLate>{});
+    if (vectors > 512 && vectors <= 640) return with(NormPlan<128, 5, 1, Fetch::kLate>{});
+  }
+  if (vectors <= 32) return with(NormPlan<32, 1>{});
+  if (vectors <= 128) return with(NormPlan<32, 4>{});
+  if (vectors <= 512) return with(NormPlan<256, 2>{});
+  constexpr int kLongest = sizeof(X) == 4 ? 4 : 2;  // 8192 columns of any type
+  if (vectors <= 512 * kLongest) return with(NormPlan<512, kLongest>{});
+  return launch_elements<X, M>(o, stream);
+}
+
+}  // namespace
+}  // namespace amk::task
+
+AMK_TASK_ENTRY(amk_task_norm_scale_shift_solution);
+
+int32_t amk_task_norm_scale_shift_solution(const amk_task_tensor_t* inputs, int32_t n_inputs, const double* scalars,
+                                           int32_t n_scalars, const amk_task_tensor_t* outputs, int32_t n_outputs,
+                                           void* stream) {
+  using namespace amk::task;
+  NormOperands operands;
+  const int32_t status = read_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs, &operands);
+  if (status != AMK_OK) return status;
+  return with_types(operands, [&](auto x, auto modulation) {
+    using X = typename decltype(x)::type;
+    using M = typename decltype(modulation)::type;
+    if (!operands.is_vector) return launch_elements<X, M>(operands, stream);
+    const bool has_weight = operands.weight != nullptr;
+    if (operands.has_residual)
+      return has_weight ? run<X, M, true, true>(operands, stream) : run<X, M, true, false>(operands, stream);
+    return has_weight ? run<X, M, false, true>(operands, stream) : run<X, M, false, false>(operands, stream);
+  });
+}

@@ -1,0 +1,182 @@
+// What the two tuners share: operands in rotation, so that every launch finds its own cold, and one clock.
+// In: a function that enqueues launch i on a stream. Out: microseconds per launch, the median over trials of a captured
+// graph. Programs of their own, not part of any library: they print, and stop at the first error.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "row_vectors.cuh"
+
+namespace amk::task {
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+  std::exit(1);
+}
+
+constexpr int kTrials = 9, kCacheMultiple = 4, kMostLaunches = 400;
+constexpr float kSampleUs = 2000;
+
+// Numbers in [-2, 2), different for every element and seed.
+template <class T>
+__global__ void fill(T* p, size_t n, uint32_t seed) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n; i += size_t{gridDim.x} * blockDim.x) {
+    uint32_t h = static_cast<uint32_t>(i) * 2654435761u ^ seed * 40503u;
+    h ^= h >> 15;
+    h *= 2246822519u;
+    h ^= h >> 13;
+    p[i] = from_f32<T>(static_cast<float>(h >> 8) * 0x1p-22f - 2.0f);
+  }
+}
+
+// The largest |a - b| / (1 + |a|), as the bits of a float that is not negative: they order like integers.
+template <class T>
+__global__ void furthest(const T* a, const T* b, size_t n, unsigned* out) {
+  float most = 0;
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n; i += size_t{gridDim.x} * blockDim.x) {
+    const float x = to_f32(a[i]), y = to_f32(b[i]), away = fabsf(x - y) / (1 + fabsf(x));
+    most = away <= most ? most : isnan(away) ? INFINITY : away;
+  }
+  atomicMax(out, __float_as_uint(most));
+}
+
+template <class T>
+float distance(const T* a, const T* b, size_t n) {
+  unsigned *at, bits = 0;
+  check(cudaMalloc(&at, sizeof bits), "cudaMalloc");
+  check(cudaMemset(at, 0, sizeof bits), "cudaMemset");
+  furthest<<<1024, 256>>>(a, b, n, at);
+  check(cudaMemcpy(&bits, at, sizeof bits, cudaMemcpyDeviceToHost), "furthest");
+  check(cudaFree(at), "cudaFree");
+  float value;
+  static_assert(sizeof value == sizeof bits);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <int kAhead, Reuse kReuse>
+__global__ void __launch_bounds__(256) copy_pieces(const char* from, char* to, size_t vectors) {
+  const size_t first = blockIdx.x * size_t{256 * kAhead} + threadIdx.x;
+  uint4 v[kAhead];
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) {
+    if (first + j * 256 < vectors) v[j] = load16<kReuse>(from + (first + j * 256) * kVectorBytes);
+  }
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) {
+    if (first + j * 256 < vectors) store16<kReuse>(to + (first + j * 256) * kVectorBytes, v[j]);
+  }
+}
+
+class Clock {
+ public:
+  Clock() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaEventCreate(&begin_), "cudaEventCreate");
+    check(cudaEventCreate(&end_), "cudaEventCreate");
+  }
+  ~Clock() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+    cudaStreamDestroy(stream_);
+  }
+
+  // enqueue(i, stream): the status of launch i.
+  float us_per_launch(const std::function<int32_t(int, cudaStream_t)>& enqueue) {
+    const float once = sample(enqueue, 8, 3);
+    return sample(enqueue, std::clamp(static_cast<int>(kSampleUs / once), 8, kMostLaunches), kTrials);
+  }
+
+ private:
+  float sample(const std::function<int32_t(int, cudaStream_t)>& enqueue, int launches, int trials) {
+    cudaGraph_t graph;
+    cudaGraphExec_t program;
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), "begin capture");
+    for (int i = 0; i < launches; ++i) {
+      const int32_t status = enqueue(i, stream_);
+      if (status != 0) {
+        std::fprintf(stderr, "launch: status %d\n", status);
+        std::exit(1);
+      }
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "end capture");
+    check(cudaGraphInstantiate(&program, graph, 0), "instantiate");
+    std::vector<float> found;
+    for (int t = -1; t < trials; ++t) {
+      float ms;
+      check(cudaEventRecord(begin_, stream_), "record");
+      check(cudaGraphLaunch(program, stream_), "launch");
+      check(cudaEventRecord(end_, stream_), "record");
+      check(cudaEventSynchronize(end_), "a candidate");
+      check(cudaEventElapsedTime(&ms, begin_, end_), "elapsed");
+      if (t >= 0) found.push_back(ms * 1000 / static_cast<float>(launches));
+    }
+    check(cudaGraphExecDestroy(program), "destroy");
+    check(cudaGraphDestroy(graph), "destroy");
+    std::sort(found.begin(), found.end());
+    return found[found.size() / 2];
+  }
+
+  cudaStream_t stream_;
+  cudaEvent_t begin_, end_;
+};
+
+// Device memory for `sets` copies of what one launch touches.
+class Pool {
+ public:
+  explicit Pool(size_t set_bytes) : set_bytes_((set_bytes + 255) / 256 * 256) {
+    cudaDeviceProp device;
+    check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+    sm_count_ = device.multiProcessorCount;
+    sets_ = 1 + static_cast<int>(size_t{kCacheMultiple} * static_cast<size_t>(device.l2CacheSize) / set_bytes_);
+    check(cudaMalloc(&memory_, set_bytes_ * static_cast<size_t>(sets_)), "cudaMalloc");
+  }
+  Pool(const Pool&) = delete;
+  ~Pool() { cudaFree(memory_); }
+  char* set(int i) const { return memory_ + static_cast<size_t>(i % sets_) * set_bytes_; }
+  int sets() const { return sets_; }
+  int sm_count() const { return sm_count_; }
+
+  // The fastest plain copy of `bytes` read and written in all, half each, cold.
+  float copy_us(Clock& clock, size_t bytes) const {
+    const size_t vectors = bytes / 2 / kVectorBytes, half = set_bytes_ / 2 / kVectorBytes * kVectorBytes;
+    if (vectors * kVectorBytes > half) {
+      std::fprintf(stderr, "copy: a set is smaller than what it stands for\n");
+      std::exit(1);
+    }
+    float best = INFINITY;
+    const auto try_one = [&](auto kernel, int ahead) {
+      const unsigned blocks = static_cast<unsigned>((vectors + 256 * ahead - 1) / (256 * ahead));
+      best = std::min(best, clock.us_per_launch([&](int i, cudaStream_t stream) {
+        kernel<<<blocks, 256, 0, stream>>>(set(i), set(i) + half, vectors);
+        return static_cast<int32_t>(cudaGetLastError());
+      }));
+    };
+    try_one(copy_pieces<1, Reuse::kKeep>, 1);
+    try_one(copy_pieces<2, Reuse::kStream>, 2);
+    try_one(copy_pieces<4, Reuse::kKeep>, 4);
+    try_one(copy_pieces<4, Reuse::kStream>, 4);
+    return best;
+  }
+
+ private:
+  size_t set_bytes_;
+  char* memory_ = nullptr;
+  int sets_ = 1, sm_count_ = 0;
+};
+
+inline void print_row(const char* shape, const char* plan, float us, size_t bytes, float copy_us, float away) {
+  std::printf("%-28s %-28s %9.2f us %7.0f GB/s  %5.1f %% of a copy  off by %.1e\n", shape, plan, us,
+              static_cast<double>(bytes) / us * 1e-3, 100 * copy_us / us, away);
+  std::fflush(stdout);
+}
+
+}  // namespace amk::task

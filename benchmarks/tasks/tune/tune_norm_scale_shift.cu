@@ -1,0 +1,218 @@
+// The plans of norm_scale_shift side by side on production shapes, cold, against the fastest plain copy of the same
+// bytes: what norm_scale_shift/docs/dispatch.md was chosen from. Each plan's result is first compared with the element
+// kernel. Usage: amk_tune_norm_scale_shift [COLUMNS ...]: 1536, 3072, 4096, 5120
+#include <cstring>
+
+#include "../norm_scale_shift/solution/norm_scale_shift.cuh"
+#include "tune.cuh"
+
+namespace amk::task {
+namespace {
+
+using X = __nv_bfloat16;
+constexpr auto kEarly = Fetch::kEarly, kLate = Fetch::kLate;
+
+struct Candidate {
+  const char* name;
+  int32_t (*launch)(const NormOperands&, int grid, void* stream);
+  int waves;  // blocks per SM of a persistent grid, or 0
+};
+struct Shape {
+  int rows, columns;
+  bool is_full, is_gated;
+};
+
+template <class M, bool kResidual, class Plan>
+Candidate plan(const char* name, int waves = 0) {
+  return {name, launch_rows<X, M, kResidual, false, Plan>, waves};
+}
+
+// Vectors of 8 bytes of x beside f32 modulation of 16.
+template <int kTeam, int kVectors, Fetch kFetch, int kRows = 1>
+using Narrow = NormPlan<kTeam, kVectors, kRows, kFetch, 1, Reuse::kStream, Order::kPlain, 8>;
+
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> narrow_candidates() {
+  constexpr bool R = kResidual;
+  if constexpr (sizeof(M) == 2) {
+    return {};
+  } else if constexpr (kColumns == 3072) {
+    return {
+        plan<M, R, Narrow<128, 6, kLate>>("128x6 narrow late"),
+        plan<M, R, Narrow<192, 4, kLate>>("192x4 narrow late"),
+        plan<M, R, Narrow<192, 4, kEarly>>("192x4 narrow early"),
+        plan<M, R, Narrow<384, 2, kEarly>>("384x2 narrow early"),
+        plan<M, R, Narrow<256, 3, kEarly>>("256x3 narrow early"),
+    };
+  } else {
+    return {
+        plan<M, R, Narrow<256, 5, kLate>>("256x5 narrow late"),
+        plan<M, R, Narrow<128, 10, kLate>>("128x10 narrow late"),
+        plan<M, R, Narrow<320, 4, kLate>>("320x4 narrow late"),
+        plan<M, R, Narrow<320, 4, kEarly>>("320x4 narrow early"),
+        plan<M, R, Narrow<640, 2, kEarly>>("640x2 narrow early"),
+        plan<M, R, Narrow<256, 5, kEarly>>("256x5 narrow early"),
+    };
+  }
+}
+
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> candidates() {
+  constexpr bool R = kResidual;
+  if constexpr (kColumns == 1536) {
+    return {
+        plan<M, R, NormPlan<64, 3>>("64x3 early"),
+        plan<M, R, NormPlan<64, 3, 1, kLate>>("64x3 late"),
+        plan<M, R, NormPlan<96, 2>>("96x2 early"),
+        plan<M, R, NormPlan<192, 1>>("192x1 early"),
+        plan<M, R, NormPlan<192, 1, 1, kLate>>("192x1 late"),
+        plan<M, R, NormPlan<32, 6, 1, kLate>>("32x6 late"),
+        plan<M, R, NormPlan<192, 1, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("192x1 early dependent"),
+    };
+  } else if constexpr (kColumns == 3072) {
+    return {
+        plan<M, R, NormPlan<128, 3>>("128x3 early"),
+        plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late"),
+        plan<M, R, NormPlan<128, 3, 1, kLate, 6>>("128x3 late resident 6"),
+        plan<M, R, NormPlan<128, 3, 2, kLate>>("128x3 2 rows late"),
+        plan<M, R, NormPlan<192, 2>>("192x2 early"),
+        plan<M, R, NormPlan<192, 2, 1, kLate>>("192x2 late"),
+        plan<M, R, NormPlan<192, 2, 2>>("192x2 2 rows early"),
+        plan<M, R, NormPlan<384, 1>>("384x1 early"),
+        plan<M, R, NormPlan<384, 1, 2>>("384x1 2 rows early"),
+        plan<M, R, NormPlan<384, 1, 4>>("384x1 4 rows early"),
+        plan<M, R, NormPlan<96, 4, 1, kLate>>("96x4 late"),
+        plan<M, R, NormPlan<64, 6, 1, kLate>>("64x6 late"),
+        plan<M, R, NormPlan<32, 12, 1, kLate>>("32x12 late"),
+        plan<M, R, NormPlan<128, 3, 1, kLate, 1, Reuse::kKeep>>("128x3 late kept"),
+        plan<M, R, NormPlan<192, 2, 1, kEarly, 1, Reuse::kKeep>>("192x2 early kept"),
+        plan<M, R, NormPlan<192, 2>>("192x2 early persistent", 4),
+        plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late persistent", 6),
+        plan<M, R, NormPlan<384, 1, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("384x1 early dependent"),
+        plan<M, R, NormPlan<128, 3, 1, kLate, 1, Reuse::kStream, Order::kDependent>>("128x3 late dependent"),
+    };
+  } else if constexpr (kColumns == 4096) {
+    return {
+        plan<M, R, NormPlan<128, 4>>("128x4 early"),
+        plan<M, R, NormPlan<128, 4, 1, kLate>>("128x4 late"),
+        plan<M, R, NormPlan<256, 2>>("256x2 early"),
+        plan<M, R, NormPlan<256, 2, 1, kLate>>("256x2 late"),
+        plan<M, R, NormPlan<256, 2, 2>>("256x2 2 rows early"),
+        plan<M, R, NormPlan<512, 1>>("512x1 early"),
+        plan<M, R, NormPlan<512, 1, 2>>("512x1 2 rows early"),
+        plan<M, R, NormPlan<64, 8, 1, kLate>>("64x8 late"),
+        plan<M, R, NormPlan<256, 2, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("256x2 early dependent"),
+    };
+  } else {
+    return {
+        plan<M, R, NormPlan<128, 5>>("128x5 early"),
+        plan<M, R, NormPlan<128, 5, 1, kLate>>("128x5 late"),
+        plan<M, R, NormPlan<160, 4>>("160x4 early"),
+        plan<M, R, NormPlan<160, 4, 1, kLate>>("160x4 late"),
+        plan<M, R, NormPlan<320, 2>>("320x2 early"),
+        plan<M, R, NormPlan<320, 2, 1, kLate>>("320x2 late"),
+        plan<M, R, NormPlan<320, 2, 2, kLate>>("320x2 2 rows late"),
+        plan<M, R, NormPlan<640, 1>>("640x1 early"),
+        plan<M, R, NormPlan<320, 2, 1, kEarly, 1, Reuse::kKeep>>("320x2 early kept"),
+        plan<M, R, NormPlan<320, 2>>("320x2 early persistent", 3),
+    };
+  }
+}
+
+template <class M, bool kResidual, int kColumns>
+void tune(Clock& clock, int rows, bool is_full) {
+  const size_t elements = static_cast<size_t>(rows) * kColumns, x_bytes = elements * sizeof(X);
+  const size_t modulation = is_full ? elements : kColumns, modulation_bytes = modulation * sizeof(M);
+  const int tensors = kResidual ? 4 : 2, modulations = kResidual ? 3 : 2;
+  const size_t bytes = tensors * x_bytes + modulations * modulation_bytes;
+  const Pool pool(bytes + 512);
+  const auto operands = [&](char* at) {
+    NormOperands o{};
+    const auto rows_at = [&](int i) { return Rows{at + i * x_bytes, 0, kColumns, 1}; };
+    const auto modulation_at = [&](int i) {
+      return Modulation{at + tensors * x_bytes + i * modulation_bytes, 0, is_full ? kColumns : 0, 1,
+                        is_full ? 1 : rows};
+    };
+    o.x = rows_at(0);
+    o.y = rows_at(1);
+    o.scale = modulation_at(0);
+    o.shift = modulation_at(1);
+    if (kResidual) {
+      o.residual = rows_at(2);
+      o.residual_out = rows_at(3);
+      o.gate = modulation_at(2);
+      o.has_residual = o.has_gate = true;
+    }
+    o.batches = 1;
+    o.rows = rows;
+    o.columns = kColumns;
+    o.eps = 1e-6f;
+    return o;
+  };
+  for (int i = 0; i < pool.sets(); ++i) {
+    const NormOperands o = operands(pool.set(i));
+    fill<<<1024, 256>>>(static_cast<X*>(o.x.data), tensors * elements, 1 + 2 * static_cast<uint32_t>(i));
+    fill<<<1024, 256>>>(const_cast<M*>(static_cast<const M*>(o.scale.data)), modulations * modulation,
+                        2 + 2 * static_cast<uint32_t>(i));
+  }
+  const NormOperands first = operands(pool.set(0));
+  X* want;
+  check(cudaMalloc(&want, x_bytes), "cudaMalloc");
+  if (launch_elements<X, M>(first, nullptr) != 0) std::exit(1);
+  check(cudaMemcpy(want, first.y.data, x_bytes, cudaMemcpyDeviceToDevice), "the element kernel");
+  char shape[64];
+  std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
+                is_full ? " full" : "", kResidual ? " gated" : "");
+  std::vector<float> found;
+  std::vector<Candidate> all = candidates<M, kResidual, kColumns>();
+  for (const Candidate& c : narrow_candidates<M, kResidual, kColumns>()) all.push_back(c);
+  for (const Candidate& c : all) {
+    const int grid = c.waves * pool.sm_count();
+    check(cudaMemset(first.y.data, 0xff, x_bytes), "cudaMemset");
+    if (c.launch(first, grid, nullptr) != 0) std::exit(1);
+    found.push_back(distance(want, static_cast<const X*>(first.y.data), elements));
+    found.push_back(
+        clock.us_per_launch([&](int i, cudaStream_t stream) { return c.launch(operands(pool.set(i)), grid, stream); }));
+  }
+  const float copy = pool.copy_us(clock, bytes);  // last: it overwrites the operands
+  print_row(shape, "copy", copy, bytes, copy, 0);
+  for (size_t i = 0; i < found.size() / 2; ++i)
+    print_row(shape, all[i].name, found[2 * i + 1], bytes, copy, found[2 * i]);
+  check(cudaFree(want), "cudaFree");
+}
+
+}  // namespace
+}  // namespace amk::task
+
+int main(int argc, char** argv) {
+  using namespace amk::task;
+  Clock clock;
+  const auto is_asked = [&](const char* columns) {
+    bool found = argc == 1;
+    for (int i = 1; i < argc; ++i) found = found || std::strcmp(argv[i], columns) == 0;
+    return found;
+  };
+  if (is_asked("3072")) {
+    for (int rows : {19, 195, 4096, 27030}) tune<X, false, 3072>(clock, rows, false);
+    for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(clock, rows, false);
+    tune<X, false, 3072>(clock, 18144, true);
+    tune<float, false, 3072>(clock, 18144, true);
+  }
+  if (is_asked("4096")) {
+    for (int rows : {997, 7904}) tune<X, false, 4096>(clock, rows, false);
+    tune<X, true, 4096>(clock, 7904, false);
+  }
+  if (is_asked("5120")) {
+    tune<X, false, 5120>(clock, 37800, false);
+    tune<float, false, 5120>(clock, 37800, false);
+    tune<X, true, 5120>(clock, 37800, false);
+    tune<float, true, 5120>(clock, 37800, false);
+    tune<X, false, 5120>(clock, 8640, true);
+    tune<float, false, 5120>(clock, 11040, true);
+  }
+  if (is_asked("1536")) {
+    tune<X, false, 1536>(clock, 101, false);
+    tune<X, true, 1536>(clock, 101, false);
+  }
+  return 0;
+}

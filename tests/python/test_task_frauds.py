@@ -1,0 +1,383 @@
+"""`amk bench kernel` cannot be fooled: each planted fraud is refused, with the right reason and without a time."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fake_task_devices
+from amk import cli
+from amk.errors import InputError
+from amk.tasks import run as task_run
+from amk.tasks.external import External
+from amk.tasks.judge import REASONS, Refused
+from amk.tasks.measure import run_action
+from amk.tasks.record import seal
+from amk.tasks.run import run_kernel_bench
+from amk.tasks.time_row import require_possible
+from amk.tasks.workloads import load_task
+from amk.tasks.write import json_lines, markdown, table
+
+HERE = Path(__file__).parent
+TASK = "residual_gate_add"
+GAPS = [200, 10, 1]
+
+
+def spec(shape: list[int], dtype: str, **extra: Any) -> dict[str, Any]:
+    return {"shape": shape, "dtype": dtype, **extra}
+
+
+def row(name: str, kind: str, dtype: str, gate: list[int], shape: tuple = (1, 12, 8), **extra: Any) -> dict[str, Any]:
+    like = spec(list(shape), dtype)
+    return {
+        "name": name, "kind": kind, "scalars": {}, "seed": len(name), "outputs": {"y": {**like, **extra.pop("y", {})}},
+        "inputs": {"residual": like, "x": like, "gate": spec(gate, dtype)},
+        "tolerance": {"atol": 0.05 if dtype != "f32" else 1e-5, "rtol": 0.05 if dtype != "f32" else 1e-5}, **extra,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("large", "production", "bf16", [1, 12, 8]),
+    row("small", "production", "bf16", [1, 1, 8]),
+    row("strided", "regression", "f32", [1, 4, 1, 8], y={"stride": GAPS}),
+    row("rejected", "regression", "f32", [1, 5, 1, 8], rejects="INVALID_ARGUMENT"),
+    row("half", "regression", "f16", [1]),
+]
+TOML = """schema_version = 1
+name = "residual_gate_add"
+title = "a small copy of the task"
+targets = ["sm_90a", "sm_100a"]
+workloads_sha256 = "{digest}"
+[tolerances]
+f32 = {f32}
+f16 = 0.05
+bf16 = 0.05
+[stages]
+quick = ["large", "small", "half"]
+representative = ["large", "strided"]
+[bench]
+trials = 3
+iterations = 2
+min_sample_us = 1.0
+"""
+
+
+def write_task(root: Path, rows: list[dict[str, Any]] = ROWS, f32: float = 1e-5) -> Path:
+    folder = root / TASK
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"schema": "amk.workloads", "schema_version": 1, "task": TASK, "rows": rows})
+    (folder / "workloads.json").write_text(text)
+    (folder / "task.toml").write_text(TOML.format(digest=hashlib.sha256(text.encode()).hexdigest(), f32=f32))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AMK_TASKS_DIR", str(tmp_path / "tasks"))
+    return write_task(tmp_path / "tasks")
+
+
+def in_this_process(kind: str, monkeypatch: pytest.MonkeyPatch, drop: str | None = None) -> list[dict[str, Any]]:
+    """Workers without their processes: what crosses between them is still JSON. Returns the jobs as they come."""
+    jobs = []
+
+    def run_job(job: Any, parts: Any, say: Any, *, total_s: float) -> Any:
+        jobs.append(json.loads(json.dumps(job)))
+        device = getattr(fake_task_devices, kind)(0)
+        facts, arrays = run_action(jobs[-1], parts, device, lambda text, limit_s: None)
+        if drop is not None and "rows" in facts:
+            facts["rows"] = [answer for answer in facts["rows"] if answer["name"] != drop]
+        return json.loads(json.dumps(facts)), arrays
+
+    monkeypatch.setattr(task_run, "run_job", run_job)
+    return jobs
+
+
+def reasons(record: dict[str, Any]) -> set[str]:
+    return {entry["reason"] for entry in record["reasons"]}
+
+
+def assert_no_time(record: dict[str, Any]) -> None:
+    """An invalid record has its reasons, and no figure anywhere."""
+    assert record["valid"] is False and record["counts"] is False and record["headline"] is None
+    text = json_lines(record) + markdown(record) + table(record)
+    assert not re.search(r'(?<!min_sample)_us"|median|speed_up|samples|gb_per_s|copy_ways', text)
+    assert "INVALID" in table(record) and "no time is given" in markdown(record)
+
+
+# --- an honest device -----------------------------------------------------------------------------------------------
+
+
+def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = in_this_process("Honest", monkeypatch)
+    record = run_kernel_bench(TASK)
+    assert record["valid"] and record["counts"] and record["reasons"] == []
+    assert [(one["name"], one["kind"]) for one in record["rows"]] == [(one["name"], one["kind"]) for one in ROWS]
+    assert record["headline"]["rows"] == 2
+    assert record["headline"]["geometric_mean"] == pytest.approx(2.0 / 1.05)
+    for one in record["rows"][:2]:
+        assert one["cold"]["solution"]["share_of_copy"] == pytest.approx(1 / 1.05, rel=0.05)
+        assert one["cold"]["solution"]["samples"] == one["warm"]["copy"]["samples"] == 6
+        assert one["copy_ways"]["cold"]["plain"] < one["copy_ways"]["cold"]["slower"]
+        assert len(one["after"]) == 3 * 2 * 2 and one["before"]["trials"] == 3
+    timed = [job["rows"] for job in jobs if job["action"] == "time"]
+    assert timed == [["large"], ["small"]]  # a process each, after the regression rows
+    assert [job["action"] for job in jobs] == ["devices", "check", "time", "time"]
+    assert "not validated on a B200" in " ".join(record["notes"])
+    for proof in (*record["proofs"]["baseline"], *record["proofs"]["solution"]):
+        assert proof["ran"] == "sm_90a" and set(proof["cubins"]) == {"sm_90a", "sm_100a"}
+    text = markdown(record)
+    for said in (
+        "not validated on a B200",
+        record["workloads_sha256"],
+        "GPU-fake",
+        fake_task_devices.COMMAND,
+        "sm_100a",
+    ):
+        assert said in text
+    lines = [json.loads(line) for line in json_lines(record).splitlines()]
+    assert [line["line"] for line in lines] == ["record"] + ["row"] * 5
+
+
+def test_cold_rotates_over_several_times_the_l2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_this_process("Honest", monkeypatch)
+    for one in run_kernel_bench(TASK)["rows"][:2]:
+        assert one["sets"] * one["bytes_moved"] >= 4 * fake_task_devices.Honest(0).facts()["l2_bytes"]
+        assert one["launches"]["cold"]["solution"] % one["sets"] == 0
+
+
+@pytest.mark.parametrize(("stage", "names"), [("quick", ["large", "small", "half"]),
+                                              ("representative", ["large", "strided"])])  # fmt: skip
+def test_only_full_counts(folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str, names: list[str]) -> None:
+    in_this_process("Honest", monkeypatch)
+    record = run_kernel_bench(TASK, stage=stage)
+    assert record["valid"] and not record["counts"] and [one["name"] for one in record["rows"]] == names
+    assert "only full counts" in markdown(record) and "does not count" in table(record)
+
+
+# --- the ten frauds, and others -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Stale", "stale-output"),
+        ("Cached", "cached-result"),
+        ("WrongStream", "wrong-stream"),
+        ("WrongStreamOfBaseline", "wrong-stream"),
+        ("DifferentFlags", "different-flags"),
+        ("FastMath", "different-flags"),
+        ("NotANumber", "non-finite"),
+        ("Zeros", "wrong-value"),
+        ("OneWrongElement", "wrong-value"),
+        ("MissingCubin", "missing-cubin"),
+        ("OtherCubin", "missing-cubin"),
+        ("LazyWhenTimed", "stale-output"),
+        ("Synchronises", "synchronises"),
+        ("TooFast", "too-fast"),
+        ("OutOfBounds", "out-of-bounds"),
+        ("FillsTheGaps", "out-of-bounds"),
+        ("ChangesInput", "input-changed"),
+        ("RefusesNothing", "status"),
+        ("Replaced", "changed-library"),
+    ],
+)
+def test_a_fraud_is_refused_with_its_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
+) -> None:
+    in_this_process(kind, monkeypatch)
+    record = run_kernel_bench(TASK)
+    assert reason in reasons(record), record["reasons"]
+    assert reasons(record) <= {reason, "missing-row"}  # rows that were not timed because others had failed
+    assert_no_time(record)
+
+
+@pytest.mark.parametrize("kind", ["DifferentFlags", "MissingCubin"])
+def test_a_library_that_proves_nothing_is_not_even_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    jobs = in_this_process(kind, monkeypatch)
+    assert len(run_kernel_bench(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
+
+
+def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process("LazyWhenTimed", monkeypatch)
+    assert any("after timing" in entry["message"] for entry in run_kernel_bench(TASK)["reasons"])
+
+
+def test_what_no_memory_allows_is_no_time() -> None:
+    """Up to 1.5 times the speed of the copy is believed; a copy of few bytes is latency alone, and leaves more room."""
+    assert require_possible("s", 10_000, 8.0, 10_000, 10.0) == pytest.approx(1.25)
+    assert require_possible("s", 1_000, 1.0, 1_000, 2.0) == pytest.approx(2.0)
+    for us, copy_us in ((5.0, 10.0), (0.5, 2.0)):
+        with pytest.raises(Refused) as caught:
+            require_possible("s", 1_000, us, 1_000, copy_us)
+        assert caught.value.reason == "too-fast"
+
+
+def test_zeros_within_the_tolerance_prove_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tolerance that a result of zeros would pass: the row is refused, also for a device that is right."""
+    rows = copy.deepcopy(ROWS)
+    rows[2]["tolerance"] = {"atol": 50.0, "rtol": 0.0}
+    write_task(folder.parent, rows, f32=50.0)
+    for kind in ("Zeros", "Honest"):
+        in_this_process(kind, monkeypatch)
+        record = run_kernel_bench(TASK)
+        assert ("zero-passes", "strided") in {(entry["reason"], entry["row"]) for entry in record["reasons"]}
+        assert_no_time(record)
+
+
+@pytest.mark.parametrize("name", ["small", "half"])
+def test_a_skipped_row_makes_the_result_invalid_and_not_shorter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    in_this_process("Honest", monkeypatch, drop=name)
+    record = run_kernel_bench(TASK)
+    assert [(entry["reason"], entry["row"]) for entry in record["reasons"]] == [("missing-row", name)]
+    assert_no_time(record)
+
+
+def test_changed_rows_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_this_process("Honest", monkeypatch)
+    path = folder / "workloads.json"
+    path.write_text(path.read_text().replace('"seed": 5', '"seed": 6'))
+    with pytest.raises(InputError, match="it is frozen: expected SHA-256 [0-9a-f]{64}"):
+        run_kernel_bench(TASK)
+
+
+def test_rows_that_change_during_the_run_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where task.toml is changed with them, so that both agree."""
+    in_this_process("Honest", monkeypatch)
+    real = task_run.run_job
+
+    def then_change(job: Any, *arguments: Any, **options: Any) -> Any:
+        answer = real(job, *arguments, **options)
+        if job["action"] == "check":
+            write_task(folder.parent, [{**ROWS[0], "seed": 77}, *ROWS[1:]])
+        return answer
+
+    monkeypatch.setattr(task_run, "run_job", then_change)
+    with pytest.raises(InputError, match="changed during the run"):
+        run_kernel_bench(TASK)
+
+
+@pytest.fixture
+def sealed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    in_this_process("Honest", monkeypatch)
+    return run_kernel_bench(TASK)
+
+
+def tamper_before(record: dict[str, Any]) -> None:
+    record["rows"][0]["before"] = {}
+
+
+def tamper_after(record: dict[str, Any]) -> None:
+    record["rows"][1]["after"].pop()
+
+
+def tamper_one_side(record: dict[str, Any]) -> None:
+    del record["rows"][1]["before"]["errors"]["solution"]
+
+
+def tamper_digest(record: dict[str, Any]) -> None:
+    record["workloads_sha256"] = "0" * 64
+
+
+def tamper_twice(record: dict[str, Any]) -> None:
+    record["rows"].append(record["rows"][0])
+
+
+def tamper_kernel(record: dict[str, Any]) -> None:
+    record["rows"][0]["kernels"]["solution"] = []
+
+
+def tamper_flags(record: dict[str, Any]) -> None:
+    del record["library"]["build"]["tasks"][TASK]["baseline"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (tamper_before, "unchecked-time"),
+        (tamper_after, "unchecked-time"),
+        (tamper_one_side, "unchecked-time"),
+        (tamper_digest, "changed-workloads"),
+        (tamper_twice, "missing-row"),
+        (tamper_kernel, "missing-cubin"),
+        (tamper_flags, "different-flags"),
+    ],
+)
+def test_a_record_is_sealed_only_with_all_its_evidence(sealed: dict[str, Any], tamper: Any, reason: str) -> None:
+    task = load_task(TASK)
+    assert seal(task, sealed)["valid"]
+    tamper(sealed)
+    record = seal(task, sealed)
+    assert reasons(record) == {reason}
+    assert_no_time(record)
+
+
+def test_a_worker_that_dies_is_a_reason_and_its_rows_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own, as they are on a GPU."""
+    monkeypatch.setattr(task_run, "_DEVICE_CLASS", "fake_task_devices:Crash")
+    monkeypatch.syspath_prepend(str(HERE))
+    record = run_kernel_bench(TASK, stage="quick")
+    assert ("worker", "half") in {(entry["reason"], entry["row"]) for entry in record["reasons"]}
+    assert "SIGSEGV" in record["reasons"][-1]["message"] and "half" in [one["name"] for one in record["rows"]]
+    assert_no_time(record)
+
+
+def test_an_honest_run_in_processes_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(task_run, "_DEVICE_CLASS", "fake_task_devices:Honest")
+    monkeypatch.syspath_prepend(str(HERE))
+    output, plot = tmp_path / "docs", tmp_path / "p.svg"
+    assert cli.main(["bench", "kernel", TASK, "--output", str(output), "--plot", str(plot), "--quiet"]) == 0
+    assert "1.905x against the in-repo baseline" in capsys.readouterr().out
+    assert sorted(path.name for path in output.iterdir()) == ["results.jsonl", "results.md"]
+    assert b"best copy, same run" in plot.read_bytes()
+
+
+def test_an_invalid_result_leaves_the_files_of_the_last_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.md").write_text("as it was")
+    in_this_process("Stale", monkeypatch)
+    assert cli.main(["bench", "kernel", TASK, "--output", str(tmp_path), "--quiet", "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == "FAILED" and answer["files"] == [] and answer["schema"] == "amk.kernel_bench"
+    assert (tmp_path / "results.md").read_text() == "as it was" and not (tmp_path / "results.jsonl").exists()
+
+
+def test_an_external_baseline_is_named_with_its_source(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = in_this_process("Honest", monkeypatch)
+    source = {"repository": "https://example.org/k.git", "branch": "main", "commit": "c0ffee", "resolved": "now",
+              "files": [{"path": "k.py", "sha256": "7" * 64}]}  # fmt: skip
+    monkeypatch.setattr(task_run, "find_external", lambda spec, task: External(spec, task, "fake:Device", source))
+    arguments = ["bench", "kernel", TASK, "--baseline", "k:f", "--output", str(tmp_path / "docs"), "--quiet"]
+    assert cli.main(arguments) == 0 and "against k:f" in capsys.readouterr().out
+    timed = [job for job in jobs if job["action"] == "time"]
+    assert {(job["external"], job["device_class"]) for job in timed} == {("k:f", "fake:Device")}
+    assert all("external" not in job for job in jobs if job["action"] == "check")  # our two sides
+    names = sorted(path.name for path in (tmp_path / "docs").iterdir())
+    assert names == ["baseline_source.md", "results_k_f.jsonl", "results_k_f.md"]
+    assert "c0ffee" in (tmp_path / "docs" / "baseline_source.md").read_text()
+    head = json.loads((tmp_path / "docs" / "results_k_f.jsonl").read_text().splitlines()[0])
+    assert head["baseline"]["commit"] == "c0ffee" and list(head["proofs"]) == ["solution"]
+    assert head["library"]["cubins"][0]["kernels"] == 3
+
+
+def test_every_reason_is_explained(folder: Path) -> None:
+    source = "".join(path.read_text() for path in (Path(task_run.__file__).parent).glob("*.py"))
+    used = set(re.findall(r'(?:Refused\(\s*|fault\(|_refused\(row, )"([a-z-]+)"', source))
+    assert used == set(REASONS)
