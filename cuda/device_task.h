@@ -10,6 +10,7 @@
 namespace amk {
 
 constexpr int kWarpThreads = 32;
+constexpr uint32_t kWholeWarp = 0xffffffffu;
 // Registers change hands between groups of four warps, so the producer has a whole group, of which one lane works.
 constexpr int kProducerThreads = 4 * kWarpThreads;
 

@@ -9,7 +9,7 @@
 // rsqrtf, whose 2 ulp are no more than the rounding of the sum below it.
 #pragma once
 
-#include "reduce.cuh"
+#include "device_task.h"
 #include "tile_io.cuh"
 
 namespace amk {

@@ -155,12 +155,12 @@ __device__ __forceinline__ void bulk_stores_read() {
 // Programmatic dependent launch: the first returns when the kernels before this one are over and their writes visible
 // (at once in a plain launch); the second lets the next kernel's blocks be placed from here on.
 __device__ __forceinline__ void await_prior_kernels() {
-#if AMK_HAS_COPY_ENGINE
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void admit_next_kernel() {
-#if AMK_HAS_COPY_ENGINE
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }

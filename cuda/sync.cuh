@@ -13,7 +13,6 @@
 
 namespace amk {
 
-constexpr uint32_t kWholeWarp = 0xffffffffu;
 // Thread 0 sends signals and the release makes its warp wait for the block's writes, so another warp polls.
 constexpr int kPollWarp = 1;
 constexpr uint32_t kEagerPolls = 256;   // before the first sleep: most waits are over within a few microseconds

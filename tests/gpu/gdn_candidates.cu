@@ -1,5 +1,6 @@
 #include "gdn_candidates.h"
 
+#include "gdn_bulk.cuh"
 #include "gdn_launch.cuh"
 
 namespace gpu_test {

@@ -10,6 +10,8 @@ struct __half {
 struct __half2 {
   __half x, y;
 };
+inline __half __ushort_as_half(unsigned short v) { return {v}; }
+inline unsigned short __half_as_ushort(__half v) { return v.bits; }
 inline float __half2float(__half v) { return amk::f16_to_f32(v.bits); }
 inline __half __float2half_rn(float v) { return {amk::f32_to_f16(v)}; }
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }

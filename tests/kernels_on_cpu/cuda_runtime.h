@@ -24,6 +24,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -34,10 +35,13 @@ struct alignas(16) uint4 {
 struct alignas(8) float2 {
   float x, y;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3() = default;
-  explicit dim3(unsigned n) : x(n) {}
+  explicit dim3(unsigned n, unsigned m = 1, unsigned k = 1) : x(n), y(m), z(k) {}
 };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -163,6 +167,11 @@ inline float __shfl_xor_sync(unsigned mask, float v, int lanes) {
   return block.threads[partner]->slot[parity];
 }
 
+inline void __syncwarp() {}  // for order alone: lanes that exchange memory would need more
+template <class T>
+void __stcg(T* p, T v) {
+  *p = v;
+}
 template <class T>
 T __ldcs(const T* p) {
   return *p;
@@ -187,7 +196,12 @@ inline int max(int a, int b) { return a > b ? a : b; }
 uint64_t __cvta_generic_to_shared(const void* p);  // named by functions that no kernel here calls
 
 typedef struct kernels_on_cpu_stream* cudaStream_t;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 4, cudaSuccess; }
@@ -211,7 +225,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return cudaErrorInvalidConfiguration;
   gridDim = config->gridDim;
   blockDim = config->blockDim;
-  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
-    kernels_on_cpu::run_block(blockDim.x, [&] { kernel(args...); });
+  for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
+        kernels_on_cpu::run_block(blockDim.x, [&] { kernel(args...); });
   return cudaSuccess;
 }

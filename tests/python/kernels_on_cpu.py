@@ -103,12 +103,12 @@ class Side:
         )  # fmt: skip
 
 
-def build(folder, name, side):
+def build(folder, name, side, *sources):
     out = folder / f"{name}_{side}.so"
     subprocess.run(
         [COMPILER, "-x", "c++", "-std=c++20", "-O0", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared",
          "-fPIC", *(f"-I{ROOT / at}" for at in ("tests/kernels_on_cpu", "benchmarks/tasks/include", "csrc", "cuda")),
-         TASKS / name / side / f"{name}_{side}.cu", "-o", out],
+         TASKS / name / side / f"{name}_{side}.cu", *(ROOT / "csrc" / source for source in sources), "-o", out],
         check=True,
     )  # fmt: skip
     return Side(ctypes.CDLL(out), f"amk_task_{name}_{side}", importlib.import_module(f"amk.tasks.oracles.{name}"))

@@ -2,14 +2,15 @@
 // In: operands as problem.cuh reads them. Out: o and the new state. S k of a row stays in the warp that updates the
 // row: an entry allocates nothing. Each kernel works out for itself what it needs of gates and norms.
 #include "../problem.cuh"
-#include "reduce.cuh"
+#include "device_task.h"
+#include "launch.cuh"
 #include "tile_io.cuh"
 
 namespace gdn_decode {
 namespace {
 
 constexpr int kThreads = 256, kRowsPerBlock = kThreads / amk::kWarpThreads, kDim = amk::kGdnHeadDim;
-constexpr int kPerLane = kDim / amk::kWarpThreads;
+constexpr int kPerLane = kDim / amk::kWarpThreads, kBlocksPerHead = kDim / kRowsPerBlock;
 
 __device__ float any(const void* base, int64_t at, int32_t dtype) {
   switch (dtype) {
@@ -19,14 +20,19 @@ __device__ float any(const void* base, int64_t at, int32_t dtype) {
   }
 }
 
+__device__ float warp_sum(float v) {
+  for (int mask = amk::kWarpThreads / 2; mask > 0; mask /= 2) v += __shfl_xor_sync(amk::kWholeWarp, v, mask);
+  return v;
+}
+
 // Row of a warp: [batch, value head, row].
 struct Row {
   int batch, head, key_head, row, lane;
   __device__ explicit Row(const amk_gdn_decode_t& g)
-      : batch(blockIdx.z),
-        head(blockIdx.y),
-        key_head(blockIdx.y / (g.value_heads / g.key_heads)),
-        row(blockIdx.x * kRowsPerBlock + threadIdx.x / amk::kWarpThreads),
+      : batch(blockIdx.x / kBlocksPerHead / g.value_heads),
+        head(blockIdx.x / kBlocksPerHead % g.value_heads),
+        key_head(head / (g.value_heads / g.key_heads)),
+        row(blockIdx.x % kBlocksPerHead * kRowsPerBlock + threadIdx.x / amk::kWarpThreads),
         lane(threadIdx.x % amk::kWarpThreads) {}
   __device__ int64_t at(const int64_t (&stride)[3]) const {
     return batch * stride[0] + head * stride[1] + row * stride[2];
@@ -43,7 +49,7 @@ __device__ void read_vector(const amk_gdn_decode_t& g, const void* base, const i
     sum += out[i] * out[i];
   }
   if (!g.l2norm) return;
-  const float norm = sqrtf(amk::warp_sum(sum) + amk::kGdnNormEps);
+  const float norm = sqrtf(warp_sum(sum) + amk::kGdnNormEps);
   for (int i = 0; i < kPerLane; ++i) out[i] /= norm;
 }
 
@@ -66,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ amk_g
   read_vector(g, g.k, g.k_stride, r, k);
   float* state = static_cast<float*>(g.state_out) + r.at(g.state_out_stride);
   for (int i = 0; i < kPerLane; ++i) sum += state[r.lane + i * amk::kWarpThreads] * k[i];
-  const float v = any(g.v, r.at(g.v_stride), g.dtype), delta = beta * (v - amk::warp_sum(sum));
+  const float v = any(g.v, r.at(g.v_stride), g.dtype), delta = beta * (v - warp_sum(sum));
   for (int i = 0; i < kPerLane; ++i) state[r.lane + i * amk::kWarpThreads] += delta * k[i];
 }
 
@@ -77,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) read_out(const __grid_constant__ amk
   read_vector(g, g.q, g.q_stride, r, q);
   const float* state = static_cast<const float*>(g.state_out) + r.at(g.state_out_stride);
   for (int i = 0; i < kPerLane; ++i) sum += state[r.lane + i * amk::kWarpThreads] * q[i];
-  sum = amk::warp_sum(sum);
+  sum = warp_sum(sum);
   if (r.lane == 0) amk::store(static_cast<T*>(g.out) + r.at(g.out_stride), g.scale * sum);
 }
 
@@ -92,14 +98,15 @@ int32_t amk_task_gdn_decode_baseline(const amk_task_tensor_t* inputs, int32_t n_
   amk_gdn_decode_t g;
   const int32_t refusal = read_problem(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs, g);
   if (refusal) return refusal;
-  const dim3 grid(kDim / kRowsPerBlock, static_cast<unsigned>(g.value_heads), static_cast<unsigned>(g.batch));
-  const auto s = static_cast<cudaStream_t>(stream);
-  decay<<<grid, kThreads, 0, s>>>(g);
-  update<<<grid, kThreads, 0, s>>>(g);
+  const int64_t blocks = int64_t{kBlocksPerHead} * g.value_heads * g.batch;
+  const auto run = [&](void (*kernel)(amk_gdn_decode_t)) {
+    return amk::task::launch(amk::task::Order::kPlain, kernel, blocks, kThreads, stream, g);
+  };
+  if (const int32_t status = run(decay)) return status;
+  if (const int32_t status = run(update)) return status;
   switch (g.dtype) {
-    case AMK_DTYPE_F32: read_out<float><<<grid, kThreads, 0, s>>>(g); break;
-    case AMK_DTYPE_F16: read_out<__half><<<grid, kThreads, 0, s>>>(g); break;
-    default: read_out<__nv_bfloat16><<<grid, kThreads, 0, s>>>(g);
+    case AMK_DTYPE_F32: return run(read_out<float>);
+    case AMK_DTYPE_F16: return run(read_out<__half>);
+    default: return run(read_out<__nv_bfloat16>);
   }
-  return cudaGetLastError();
 }
