@@ -161,6 +161,7 @@ PY_ARROWS = {
     "tasks/oracles": set(),
     "tasks/oracles/norm_scale_shift": set(),
     "tasks/oracles/qknorm_rope": set(),
+    "tasks/oracles/gdn_decode": set(),
     "tasks/oracles/residual_gate_add": set(),  # a judge that shares nothing with what it judges
     "tasks/stats": set(),
     "tasks/cubins": {"errors"},

@@ -14,7 +14,9 @@ pytestmark = needs_compiler
 @pytest.fixture(scope="module", params=["baseline", "solution"])
 def side(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
-    return build(folder, TASK.name, request.param, "gdn/check.cpp", "base/error.cpp")
+    side = build(folder, TASK.name, request.param, "gdn/check.cpp", "base/error.cpp")
+    side.rounds_once = False  # sums of 128 terms: the rows' own tolerances hold
+    return side
 
 
 def test_regression_rows(side):
