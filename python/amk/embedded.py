@@ -15,10 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from .checkpoint import FILE_DTYPES, STORAGE, Checkpoint, WeightSource, weight_plan
+from .checkpoint import FILE_DTYPES, STORAGE, Checkpoint, WeightSource
 from .errors import InputError
 from .model_config import ModelConfig, RopeScaling
 from .safetensors import TensorEntry
+from .weight_plan import weight_plan
 
 __all__ = ["EMBEDDED", "SHAPES", "EmbeddedModel", "ShapeModel", "open_model"]
 
@@ -88,7 +89,7 @@ class EmbeddedModel(WeightSource):
         self.name = name
         self.path = None
         self.config = self.table[name]
-        self._shapes = {tensor: shape for parts in weight_plan(self.config).values() for tensor, shape in parts}
+        self._shapes = {part.tensor: part.shape for parts in weight_plan(self.config).values() for part in parts}
 
     def tensor_names(self) -> tuple[str, ...]:
         return tuple(sorted(self._shapes))

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from amk.checkpoint import Checkpoint, Weights, WeightSource, weight_plan
+from amk.checkpoint import Checkpoint, Weights, WeightSource
 from amk.embedded import EMBEDDED, EmbeddedModel, open_model
 from amk.errors import AmkError, InputError, OutOfMemory, UnsupportedModel
 from amk.model_config import rope_inv_freq
+from amk.weight_plan import weight_plan
 from families import FAMILIES, build_checkpoint, rewrite_config_in_v4_style
 
 TORCH_VIEW = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -34,10 +35,12 @@ def require_equal(weights: Weights, state: dict[str, torch.Tensor], source: Weig
     assert set(weights) == {*plan, "rope_inv_freq"}
     used = set()
     for name, parts in plan.items():
-        expected = np.concatenate([bits(state[tensor]) for tensor, _ in parts])
-        assert weights[name].shape == expected.shape
+        rows = [bits(state[part.tensor])[at : at + n] for part in parts for at, n in part.row_runs]
+        expected = np.concatenate(rows).reshape(weights[name].shape)
+        if parts[0].is_widened:
+            expected = state[parts[0].tensor].detach().float().numpy()
         assert np.array_equal(weights[name].view(expected.dtype), expected), name
-        used.update(tensor for tensor, _ in parts)
+        used.update(part.tensor for part in parts)
     assert set(state) - used <= {"lm_head.weight"}  # tied
     assert np.array_equal(weights["rope_inv_freq"], rope_inv_freq(source.config))
 
@@ -362,8 +365,8 @@ def test_embedded_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = weight_plan(model.config)
     assert set(weights) == {*plan, "rope_inv_freq"}
     for canonical, parts in plan.items():
-        assert np.array_equal(weights[canonical], np.concatenate([model.raw(tensor) for tensor, _ in parts]))
-    assert model.tensor_names() == tuple(sorted(tensor for parts in plan.values() for tensor, _ in parts))
+        assert np.array_equal(weights[canonical], np.concatenate([model.raw(part.tensor) for part in parts]))
+    assert model.tensor_names() == tuple(sorted({part.tensor for parts in plan.values() for part in parts}))
     norm = weights["final_norm"]
     values = (norm.astype(np.uint32) << 16).view(np.float32) if model.config.dtype == "bf16" else norm
     assert np.all(np.abs(values - 1.0) <= 0.25) and np.std(values) > 0.05
