@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError, NonFinite
-from .oracle import Oracle, OracleCache, error_limit, logit_error, round_to, synthetic_kv
+from .oracle import Oracle, error_limit, logit_error, round_to, synthetic_kv
+from .oracle_cache import OracleCache
 
 __all__ = [
     "Answers",

@@ -20,6 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 COMMON: dict[str, Any] = {
@@ -94,6 +96,24 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
             "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
         },
     ),
+    "qwen3next": (  # three gated delta nets and one attention layer, two value heads to a key head
+        Qwen3NextConfig,
+        Qwen3NextForCausalLM,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "num_experts": 0,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default", "partial_rotary_factor": 0.25},
+        },
+    ),
     "smollm": (
         LlamaConfig,
         LlamaForCausalLM,
@@ -109,6 +129,8 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
 
 SHARD_BYTES = 48 << 10
 
+torch.set_num_threads(1)  # models this small are slower on more
+
 
 def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
     """A random `transformers` model of the family, in eval mode; `overrides` are config keys."""
@@ -117,10 +139,16 @@ def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 
     model = model_class(config_class(**{**COMMON, **keys, **overrides}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
+            random = torch.randn_like(parameter)
+            if name.endswith("norm.weight"):  # of qwen3_next all but the one inside a gated delta net act as 1 + w
+                centre = 0.0 if family == "qwen3next" and "linear_attn" not in name else 1.0
+                parameter.copy_(centre + 0.2 * random)
             elif name.endswith(".bias"):
-                parameter.copy_(0.3 * torch.randn_like(parameter))
+                parameter.copy_(0.3 * random)
+            elif name.endswith((".A_log", ".dt_bias")):  # decays from almost none to almost all
+                parameter.copy_(random - 1.0)
+            elif name.endswith("conv1d.weight"):
+                parameter.copy_(0.5 * random)
     return model.to(dtype).eval()
 
 

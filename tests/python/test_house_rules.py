@@ -38,7 +38,9 @@ PY_ARROWS = {
     "weight_plan": {"model_config"},
     "checkpoint": {"errors", "strict_json", "safetensors", "model_config", "weight_plan"},
     "embedded": {"errors", "model_config", "checkpoint", "safetensors", "weight_plan"},
-    "oracle": set(),  # the judge of everything shares nothing with it
+    "oracle": {"oracle_delta"},  # the judge of everything shares nothing with it
+    "oracle_delta": set(),
+    "oracle_cache": {"oracle", "oracle_delta"},
     "_lib": {"errors", "_amk_abi"},
     "targets": {"_lib", "errors"},
     "config": {"_lib", "errors", "targets"},
@@ -51,12 +53,12 @@ PY_ARROWS = {
         *{"columns", "tables", "program_read", "program_write"},
     },
     "vm": {"_lib", "errors", "program"},
-    "exam": {"errors", "oracle"},  # the questions and the marks: no lowering, no machine
+    "exam": {"errors", "oracle", "oracle_cache"},  # the questions and the marks: no lowering, no machine
     "verdict": {"errors"},
     "output": {"errors"},
     "evaluate": {
-        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle", "program"},
-        *{"targets", "timing", "verdict", "vm"},
+        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle_cache"},
+        *{"program", "targets", "timing", "verdict", "vm"},
     },
     "megakernel": {"_lib", "errors", "program", "vm"},
     "nvml": set(),
@@ -135,8 +137,8 @@ PY_ARROWS = {
     "search/ray_executor": {"errors", "search/executor", "search/pool", "supervisor"},
     "search/jobs": {"evaluate", "megakernel", "search/pair_job", "targets"},  # what runs in a worker
     "search/pair_job": {
-        *{"_lib", "config", "embedded", "errors", "evaluate", "exam", "gpu_trial", "measure_pair", "nvml", "oracle"},
-        *{"search/jobs", "search/pairs", "supervisor", "timing"},
+        *{"_lib", "config", "embedded", "errors", "evaluate", "exam", "gpu_trial", "measure_pair", "nvml"},
+        *{"oracle_cache", "search/jobs", "search/pairs", "supervisor", "timing"},
     },
     "search/resume": {
         *{"config", "errors", "propose", "records", "search/campaign", "search/optuna_sampler", "search/plan"},

@@ -20,7 +20,7 @@ from ..exam import Answers, ask_oracle, grade
 from ..gpu_trial import CLOCK_TOLERANCE, TIMEOUT_S, TOTAL_S
 from ..measure_pair import SIDES
 from ..nvml import held_back_by
-from ..oracle import OracleCache
+from ..oracle_cache import OracleCache
 from ..supervisor import run_job
 from ..timing import TIMED_STEPS, WARM_UP_STEPS, make_plan
 from .pairs import pair_order
