@@ -10,7 +10,8 @@
  *  - Structs that cross by pointer and may grow start with `struct_size` = sizeof(the struct); new fields only at
  *    the end. A smaller size than this header's first version is AMK_ERR_INVALID_ARGUMENT.
  *  - Dimension letters in shapes: L layers, H hidden, F feed-forward, Q query heads, G kv heads, D head dim,
- *    S cache rows (max_seq), V vocabulary, T KV splits.
+ *    S cache rows (max_seq), V vocabulary, T KV splits. Of a gated delta net: Hq key heads, Hv value heads, E head dim,
+ *    W convolution width, C = (2Hq+Hv)*E channels.
  */
 #ifndef AMK_H
 #define AMK_H
@@ -28,7 +29,7 @@ extern "C" {
 /* amk-cdef-begin */
 
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 3
+#define AMK_ABI_VERSION_MINOR 4
 #define AMK_IR_VERSION 1
 
 /* ---- limits ------------------------------------------------------------------------------------------------ */
@@ -46,6 +47,7 @@ extern "C" {
 #define AMK_MAX_HIDDEN 1048576 /* 2^20 */
 #define AMK_MAX_VOCAB 4194304  /* 2^22 */
 #define AMK_ROW_GROUP 8        /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
+#define AMK_MAX_CONV_WIDTH 8   /* taps of a causal convolution */
 #define AMK_VECTOR_BYTES 16    /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
 #define AMK_PAGE_ALIGN 256     /* alignment of pages that the lowering places */
 #define AMK_MAX_REPORTED 64    /* rejections kept in a report; the count goes on */
@@ -101,6 +103,9 @@ typedef enum amk_buffer_kind {
   AMK_KIND_IO_INPUT = 3,
   AMK_KIND_IO_OUTPUT = 4,
   AMK_KIND_CONST = 5,
+  /* What one step leaves to the next: a recurrent state. Owned by the machine, zero at first. Within a step each of its
+   * bytes is read and then written, once, by one and the same task, which names the buffer as an input and as an
+   * output; nobody else touches it. A failed step poisons it: amk_vm_run says how. */
   AMK_KIND_STATE = 6
 } amk_buffer_kind;
 
@@ -115,7 +120,8 @@ typedef enum amk_opcode {
   /* in: token i32 [1], table T [V=vocab, H=hidden]. out[n_off + i] = table[token, n_off + i] for i < N_tile. */
   AMK_OP_EMBED = 2,
   /* in: x T, weight T [hidden]. For rows r < M_tile: out[n_off + r*hidden + j] =
-   * x[m_off + r*hidden + j] * weight[j] / sqrt(mean_j(x^2) + eps)   (Zhang & Sennrich 2019, arXiv:1910.07467). */
+   * x[m_off + r*hidden + j] * weight[j] / sqrt(mean_j(x^2) + eps)   (Zhang & Sennrich 2019, arXiv:1910.07467).
+   * NORM_PLUS_ONE is allowed. */
   AMK_OP_RMSNORM = 3,
   AMK_OP_LAYERNORM = 4,
   /* in: x T, weight T [N, K], then in this order where the flag is set: NORM weight T [K], BIAS T [N],
@@ -163,7 +169,27 @@ typedef enum amk_opcode {
   AMK_OP_FUSED = 19,
   /* in: best_value f32 [M], best_index i32 [M]. out: i32 [1], the index of the largest value, lowest index on a
    * tie; -1 where any entry is -1. */
-  AMK_OP_ARGMAX_COMBINE = 20
+  AMK_OP_ARGMAX_COMBINE = 20,
+  /* in: x T (channel c at m_off + c), weight T [C=N, W=K] (WEIGHT or CONST), state T [C, W-1], oldest first, of kind
+   * STATE. out: y T [C], and the same state. For c in [n_off, n_off + N_tile): y[c] = silu(sum_{j < W-1} weight[c, j] *
+   * state[c, j] + weight[c, W-1] * x[c]); then state[c, :] moves down by one and x[c] becomes its last.
+   * 2 <= W <= AMK_MAX_CONV_WIDTH. */
+  AMK_OP_CAUSAL_CONV = 21,
+  /* in: qkv T [C] (q of key head g at g*D, its k at (Hq + g)*D, v of value head h at (2*Hq + h)*D), ba T (b of value
+   * head h at m_off + h, its a at m_off + Hv + h), a_log f32 [Hv] and dt_bias f32 [Hv] (WEIGHT or CONST), state f32
+   * [Hv, D (of v), D (of k)] of kind STATE. out: o T [Hv*D], and the same state. Hv = n_heads, Hq = n_kv_heads,
+   * D = head_dim; value head h has key head g = h / (Hv / Hq). Covers value heads h in [n_off, n_off + N_tile); with S
+   * the state of h, all in f32 (Yang et al. 2024, "Gated Delta Networks", arXiv:2412.06464):
+   *   S = exp(-exp(a_log) * softplus(a + dt_bias)) * S; S = S + sigmoid(b) * (v - S k) k^T; o[h*D ...] = scale * S q.
+   * L2_NORM: q and k are first divided by sqrt(sum(x^2) + eps), in f32. D elements of T are whole 16-byte vectors. */
+  AMK_OP_GDN_DECODE = 22,
+  /* in: o T [Hv*D], z T (element i at m_off + i), weight T [D]. out T [Hv*D]. Hv = n_heads, D = head_dim; for heads h
+   * in [n_off, n_off + N_tile): out[h*D + j] = o[h*D + j] / sqrt(mean_j(o^2) + eps) * weight[j] * silu(z[m_off + h*D +
+   * j]). NORM_PLUS_ONE is not allowed. */
+  AMK_OP_GATED_RMSNORM = 23,
+  /* in: a T, b T. out[n_off + i] = a[n_off + i] / (1 + exp(-b[m_off + n_off + i])) for i < N_tile; in place of a
+   * allowed. */
+  AMK_OP_SIGMOID_MUL = 24
 } amk_opcode;
 
 /* Bits of amk_params_t.flags: fusions into an instruction. */
@@ -172,7 +198,9 @@ typedef enum amk_flag {
   AMK_FLAG_BIAS = 2,
   AMK_FLAG_SILU_PAIR = 4,
   AMK_FLAG_RESIDUAL = 8,
-  AMK_FLAG_ROPE = 16
+  AMK_FLAG_ROPE = 16,
+  AMK_FLAG_NORM_PLUS_ONE = 32, /* with NORM, and in RMSNORM: each norm weight w is used as 1 + w, added in f32 */
+  AMK_FLAG_L2_NORM = 64        /* GDN_DECODE alone; uses eps */
 } amk_flag;
 
 /* ---- POD tables: little-endian, natural C alignment ----------------------------------------------------------- */
@@ -272,20 +300,30 @@ typedef enum amk_model_feature {
   AMK_MODEL_O_BIAS = 2,
   AMK_MODEL_MLP_BIAS = 4,
   AMK_MODEL_QK_NORM = 8,
-  AMK_MODEL_TIED_HEAD = 16
+  AMK_MODEL_TIED_HEAD = 16,
+  AMK_MODEL_ATTENTION_GATE = 32, /* wqkv [(2Q+2G)*D, H], gate rows behind v: wo sees attention * sigmoid(gate) */
+  AMK_MODEL_NORM_PLUS_ONE = 64   /* attn_norm, mlp_norm, final_norm, q_norm, k_norm are used as 1 + w */
 } amk_model_feature;
 
-/* One dense decoder. Weights by name, in `dtype`, row-major, i < layers:
+/* One decoder. Weights by name, in `dtype`, row-major, i < layers:
  *   embed [V,H]; layers.{i}.attn_norm [H]; layers.{i}.wqkv [(Q+2G)*D, H] (q, k, v rows); layers.{i}.bqkv;
  *   layers.{i}.q_norm, layers.{i}.k_norm [D]; layers.{i}.wo [H, Q*D]; layers.{i}.bo [H]; layers.{i}.mlp_norm [H];
  *   layers.{i}.w_gate_up [2F, H] (gate, then up rows); layers.{i}.b_gate_up [2F]; layers.{i}.w_down [H, F];
- *   layers.{i}.b_down [H]; final_norm [H]; lm_head [V,H] (absent when tied: embed is read); rope_inv_freq f32 [D/2]. */
+ *   layers.{i}.b_down [H]; final_norm [H]; lm_head [V,H] (absent when tied: embed is read); rope_inv_freq f32 [D/2].
+ * Hybrid: with full_attention_interval n > 0, layer i is as above where (i + 1) % n == 0; else it is linear attention
+ * (a gated delta net), whose weights in place of wqkv .. bo are layers.{i}.w_gdn_in [2*Hq*E + 2*Hv*E + 2*Hv, H] (q, k,
+ * v, z, b, a rows), layers.{i}.conv_w [C, W], layers.{i}.a_log f32 [Hv], layers.{i}.dt_bias f32 [Hv],
+ * layers.{i}.gdn_norm [E] and layers.{i}.w_gdn_out [H, Hv*E]. Its STATE buffers are layers.{i}.conv_state [C, W-1] and
+ * layers.{i}.gdn_state f32 [Hv, E, E] (of v, of k). q and k are l2-normalised with eps 1e-6, and scale is 1/sqrt(E).
+ * The last five fields are 0 in a dense decoder; a struct_size that ends before them means that. */
 typedef struct amk_model_t {
   uint64_t struct_size;
   int32_t dtype; /* F32, F16 or BF16 */
   int32_t layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_seq;
   int32_t features; /* amk_model_feature bits */
   float eps;
+  int32_t linear_key_heads, linear_value_heads, linear_head_dim, conv_width; /* Hq, Hv, E, W */
+  int32_t full_attention_interval;
 } amk_model_t;
 
 typedef enum amk_fusion {
@@ -332,7 +370,7 @@ typedef struct amk_cost_t {
   uint64_t struct_size;
   double latency_us;      /* predicted by the cost model */
   double bound_us;        /* streamed_bytes / published bandwidth */
-  int64_t streamed_bytes; /* weights, constants and KV rows read, each once */
+  int64_t streamed_bytes; /* weights, constants, KV rows and state read, state written, each once */
   int64_t weight_bytes;
   int64_t arena_bytes;
   double flops;
@@ -468,12 +506,16 @@ amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_
 /* Borrow nbytes at ptr as the storage of every buffer whose source is `name`. ptr must be 16-byte aligned. */
 amk_status amk_vm_bind(amk_vm* vm, const char* name, const void* ptr, uint64_t nbytes);
 /* Copy into / out of a KV_CACHE, STATE, IO_INPUT or (read only) IO_OUTPUT buffer, by buffer name. NONFINITE from read:
- * the f32 output holds NaN or infinity where it was read (the GPU machine; the reference machine says so in run). */
+ * the f32 output holds NaN or infinity where it was read (the GPU machine; the reference machine says so in run).
+ * POISONED from read: a STATE that a failed step left behind; a write of all of its bytes makes it good again. */
 amk_status amk_vm_write(amk_vm* vm, const char* name, uint64_t offset, const void* data, uint64_t nbytes);
 amk_status amk_vm_read(amk_vm* vm, const char* name, uint64_t offset, void* data, uint64_t nbytes);
 /* One launch at position pos. INVALID_ARGUMENT: pos outside [0, max_seq), something not bound, a token outside the
- * table it indexes. */
+ * table it indexes. A step that fails after its first task may have run poisons every STATE: until each is written
+ * whole or amk_vm_reset_state is called, runs are POISONED, naming the step's failure. */
 amk_status amk_vm_run(amk_vm* vm, int32_t pos);
+/* Every STATE zero, as in a new machine, and no longer poisoned. Nothing to do without STATE buffers. */
+amk_status amk_vm_reset_state(amk_vm* vm);
 /* Legal order: another seed for the next runs. */
 amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed);
 void amk_vm_destroy(amk_vm* vm);

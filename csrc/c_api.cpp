@@ -8,6 +8,7 @@
 #include "amk.h"
 #include "base/dtype.h"
 #include "base/error.h"
+#include "base/model.h"
 #include "base/target.h"
 #include "cost/cost.h"
 #include "graph/decoder.h"
@@ -182,11 +183,11 @@ amk_status amk_program_lower(const amk_model_t* model, const amk_schedule_t* sch
                              amk_program** out) {
   return guarded([&] {
     AMK_REQUIRE(out);
-    require_size(model, "model");
+    const amk_model_t whole = amk::read_model(model);
     require_size(schedule, "schedule");
     AMK_REQUIRE(target);
     amk::check_schedule(*schedule, *target);
-    *out = new amk_program{amk::lower(amk::build_decoder(*model), *schedule, *target)};
+    *out = new amk_program{amk::lower(amk::build_decoder(whole), *schedule, *target)};
   });
 }
 
@@ -219,10 +220,10 @@ amk_status amk_program_validate_model(const amk_program* program, const amk_mode
                                       amk_valid_program** valid) {
   return guarded([&] {
     AMK_REQUIRE(program);
-    require_size(model, "model");
+    const amk_model_t whole = amk::read_model(model);
     if (report) *report = nullptr;
     if (valid) *valid = nullptr;
-    hand_out(amk::validate_model(program->program, *model), report, valid);
+    hand_out(amk::validate_model(program->program, whole), report, valid);
   });
 }
 
@@ -380,6 +381,13 @@ amk_status amk_vm_run(amk_vm* vm, int32_t pos) {
   return guarded([&] {
     AMK_REQUIRE(vm);
     vm->vm->run(pos);
+  });
+}
+
+amk_status amk_vm_reset_state(amk_vm* vm) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    vm->vm->reset_state();
   });
 }
 

@@ -12,6 +12,7 @@
 #include "device_memory.h"
 #include "ops/ring.h"
 #include "variants.h"
+#include "vm/states.h"
 #include "vm/vm.h"
 
 #ifndef AMK_CUDA_ARCHITECTURES
@@ -127,7 +128,8 @@ class CudaVm final : public Vm {
         device_(device),
         guard_(options.guard == 1),
         deadline_ms_(options.deadline_ms ? options.deadline_ms : kDefaultDeadlineMs),
-        variant_(find_variant(image_.launch().threads_per_block)) {
+        variant_(find_variant(image_.launch().threads_per_block)),
+        states_(image_) {
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, device_);
     stream_ = make_stream();
@@ -166,6 +168,7 @@ class CudaVm final : public Vm {
     const CurrentDevice current(device_);
     check(cudaMemcpyAsync(at, data, nbytes, cudaMemcpyHostToDevice, stream_.get()), "write");
     check(cudaStreamSynchronize(stream_.get()), "write");
+    states_.written(memory_->find(name), nbytes);
     for (Token& t : tokens_) {  // keep what the host must know to refuse a token before the launch
       const char* token_at = memory_->at(t.buffer);
       if (at > token_at || at + nbytes < token_at + sizeof(int32_t)) continue;
@@ -175,11 +178,22 @@ class CudaVm final : public Vm {
 
   void read(const std::string& name, uint64_t offset, void* data, uint64_t nbytes) override {
     const char* at = range("read", name, offset, data, nbytes, true);
+    states_.require_readable(memory_->find(name));
     if (!nbytes) return;
     const CurrentDevice current(device_);
     check(cudaMemcpyAsync(data, at, nbytes, cudaMemcpyDeviceToHost, stream_.get()), "read");
     check(cudaStreamSynchronize(stream_.get()), "read");
-    check_finite(name, offset, data, nbytes);
+    or_poison_states([&] { check_finite(name, offset, data, nbytes); });
+  }
+
+  void reset_state() override {
+    require_usable();
+    require_idle();
+    const CurrentDevice current(device_);
+    for (int32_t b : states_.buffers())
+      check(cudaMemsetAsync(memory_->at(b), 0, static_cast<size_t>(image_.places[b].nbytes), stream_.get()), "reset");
+    check(cudaStreamSynchronize(stream_.get()), "reset");
+    states_.reset();
   }
 
   void prepare() override {
@@ -206,7 +220,7 @@ class CudaVm final : public Vm {
     check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
     aim(pos);
     poison_if_guarded(stream);
-    enqueue(stream);
+    or_poison_states([&] { enqueue(stream); });
     // A captured launch has not begun: whoever replays the graph knows when it is over.
     is_captured_ = capture != cudaStreamCaptureStatusNone;
     if (!is_captured_) {
@@ -228,8 +242,10 @@ class CudaVm final : public Vm {
     require_usable();
     AMK_CHECK(in_flight_ || is_captured_, AMK_ERR_INVALID_ARGUMENT, "finish: no step is in flight");
     const CurrentDevice current(device_);
-    if (in_flight_) wait_for_step();
-    check_proof();
+    or_poison_states([&] {
+      if (in_flight_) wait_for_step();
+      check_proof();
+    });
   }
 
   void time(int32_t pos, int32_t iterations, float* out_us) override {
@@ -240,7 +256,7 @@ class CudaVm final : public Vm {
       aim(pos);
       poison_if_guarded(stream_.get());  // before the clock starts: no part of a step
       check(cudaEventRecord(begin_.get(), stream_.get()), "cudaEventRecord");
-      enqueue(stream_.get());
+      or_poison_states([&] { enqueue(stream_.get()); });
       check(cudaEventRecord(done_.get(), stream_.get()), "cudaEventRecord");
       in_flight_ = true;
       finish();
@@ -291,6 +307,16 @@ class CudaVm final : public Vm {
   void check(cudaError_t code, const char* what) {
     guarded([&] { check_cuda(code, what); });
   }
+  // What fails once a step may have begun.
+  template <class Body>
+  void or_poison_states(Body body) {
+    try {
+      body();
+    } catch (const Error& e) {
+      states_.poison(e.what());
+      throw;
+    }
+  }
   void require_usable() const {
     AMK_CHECK(poison_reason_.empty(), AMK_ERR_POISONED, "an earlier call left this machine unusable: %s",
               poison_reason_.c_str());
@@ -300,6 +326,7 @@ class CudaVm final : public Vm {
   }
   void check_request(int32_t pos) const {
     require_idle();
+    states_.require_good();
     AMK_CHECK(pos >= 0 && pos < image_.launch().max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)",
               pos, image_.launch().max_seq);
     const std::string unbound = memory_->unbound();
@@ -484,6 +511,7 @@ class CudaVm final : public Vm {
   const bool guard_;
   const int32_t deadline_ms_;
   const KernelVariant& variant_;
+  States states_;
   LaunchShape shape_;
   size_t ledger_bytes_ = 0, scalars_offset_ = 0, choice_bytes_ = 0;
   std::vector<Token> tokens_;

@@ -25,8 +25,9 @@ struct TaskBytes {
   double streamed = 0, cached = 0;
 };
 
-// Matrices and cache rows older than this step come from memory. Vectors (activations, norm weights, biases) come from
-// the L2 cache: the op before has just written them, or another tile has just read them.
+// Matrices, cache rows older than this step and states come from memory, and states go back to it. Vectors
+// (activations, norm weights, biases) come from the L2 cache: the op before has just written them, or another tile has
+// just read them.
 TaskBytes count_bytes(const TaskView& view, int32_t pos) {
   AccessList accesses;
   op_footprint(view, &accesses);
@@ -35,11 +36,12 @@ TaskBytes count_bytes(const TaskView& view, int32_t pos) {
     const double rows = a.any_row ? 1 : static_cast<double>(a.rows);
     const double touched = rows * (static_cast<double>(a.row_bytes) + static_cast<double>(a.row_bytes_per_pos) * pos);
     const int32_t kind = view.bindings[a.buffer].kind;
+    const bool is_state = kind == AMK_KIND_STATE;
     const bool matrix = (kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST) && view.buffers[a.buffer].rank >= 2;
     if (a.region == Region::kKvHistory) {
       bytes.streamed += touched / std::max(1, view.task.params.M);  // one of M splits of the rows
     } else {
-      (matrix && !a.write ? bytes.streamed : bytes.cached) += touched;
+      (is_state || (matrix && !a.write) ? bytes.streamed : bytes.cached) += touched;
     }
   }
   return bytes;
@@ -86,21 +88,23 @@ void add_streamed(const Access& a, const StorageMap& map, int32_t pos, std::vect
   for (int64_t r = 0; r < rows; ++r, begin += a.stride_bytes) out.push_back({place.storage, begin, begin + row_bytes});
 }
 
-// Weights, constants and cache rows [0, pos) that the program reads, each byte once.
+// Weights, constants, states and cache rows [0, pos) that the program reads, each byte once, and states that it writes.
 int64_t count_streamed(const Program& p, const StorageMap& map, int32_t pos) {
   std::vector<Interval> intervals;
   AccessList accesses;
+  int64_t written = 0;  // each byte of a state is, once (V15)
   for (const amk_instruction_t& task : p.tasks) {
     op_footprint({task, p.buffers.data(), p.bindings.data()}, &accesses);
     for (const Access& a : accesses) {
       const int32_t kind = p.bindings[a.buffer].kind;
       const bool bound = kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST;
-      if (a.write || !(bound || a.region == Region::kKvHistory)) continue;
+      if (kind == AMK_KIND_STATE && a.write) written += a.rows * a.row_bytes;
+      if (a.write || !(bound || kind == AMK_KIND_STATE || a.region == Region::kKvHistory)) continue;
       add_streamed(a, map, pos, intervals);
     }
   }
   std::sort(intervals.begin(), intervals.end());
-  int64_t total = 0, covered_to = 0;
+  int64_t total = written, covered_to = 0;
   int32_t storage = -1;
   for (const Interval& i : intervals) {
     if (i.storage != storage) {

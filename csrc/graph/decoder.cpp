@@ -1,6 +1,7 @@
 // The Llama family, one decode step: pre-norm blocks of grouped-query attention and a gated feed-forward network
 // (Touvron et al. 2023, arXiv:2302.13971; Ainslie et al. 2023, arXiv:2305.13245; Shazeer 2020, arXiv:2002.05202),
-// with the biases of Qwen2 and the per-head query and key norms of Qwen3 where the model has them.
+// with the biases of Qwen2, the per-head query and key norms of Qwen3, and the output gate and the gated delta nets of
+// Qwen3-Next (Yang et al. 2024, arXiv:2412.06464) where the model has them.
 #include "graph/decoder.h"
 
 #include <cmath>
@@ -9,13 +10,15 @@
 #include "base/checked.h"
 #include "base/dtype.h"
 #include "base/error.h"
+#include "base/model.h"
 
 namespace amk {
 namespace {
 
 constexpr int32_t kMaxFfn = 1 << 24, kMaxHeads = 1 << 16, kMaxHeadDim = 1 << 12;
-constexpr int32_t kAllFeatures =
-    AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
+constexpr int32_t kAllFeatures = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS | AMK_MODEL_QK_NORM |
+                                 AMK_MODEL_TIED_HEAD | AMK_MODEL_ATTENTION_GATE | AMK_MODEL_NORM_PLUS_ONE;
+constexpr float kL2Eps = 1e-6f;
 
 void check_range(const char* field, int64_t value, int64_t low, int64_t high) {
   AMK_CHECK(value >= low && value <= high, AMK_ERR_INVALID_ARGUMENT, "model.%s is %lld, allowed %lld..%lld", field,
@@ -35,6 +38,25 @@ void check_tensor_bytes(const char* what, int64_t a, int64_t b, int64_t c, int32
   AMK_CHECK(
       checked_mul(a, b, &numel) && checked_mul(numel, c, &numel) && checked_mul(numel, dtype_bits(dtype) / 8, &bytes),
       AMK_ERR_INVALID_ARGUMENT, "model: the bytes of %s overflow 64 bits", what);
+}
+
+void check_linear_layers(const amk_model_t& m) {
+  if (!m.full_attention_interval && !m.linear_key_heads && !m.linear_value_heads && !m.linear_head_dim && !m.conv_width)
+    return;
+  check_range("full_attention_interval", m.full_attention_interval, 1, INT32_MAX);
+  check_range("linear_value_heads", m.linear_value_heads, 1, kMaxHeads);
+  check_range("linear_key_heads", m.linear_key_heads, 1, m.linear_value_heads);
+  check_range("linear_head_dim", m.linear_head_dim, 1, kMaxHeadDim);
+  AMK_CHECK(m.conv_width >= 2 && m.conv_width <= AMK_MAX_CONV_WIDTH, AMK_ERR_UNSUPPORTED,
+            "model.conv_width is %d, supported 2..%d", m.conv_width, AMK_MAX_CONV_WIDTH);
+  AMK_CHECK(m.linear_value_heads % m.linear_key_heads == 0, AMK_ERR_UNSUPPORTED,
+            "model.linear_value_heads is %d, which is not a multiple of model.linear_key_heads %d",
+            m.linear_value_heads, m.linear_key_heads);
+  check_row("linear_head_dim", m.linear_head_dim, m.dtype);
+  const int64_t hq = m.linear_key_heads, hv = m.linear_value_heads, e = m.linear_head_dim;
+  check_range("linear_key_heads and linear_value_heads: rows of w_gdn_in", 2 * (hq + hv) * e + 2 * hv, 1, INT32_MAX);
+  check_tensor_bytes("w_gdn_in", 2 * (hq + hv) * e + 2 * hv, m.hidden, 1, m.dtype);
+  check_tensor_bytes("a state", hv, e, e, AMK_DTYPE_F32);
 }
 
 void check_model(const amk_model_t& m) {
@@ -63,11 +85,13 @@ void check_model(const amk_model_t& m) {
   check_row("head_dim", m.head_dim, m.dtype);
   const int64_t q = m.n_heads, g = m.n_kv_heads, d = m.head_dim;
   // The row ranges of the concatenated weights are 32-bit parameters of tasks.
-  check_range("n_heads and n_kv_heads: rows of wqkv", (q + 2 * g) * d, 1, INT32_MAX);
-  check_tensor_bytes("wqkv", q + 2 * g, d, m.hidden, m.dtype);
+  const int64_t heads = (m.features & AMK_MODEL_ATTENTION_GATE ? 2 * q : q) + 2 * g;
+  check_range("n_heads and n_kv_heads: rows of wqkv", heads * d, 1, INT32_MAX);
+  check_tensor_bytes("wqkv", heads, d, m.hidden, m.dtype);
   check_tensor_bytes("w_gate_up", 2, m.ffn, m.hidden, m.dtype);
   check_tensor_bytes("the embedding", m.vocab, m.hidden, 1, m.dtype);
   check_tensor_bytes("a cache", g, m.max_seq, d, m.dtype);
+  check_linear_layers(m);
 }
 
 class DecoderBuilder {
@@ -81,7 +105,13 @@ class DecoderBuilder {
     graph_.ffn = m_.ffn;
     graph_.vocab = m_.vocab;
     graph_.max_seq = m_.max_seq;
+    graph_.linear_key_heads = m_.linear_key_heads;
+    graph_.linear_value_heads = m_.linear_value_heads;
+    graph_.linear_head_dim = m_.linear_head_dim;
+    graph_.conv_width = m_.conv_width;
     graph_.eps = m_.eps;
+    graph_.l2_eps = kL2Eps;
+    graph_.norm_plus_one = has(AMK_MODEL_NORM_PLUS_ONE);
   }
 
   Graph build() {
@@ -93,10 +123,11 @@ class DecoderBuilder {
     node.weight = embed;
     for (int32_t i = 0; i < m_.layers; ++i) {
       layer_ = "layers." + std::to_string(i) + ".";
-      x = feed_forward(attention(x, i));
+      x = feed_forward(is_linear_layer(m_, i) ? linear_attention(x) : attention(x, i));
     }
     layer_.clear();
     head(x, embed);
+    graph_.drop_unused_tensors();  // the table of a model that turns no head
     return std::move(graph_);
   }
 
@@ -142,12 +173,15 @@ class DecoderBuilder {
   int32_t attention(int32_t x, int32_t layer) {
     const int32_t d = m_.head_dim, q_rows = m_.n_heads * d, kv_rows = m_.n_kv_heads * d;
     const int32_t normed = rmsnorm("attn_norm", x, "attn_in");
-    const int32_t wqkv = weight("wqkv", {q_rows + 2 * kv_rows, m_.hidden});
-    const int32_t bqkv = has(AMK_MODEL_QKV_BIAS) ? weight("bqkv", {q_rows + 2 * kv_rows}) : kNoTensor;
-    const int32_t qkv = activation("qkv", q_rows + 2 * kv_rows);
+    const bool gated = has(AMK_MODEL_ATTENTION_GATE);
+    const int32_t gate_first = q_rows + 2 * kv_rows, rows = gate_first + (gated ? q_rows : 0);
+    const int32_t wqkv = weight("wqkv", {rows, m_.hidden});
+    const int32_t bqkv = has(AMK_MODEL_QKV_BIAS) ? weight("bqkv", {rows}) : kNoTensor;
+    const int32_t qkv = activation("qkv", rows);
     linear("q", normed, wqkv, bqkv, qkv, 0, q_rows);
     linear("k", normed, wqkv, bqkv, qkv, q_rows, kv_rows);
     linear("v", normed, wqkv, bqkv, qkv, q_rows + kv_rows, kv_rows);
+    if (gated) linear("attn_gate", normed, wqkv, bqkv, qkv, gate_first, q_rows);
 
     const bool qk_norm = has(AMK_MODEL_QK_NORM);
     const int32_t q_rotated = activation("q_rotated", q_rows), k_rotated = activation("k_rotated", kv_rows);
@@ -161,17 +195,67 @@ class DecoderBuilder {
     append_v.heads = m_.n_kv_heads;
     append_v.x_first = q_rows + kv_rows;
 
-    const int32_t attended = activation("attended", q_rows);
+    int32_t attended = activation("attended", q_rows);
     Node& node = push(NodeKind::kAttention, "attention", q_rotated, attended);
     node.k_cache = k_cache;
     node.v_cache = v_cache;
     node.heads = m_.n_heads;
+    if (gated) {
+      const int32_t out = activation("attended_gated", q_rows);
+      Node& gate = push(NodeKind::kSigmoidMul, "attn_gate_mul", attended, out);
+      gate.gates = qkv;
+      gate.x_first = gate_first;
+      attended = out;
+    }
 
     const int32_t wo = weight("wo", {m_.hidden, q_rows});
     const int32_t bo = has(AMK_MODEL_O_BIAS) ? weight("bo", {m_.hidden}) : kNoTensor;
     const int32_t projected = activation("attn_out", m_.hidden);
     linear("o", attended, wo, bo, projected, 0, m_.hidden);
     return add("o_add", projected, x, "x_mid");
+  }
+  // Rows of gdn_in: q, k, v (which the convolution sees), z, b, a.
+  int32_t linear_attention(int32_t x) {
+    const int32_t e = m_.linear_head_dim, values = m_.linear_value_heads * e;
+    const int32_t channels = 2 * m_.linear_key_heads * e + values, gates_first = channels + values;
+    const int32_t rows = gates_first + 2 * m_.linear_value_heads;
+    const int32_t normed = rmsnorm("attn_norm", x, "attn_in");
+    const int32_t w_in = weight("w_gdn_in", {rows, m_.hidden});
+    const int32_t in = activation("gdn_in", rows);
+    linear("gdn_in", normed, w_in, kNoTensor, in, 0, rows);
+
+    const int32_t conv_w = weight("conv_w", {channels, m_.conv_width});
+    const int32_t convolved = activation("gdn_conv", channels);
+    Node& conv = push(NodeKind::kCausalConv, "gdn_conv", in, convolved);
+    conv.weight = conv_w;
+    conv.state = state("conv_state", m_.dtype, {channels, m_.conv_width - 1});
+
+    const int32_t attended = activation("gdn_attended", values);
+    const int32_t a_log = per_head("a_log"), dt_bias = per_head("dt_bias");
+    Node& gdn = push(NodeKind::kGdn, "gdn", convolved, attended);
+    gdn.gates = in;
+    gdn.x_first = gates_first;
+    gdn.a_log = a_log;
+    gdn.dt_bias = dt_bias;
+    gdn.state = state("gdn_state", AMK_DTYPE_F32, {m_.linear_value_heads, e, e});
+
+    const int32_t gdn_norm = weight("gdn_norm", {e});
+    const int32_t gated = activation("gdn_gated", values);
+    Node& norm = push(NodeKind::kGatedNorm, "gdn_norm", attended, gated);
+    norm.norm = gdn_norm;
+    norm.gates = in;
+    norm.x_first = channels;
+
+    const int32_t w_out = weight("w_gdn_out", {m_.hidden, values});
+    const int32_t projected = activation("gdn_out", m_.hidden);
+    linear("gdn_out", gated, w_out, kNoTensor, projected, 0, m_.hidden);
+    return add("gdn_out_add", projected, x, "x_mid");
+  }
+  int32_t per_head(const char* name) {
+    return graph_.add_tensor(layer_ + name, AMK_KIND_WEIGHT, AMK_DTYPE_F32, {m_.linear_value_heads});
+  }
+  int32_t state(const char* name, int32_t dtype, std::initializer_list<int64_t> shape) {
+    return graph_.add_tensor(layer_ + name, AMK_KIND_STATE, dtype, shape);
   }
   void rotate(const char* name, int32_t x, int32_t x_first, int32_t heads, int32_t norm, int32_t out) {
     Node& node = push(NodeKind::kRope, name, x, out);

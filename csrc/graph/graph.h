@@ -28,9 +28,13 @@ enum class NodeKind : uint8_t {
   kRope,       // out = rotate(x), `heads` heads from element x_first of x
   kKvAppend,   // row pos of every kv head of the cache `out` = x, from element x_first of x
   kAttention,  // out = attention of the rotated query x over k_cache and v_cache; with inv_freq x is the raw q, k and v
-  kSiluMul,    // out[i] = silu(x[i]) * x[F + i]
-  kAdd,        // out = residual + x
-  kArgmax      // out i32 [1] = index of the largest of x
+  kCausalConv,  // out [C] = silu of the short convolution of x[x_first ...] and what `state` kept of it; state moves on
+  kGdn,         // out = linear attention of x (q, k and v of all heads) with ba at x_first of `gates`; state moves on
+  kGatedNorm,   // out = normalise(each head of x) * norm * silu(gates[x_first + i])
+  kSigmoidMul,  // out[i] = x[i] * sigmoid(gates[x_first + i])
+  kSiluMul,     // out[i] = silu(x[i]) * x[F + i]
+  kAdd,         // out = residual + x
+  kArgmax       // out i32 [1] = index of the largest of x
 };
 
 constexpr int32_t kNoTensor = -1;
@@ -45,6 +49,9 @@ struct Node {
   int32_t inv_freq = kNoTensor;  // kRope; kKvAppend and kAttention that rotate first
   int32_t norm = kNoTensor;      // x is RMS-normalised first: all of it, or each head
   int32_t k_norm = kNoTensor;    // kAttention that rotates first: of the key, where norm is of the queries
+  int32_t gates = kNoTensor;     // kGdn (b, then a), kGatedNorm (z), kSigmoidMul
+  int32_t a_log = kNoTensor, dt_bias = kNoTensor;  // kGdn
+  int32_t state = kNoTensor;                       // kCausalConv, kGdn: read, and written where it was read
   int32_t bias = kNoTensor;
   int32_t residual = kNoTensor;  // kAdd; kLinear that adds it
   bool silu_pair = false;        // kLinear: row r of the gate half with row r of the up half
@@ -56,7 +63,9 @@ struct Node {
 struct Graph {
   int32_t dtype = AMK_DTYPE_F32;
   int32_t hidden = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0, max_seq = 0;
-  float eps = 0;
+  int32_t linear_key_heads = 0, linear_value_heads = 0, linear_head_dim = 0, conv_width = 0;
+  float eps = 0, l2_eps = 0;   // of the norms; of q and k in linear attention
+  bool norm_plus_one = false;  // norm weights are used as 1 + w, except a kGatedNorm's
   std::vector<Tensor> tensors;
   std::vector<Node> nodes;  // in an order of computation: producers first
 
@@ -71,7 +80,7 @@ struct Graph {
 template <class N, class Fn>
 void for_inputs(N& node, Fn fn) {
   for (auto* id : {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.k_norm,
-                   &node.bias, &node.residual})
+                   &node.gates, &node.a_log, &node.dt_bias, &node.state, &node.bias, &node.residual})
     if (*id != kNoTensor) fn(*id);
 }
 

@@ -15,6 +15,8 @@ namespace {
 constexpr int64_t kElementwiseTile = 512;
 // The same for rotations and appends, in elements of whole heads: a warp has at most one head of the usual sizes.
 constexpr int64_t kHeadsTile = 512;
+// The same for a convolution: a channel is K multiply-adds and a state that moves.
+constexpr int64_t kConvTile = 128;
 
 struct Range {
   int32_t first, count;
@@ -124,7 +126,11 @@ class Tiler {
     if (operand == kNoTensor) return;
     base_.params.flags |= flag;
     add_input(operand);
-    if (flag == AMK_FLAG_NORM) base_.params.eps = g_.eps;
+    if (flag == AMK_FLAG_NORM) add_norm_numbers();
+  }
+  void add_norm_numbers() {
+    base_.params.eps = g_.eps;
+    if (g_.norm_plus_one) base_.params.flags |= AMK_FLAG_NORM_PLUS_ONE;
   }
   amk_params_t& push_task() {
     Op& op = plan_.ops.back();
@@ -133,15 +139,16 @@ class Tiler {
     return plan_.program.tasks.back().params;
   }
   // N_tile and n_off over [0, total), in shares worth a task.
-  void push_elementwise(int64_t total) {
-    for (Range r : split_even(total, AMK_ROW_GROUP, std::min<int64_t>(sm_count_, total / kElementwiseTile))) {
-      amk_params_t& p = push_task();
-      p.n_off = r.first;
-      p.N_tile = r.count;
-    }
+  void push_elementwise(int64_t total, int64_t tile = kElementwiseTile) {
+    for (Range r : split_even(total, AMK_ROW_GROUP, std::min<int64_t>(sm_count_, total / tile))) push_range(r);
   }
-  std::vector<Range> split_heads(int32_t heads) const {
-    return split_even(heads, 1, std::min<int64_t>(sm_count_, int64_t{heads} * g_.head_dim / kHeadsTile));
+  void push_range(Range r) {
+    amk_params_t& p = push_task();
+    p.n_off = r.first;
+    p.N_tile = r.count;
+  }
+  std::vector<Range> split_heads(int32_t heads, int32_t width) const {
+    return split_even(heads, 1, std::min<int64_t>(sm_count_, int64_t{heads} * width / kHeadsTile));
   }
 
   void tile_node(const Node& node) {
@@ -152,6 +159,13 @@ class Tiler {
       case NodeKind::kRope: return tile_rope(node);
       case NodeKind::kKvAppend: return tile_append(node);
       case NodeKind::kAttention: return tile_attention(node);
+      case NodeKind::kCausalConv: return tile_conv(node);
+      case NodeKind::kGdn: return tile_gdn(node);
+      case NodeKind::kGatedNorm: return tile_gated_norm(node);
+      case NodeKind::kSigmoidMul:
+        begin_op(node.name, AMK_OP_SIGMOID_MUL, {node.x, node.gates}, {node.out});
+        base_.params.m_off = node.x_first;
+        return push_elementwise(g_.tensors[node.out].shape[0]);
       case NodeKind::kSiluMul:
         begin_op(node.name, AMK_OP_SILU_MUL, {node.x}, {node.out});
         base_.params.N = g_.ffn;
@@ -172,7 +186,7 @@ class Tiler {
     begin_op(node.name, AMK_OP_RMSNORM, {node.x, node.norm}, {node.out});
     base_.params.hidden = g_.hidden;
     base_.params.M_tile = 1;
-    base_.params.eps = g_.eps;
+    add_norm_numbers();
     push_task();
   }
   void tile_linear(const Node& node) {
@@ -201,7 +215,7 @@ class Tiler {
     begin_op(node.name, AMK_OP_ROPE, {node.x, node.inv_freq}, {node.out});
     base_.params.head_dim = g_.head_dim;
     add_flag(AMK_FLAG_NORM, node.norm);
-    for (Range heads : split_heads(node.heads)) {
+    for (Range heads : split_heads(node.heads, g_.head_dim)) {
       amk_params_t& p = push_task();
       p.n_heads = heads.count;
       p.n_off = heads.first * g_.head_dim;
@@ -215,7 +229,7 @@ class Tiler {
     base_.params.K = g_.max_seq;
     add_flag(AMK_FLAG_ROPE, node.inv_freq);
     add_flag(AMK_FLAG_NORM, node.norm);
-    for (Range heads : split_heads(node.heads)) {
+    for (Range heads : split_heads(node.heads, g_.head_dim)) {
       amk_params_t& p = push_task();
       p.n_off = heads.first;
       p.N_tile = heads.count;
@@ -252,6 +266,36 @@ class Tiler {
     base.M = splits_;
     base.N_tile = 1;
     for (int32_t head = 0; head < g_.n_heads; ++head) push_task().n_off = head;
+  }
+  void tile_conv(const Node& node) {
+    begin_op(node.name, AMK_OP_CAUSAL_CONV, {node.x, node.weight, node.state}, {node.out, node.state});
+    const Tensor& weight = g_.tensors[node.weight];
+    base_.params.N = static_cast<int32_t>(weight.shape[0]);
+    base_.params.K = static_cast<int32_t>(weight.shape[1]);
+    base_.params.m_off = node.x_first;
+    push_elementwise(weight.shape[0], kConvTile);
+  }
+  // Each value head is a state of its own: a head per task spreads them over as many SMs as there are.
+  void tile_gdn(const Node& node) {
+    begin_op(node.name, AMK_OP_GDN_DECODE, {node.x, node.gates, node.a_log, node.dt_bias, node.state},
+             {node.out, node.state});
+    amk_params_t& base = base_.params;
+    base.n_heads = g_.linear_value_heads;
+    base.n_kv_heads = g_.linear_key_heads;
+    base.head_dim = g_.linear_head_dim;
+    base.m_off = node.x_first;
+    base.flags = AMK_FLAG_L2_NORM;
+    base.eps = g_.l2_eps;
+    base.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(g_.linear_head_dim)));
+    for (Range heads : split_even(g_.linear_value_heads, 1, sm_count_)) push_range(heads);
+  }
+  void tile_gated_norm(const Node& node) {
+    begin_op(node.name, AMK_OP_GATED_RMSNORM, {node.x, node.gates, node.norm}, {node.out});
+    base_.params.n_heads = g_.linear_value_heads;
+    base_.params.head_dim = g_.linear_head_dim;
+    base_.params.m_off = node.x_first;
+    base_.params.eps = g_.eps;
+    for (Range heads : split_heads(g_.linear_value_heads, g_.linear_head_dim)) push_range(heads);
   }
   void tile_argmax(const Node& node) {
     const int32_t parts = static_cast<int32_t>(std::clamp<int64_t>(g_.vocab / kElementwiseTile, 1, sm_count_));

@@ -91,6 +91,35 @@ void footprint_attention(const TaskView& v, Footprint& f) {
   f.rows(f.write(1, (head * p.M + p.dim) * 2, 2), heads, int64_t{p.M} * 2);
 }
 
+void footprint_causal_conv(const TaskView& v, Footprint& f) {
+  const amk_params_t& p = v.task.params;
+  const int64_t kept = p.K - 1;
+  f.read(0, int64_t{p.m_off} + p.n_off, p.N_tile);
+  f.read(1, int64_t{p.n_off} * p.K, int64_t{p.N_tile} * p.K);
+  f.read(2, p.n_off * kept, p.N_tile * kept);
+  f.write(0, p.n_off, p.N_tile);
+  f.write(1, p.n_off * kept, p.N_tile * kept);
+}
+
+void footprint_gdn(const TaskView& v, Footprint& f) {
+  const amk_params_t& p = v.task.params;
+  const int64_t width = p.head_dim, group = p.n_heads / p.n_kv_heads, state = width * width;
+  const int64_t head = p.n_off, heads = p.N_tile;
+  const int64_t key = head / group, keys = (head + heads - 1) / group - key + 1;
+  const auto read_heads = [&](int64_t first, int64_t count) {
+    Footprint::vector_aligned(f.read(0, first * width, count * width));
+  };
+  read_heads(key, keys);
+  read_heads(p.n_kv_heads + key, keys);
+  read_heads(2 * int64_t{p.n_kv_heads} + head, heads);
+  f.rows(f.read(1, p.m_off + head, heads), 2, p.n_heads);
+  f.read(2, head, heads);
+  f.read(3, head, heads);
+  Footprint::vector_aligned(f.read(4, head * state, heads * state));
+  f.write(0, head * width, heads * width);
+  Footprint::vector_aligned(f.write(1, head * state, heads * state));
+}
+
 }  // namespace
 
 uint32_t op_in_place_mask(const amk_instruction_t& task) {
@@ -100,6 +129,9 @@ uint32_t op_in_place_mask(const amk_instruction_t& task) {
     case AMK_OP_GEMV_TILE:
       if (task.params.flags & AMK_FLAG_RESIDUAL) return 1u << flag_slots(task).residual;
       return 0;
+    case AMK_OP_CAUSAL_CONV: return 1u << (8 + 2);
+    case AMK_OP_GDN_DECODE: return 1u << (8 + 4);
+    case AMK_OP_SIGMOID_MUL: return 1;
     default: return 0;
   }
 }
@@ -165,6 +197,21 @@ void op_footprint(const TaskView& v, AccessList* out) {
       f.whole(1);
       f.write(0, 0, 1);
       break;
+    case AMK_OP_CAUSAL_CONV: footprint_causal_conv(v, f); break;
+    case AMK_OP_GDN_DECODE: footprint_gdn(v, f); break;
+    case AMK_OP_GATED_RMSNORM: {
+      const int64_t first = int64_t{p.n_off} * p.head_dim, count = int64_t{p.N_tile} * p.head_dim;
+      f.read(0, first, count);
+      f.read(1, p.m_off + first, count);
+      f.whole(2);
+      f.write(0, first, count);
+      break;
+    }
+    case AMK_OP_SIGMOID_MUL:
+      f.read(0, p.n_off, p.N_tile);
+      f.read(1, int64_t{p.m_off} + p.n_off, p.N_tile);
+      f.write(0, p.n_off, p.N_tile);
+      break;
     default: break;  // NOP touches nothing; op_check refuses the rest
   }
 }
@@ -180,6 +227,9 @@ double op_flops(const TaskView& view, int32_t pos) {
     case AMK_OP_ATTENTION_COMBINE: return 3.0 * p.N_tile * p.M * p.head_dim;
     case AMK_OP_ROPE: return 3.0 * p.n_heads * p.head_dim;
     case AMK_OP_KV_APPEND: return 3.0 * p.N_tile * p.head_dim;
+    case AMK_OP_CAUSAL_CONV: return 2.0 * p.K * p.N_tile;
+    case AMK_OP_GDN_DECODE: return 7.0 * p.N_tile * p.head_dim * p.head_dim;
+    case AMK_OP_GATED_RMSNORM: return 6.0 * p.N_tile * p.head_dim;
     default: return p.N_tile;
   }
 }

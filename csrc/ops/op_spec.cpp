@@ -1,9 +1,8 @@
 #include "ops/op_spec.h"
 
-#include <cmath>
-
 #include "base/dtype.h"
 #include "base/error.h"
+#include "ops/op_checker.h"
 
 namespace amk {
 namespace {
@@ -67,19 +66,20 @@ struct OpRow {
   uint32_t flags, params;
 };
 
-constexpr uint32_t kGemvFlags = AMK_FLAG_NORM | AMK_FLAG_BIAS | AMK_FLAG_SILU_PAIR | AMK_FLAG_RESIDUAL;
+constexpr uint32_t kNormFlags = AMK_FLAG_NORM | AMK_FLAG_NORM_PLUS_ONE;
+constexpr uint32_t kGemvFlags = kNormFlags | AMK_FLAG_BIAS | AMK_FLAG_SILU_PAIR | AMK_FLAG_RESIDUAL;
 
 constexpr OpRow kRows[] = {
     {AMK_OP_NOP, "NOP", true, 0, 0, 0, 0},
     {AMK_OP_COPY, "COPY", true, 1, 1, 0, kNTile | kNOff | kMOff},
     {AMK_OP_EMBED, "EMBED", true, 2, 1, 0, kVocab | kHidden | kNTile | kNOff},
-    {AMK_OP_RMSNORM, "RMSNORM", true, 2, 1, 0, kHidden | kMTile | kNOff | kMOff | kEps},
+    {AMK_OP_RMSNORM, "RMSNORM", true, 2, 1, AMK_FLAG_NORM_PLUS_ONE, kHidden | kMTile | kNOff | kMOff | kEps},
     {AMK_OP_LAYERNORM, "LAYERNORM", false, 0, 0, 0, 0},
     {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kNOff | kMOff},
     {AMK_OP_GEMM_TILE, "GEMM_TILE", false, 0, 0, 0, 0},
-    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, AMK_FLAG_NORM | AMK_FLAG_ROPE,
+    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, kNormFlags | AMK_FLAG_ROPE,
      kHeads | kKvHeads | kHeadDim | kK | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
-    {AMK_OP_ROPE, "ROPE", true, 2, 1, AMK_FLAG_NORM, kHeads | kHeadDim | kMOff | kNOff},
+    {AMK_OP_ROPE, "ROPE", true, 2, 1, kNormFlags, kHeads | kHeadDim | kMOff | kNOff},
     {AMK_OP_SILU_MUL, "SILU_MUL", true, 1, 1, 0, kN | kNTile | kNOff},
     {AMK_OP_GELU, "GELU", false, 0, 0, 0, 0},
     {AMK_OP_ADD, "ADD", true, 2, 1, 0, kNTile | kNOff},
@@ -87,118 +87,22 @@ constexpr OpRow kRows[] = {
     {AMK_OP_DEQUANT, "DEQUANT", false, 0, 0, 0, 0},
     {AMK_OP_SOFTMAX, "SOFTMAX", false, 0, 0, 0, 0},
     {AMK_OP_ALLREDUCE_SHARD, "ALLREDUCE_SHARD", false, 0, 0, 0, 0},
-    {AMK_OP_KV_APPEND, "KV_APPEND", true, 1, 1, AMK_FLAG_NORM | AMK_FLAG_ROPE,
+    {AMK_OP_KV_APPEND, "KV_APPEND", true, 1, 1, kNormFlags | AMK_FLAG_ROPE,
      kKvHeads | kHeadDim | kK | kNOff | kNTile | kMOff},
     {AMK_OP_SAMPLE_ARGMAX, "SAMPLE_ARGMAX", true, 1, 2, 0, kVocab | kNTile | kNOff | kM | kDim},
     {AMK_OP_ATTENTION_COMBINE, "ATTENTION_COMBINE", true, 2, 1, 0, kHeads | kHeadDim | kM | kNOff | kNTile},
     {AMK_OP_FUSED, "FUSED", false, 0, 0, 0, 0},
     {AMK_OP_ARGMAX_COMBINE, "ARGMAX_COMBINE", true, 2, 1, 0, kM},
+    {AMK_OP_CAUSAL_CONV, "CAUSAL_CONV", true, 3, 2, 0, kK | kN | kNTile | kNOff | kMOff},
+    {AMK_OP_GDN_DECODE, "GDN_DECODE", true, 5, 2, AMK_FLAG_L2_NORM,
+     kHeads | kKvHeads | kHeadDim | kNTile | kNOff | kMOff | kScale},
+    {AMK_OP_GATED_RMSNORM, "GATED_RMSNORM", true, 3, 1, 0, kHeads | kHeadDim | kNTile | kNOff | kMOff | kEps},
+    {AMK_OP_SIGMOID_MUL, "SIGMOID_MUL", true, 2, 1, 0, kNTile | kNOff | kMOff},
 };
 constexpr int kOpCount = sizeof(kRows) / sizeof(kRows[0]);
-static_assert(kOpCount == AMK_OP_ARGMAX_COMBINE + 1, "an opcode was added: give it its row here");
+static_assert(kOpCount == AMK_OP_SIGMOID_MUL + 1, "an opcode was added: give it its row here");
 
 const OpRow* find_row(int32_t op) { return op >= 0 && op < kOpCount ? &kRows[op] : nullptr; }
-
-bool is_immutable(int32_t kind) {
-  return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST || kind == AMK_KIND_IO_INPUT;
-}
-
-// Collects the first broken rule. Each helper returns true when its rule holds, so checks chain with &&.
-class Checker {
- public:
-  Checker(const TaskView& view, Problem* problem) : v(view), p(view.task.params), problem_(problem) {}
-
-  bool fail(int code, int32_t buffer, std::string message) {
-    problem_->code = code;
-    problem_->buffer = buffer;
-    problem_->text = text("%s: %s", find_row(v.task.op)->name, message.c_str());
-    return false;
-  }
-  bool in_dtype(int slot, int32_t want, const char* what) {
-    return v.input(slot).dtype == want || bad_dtype(v.task.inputs[slot], v.input(slot), want, what);
-  }
-  bool out_dtype(int slot, int32_t want, const char* what) {
-    return v.output(slot).dtype == want || bad_dtype(v.task.outputs[slot], v.output(slot), want, what);
-  }
-  bool compute_dtype(int slot, const char* what) {
-    if (is_compute_dtype(v.input(slot).dtype)) return true;
-    return fail(3, v.task.inputs[slot],
-                text("%s has dtype %s, expected f32, f16 or bf16", what, dtype_name(v.input(slot).dtype)));
-  }
-  // Operand kinds: the cache appears only where a cache is meant.
-  bool plain_operands(uint32_t cache_inputs, uint32_t cache_outputs) {
-    for (int i = 0; i < v.task.n_inputs; ++i) {
-      bool is_cache = v.input_kind(i) == AMK_KIND_KV_CACHE, wanted = cache_inputs >> i & 1;
-      if (is_cache != wanted) return bad_kind(v.task.inputs[i], "input", i, wanted);
-    }
-    for (int i = 0; i < v.task.n_outputs; ++i) {
-      bool is_cache = v.output_kind(i) == AMK_KIND_KV_CACHE, wanted = cache_outputs >> i & 1;
-      if (is_cache != wanted) return bad_kind(v.task.outputs[i], "output", i, wanted);
-    }
-    return true;
-  }
-  bool immutable(int slot, const char* what) {
-    if (is_immutable(v.input_kind(slot))) return true;
-    return fail(3, v.task.inputs[slot], text("%s must be a WEIGHT, CONST or IO_INPUT buffer", what));
-  }
-  bool positive(const char* name, int32_t value) {
-    return value >= 1 || fail(4, -1, text("%s is %d, expected >= 1", name, value));
-  }
-  bool equal(const char* name, int64_t value, const char* what, int64_t want, int32_t buffer) {
-    return value == want ||
-           fail(4, buffer, text("%s is %lld, but %s is %lld", name, (long long)value, what, (long long)want));
-  }
-  // V5 for a tile: [first, first + count) lies in [0, limit). Wide arithmetic: any int32 values are fine here.
-  bool within(const char* what, int64_t first, __int128 count, int64_t limit, int32_t buffer = -1) {
-    if (first >= 0 && count >= 0 && first + count <= limit) return true;
-    return fail(5, buffer,
-                text("%s: elements [%lld, %lld) of %lld", what, (long long)first, (long long)(first + count),
-                     (long long)limit));
-  }
-  bool in_range(int slot, const char* what, int64_t first, __int128 count) {
-    return within(what, first, count, v.input(slot).numel, v.task.inputs[slot]);
-  }
-  bool out_range(int slot, const char* what, int64_t first, __int128 count) {
-    return within(what, first, count, v.output(slot).numel, v.task.outputs[slot]);
-  }
-  bool finite_positive(const char* name, float value) {
-    return (std::isfinite(value) && value > 0) ||
-           fail(4, -1, text("%s is %g, expected a finite number > 0", name, (double)value));
-  }
-  bool shape(const amk_buffer_t& b, int32_t id, const char* what, int rank, int64_t d0, int64_t d1, int64_t d2 = 0) {
-    if (b.rank == rank && b.shape[0] == d0 && (rank < 2 || b.shape[1] == d1) && (rank < 3 || b.shape[2] == d2))
-      return true;
-    std::string got, want = text("[%lld, %lld", (long long)d0, (long long)d1);
-    want += rank > 2 ? text(", %lld]", (long long)d2) : "]";
-    for (int i = 0; i < b.rank && i < AMK_MAX_RANK; ++i) got += text(i ? ", %lld" : "%lld", (long long)b.shape[i]);
-    return fail(4, id, text("%s has shape [%s], expected %s", what, got.c_str(), want.c_str()));
-  }
-  bool numel_in(int slot, const char* what, int64_t want) {
-    return equal("numel", v.input(slot).numel, what, want, v.task.inputs[slot]);
-  }
-  bool numel_out(int slot, const char* what, int64_t want) {
-    return equal("numel", v.output(slot).numel, what, want, v.task.outputs[slot]);
-  }
-  bool even_head_dim() {
-    return positive("head_dim", p.head_dim) &&
-           (p.head_dim % 2 == 0 || fail(4, -1, text("head_dim is %d, expected an even number", p.head_dim)));
-  }
-
-  const TaskView& v;
-  const P& p;
-
- private:
-  bool bad_dtype(int32_t buffer, const amk_buffer_t& b, int32_t want, const char* what) {
-    return fail(3, buffer, text("%s has dtype %s, expected %s", what, dtype_name(b.dtype), dtype_name(want)));
-  }
-  bool bad_kind(int32_t buffer, const char* side, int slot, bool wanted) {
-    return fail(3, buffer,
-                text("%s %d %s", side, slot,
-                     wanted ? "must be a KV_CACHE buffer"
-                            : "is a KV_CACHE buffer; only attention and KV_APPEND may touch the cache"));
-  }
-  Problem* problem_;
-};
 
 bool check_copy(Checker& c) {
   if (dtype_bits(c.v.input(0).dtype) < 8) return c.fail(3, c.v.task.inputs[0], "elements narrower than a byte");
@@ -245,13 +149,6 @@ bool check_gemv(Checker& c) {
          c.out_range(0, "out", c.p.n_off, c.p.N_tile);
 }
 
-bool check_heads(Checker& c) {
-  if (!(c.positive("n_heads", c.p.n_heads) && c.positive("n_kv_heads", c.p.n_kv_heads))) return false;
-  if (c.p.n_heads % c.p.n_kv_heads != 0)
-    return c.fail(4, -1, text("n_heads %d is not a multiple of n_kv_heads %d", c.p.n_heads, c.p.n_kv_heads));
-  return true;
-}
-
 bool check_rotation_operands(Checker& c, const FlagSlots& slots, int inv_freq) {
   const int32_t dtype = c.v.input(0).dtype;
   const auto norm = [&](int slot, const char* what) {
@@ -275,7 +172,7 @@ bool check_attention(Checker& c) {
         5, t.inputs[1],
         text("cache rows of %d %s are no multiple of %d bytes", c.p.head_dim, dtype_name(dtype), AMK_VECTOR_BYTES));
   return c.compute_dtype(0, "q") && c.in_dtype(1, dtype, "k cache") && c.in_dtype(2, dtype, "v cache") &&
-         c.out_dtype(0, AMK_DTYPE_F32, "part_o") && c.out_dtype(1, AMK_DTYPE_F32, "part_ml") && check_heads(c) &&
+         c.out_dtype(0, AMK_DTYPE_F32, "part_o") && c.out_dtype(1, AMK_DTYPE_F32, "part_ml") && c.head_groups() &&
          c.even_head_dim() && c.positive("K", c.p.K) && c.positive("M", c.p.M) && c.positive("M_tile", c.p.M_tile) &&
          c.positive("N_tile", c.p.N_tile) && c.finite_positive("scale", c.p.scale) &&
          (c.p.dim >= 0 && c.p.dim < c.p.M ? true : c.fail(4, -1, text("split dim is %d of M = %d", c.p.dim, c.p.M))) &&
@@ -349,8 +246,18 @@ bool check_argmax_combine(Checker& c) {
 uint32_t used_params(const OpRow& row, int32_t flags) {
   uint32_t used = row.params | kPositionFields;
   if (row.flags) used |= kFlagsField;
-  if (flags & AMK_FLAG_NORM) used |= kEps;
+  if (flags & (AMK_FLAG_NORM | AMK_FLAG_L2_NORM)) used |= kEps;
   return used;
+}
+
+LastingSlots lasting_slots(int32_t op) {
+  switch (op) {
+    case AMK_OP_ATTENTION_TILE: return {.cache_inputs = 0b110};
+    case AMK_OP_KV_APPEND: return {.cache_outputs = 1};
+    case AMK_OP_CAUSAL_CONV: return {.state_inputs = 1 << 2, .state_outputs = 1 << 1};
+    case AMK_OP_GDN_DECODE: return {.state_inputs = 1 << 4, .state_outputs = 1 << 1};
+    default: return {};
+  }
 }
 
 // Arity, flags, and parameters nobody asked for.
@@ -358,6 +265,8 @@ bool check_signature(Checker& c, const OpRow& row) {
   const amk_instruction_t& t = c.v.task;
   if (t.params.flags & ~static_cast<int32_t>(row.flags))
     return c.fail(3, -1, text("flags 0x%x, allowed 0x%x", t.params.flags, row.flags));
+  if ((t.params.flags & kNormFlags) == AMK_FLAG_NORM_PLUS_ONE && t.op != AMK_OP_RMSNORM)
+    return c.fail(3, -1, "flag NORM_PLUS_ONE without NORM");
   const int want_inputs = flag_slots(t).end;
   if (t.n_inputs != want_inputs) return c.fail(3, -1, text("%d inputs, expected %d", t.n_inputs, want_inputs));
   if (t.n_outputs != row.arity_out) return c.fail(3, -1, text("%d outputs, expected %d", t.n_outputs, row.arity_out));
@@ -409,8 +318,7 @@ bool op_check(const TaskView& view, Problem* problem) {
   }
   Checker c(view, problem);
   if (!check_signature(c, *row)) return false;
-  const bool is_append = row->op == AMK_OP_KV_APPEND, is_attention = row->op == AMK_OP_ATTENTION_TILE;
-  if (!c.plain_operands(is_attention ? 0b110 : 0, is_append ? 1 : 0)) return false;
+  if (!c.plain_operands(lasting_slots(row->op))) return false;
   switch (view.task.op) {
     case AMK_OP_NOP: return true;
     case AMK_OP_COPY: return check_copy(c);
@@ -426,6 +334,10 @@ bool op_check(const TaskView& view, Problem* problem) {
     case AMK_OP_SAMPLE_ARGMAX: return check_argmax(c);
     case AMK_OP_ATTENTION_COMBINE: return check_combine(c);
     case AMK_OP_ARGMAX_COMBINE: return check_argmax_combine(c);
+    case AMK_OP_CAUSAL_CONV: return check_causal_conv(c);
+    case AMK_OP_GDN_DECODE: return check_gdn_decode(c);
+    case AMK_OP_GATED_RMSNORM: return check_gated_rmsnorm(c);
+    case AMK_OP_SIGMOID_MUL: return check_sigmoid_mul(c);
     default: return c.fail(3, -1, "no law");
   }
 }

@@ -77,7 +77,8 @@ const char* op_name(int32_t op);
 // Whether the opcode has a law here and an implementation in the machines.
 bool op_supported(int32_t op);
 
-// Which outputs may occupy the same bytes, at the same index, as an input: bit (output * 8 + input). 0 = none (V18).
+// Which outputs may occupy the same bytes, at the same index, as an input: bit (output * 8 + input). 0 = none (V18). A
+// state is always read and written so.
 uint32_t op_in_place_mask(const amk_instruction_t& task);
 
 // V3, V4, V5: arity, dtypes, layout, operand kinds, flags, parameters nobody asked for; the parameters against the

@@ -1,5 +1,6 @@
 // Proof 1c: what each task touches, as physical bytes: inside its operand and aligned (V5), never written where it is
-// read-only (V7), never overlapping itself except in place (V18); and partial results on bytes of their own (V22).
+// read-only (V7), never overlapping itself except in place (V18), a state replaced where it is read (V19); and partial
+// results on bytes of their own (V22).
 // In: a program that passed V1..V6. Out: the accesses to mutable memory. Must know what an opcode touches only through
 // op_footprint.
 #include <algorithm>
@@ -119,7 +120,7 @@ class AccessProof {
       touched_[n++] = {&a, on_the_line(a, place)};
       rows_ += touched_[n - 1].range.rows;
     }
-    if (rows_ > kMaxRangeRows || !apart(task, n)) return;
+    if (rows_ > kMaxRangeRows || !apart(task, n) || !replaces_state(task, n)) return;
     for (int i = 0; i < n; ++i)
       out_->uses.push_back({index_.find_or_add(touched_[i].range), touched_[i].access->write});
   }
@@ -172,6 +173,22 @@ class AccessProof {
                    other.access->write ? "also writes" : "reads", buffer_text(p_, other.access->buffer).c_str());
         return false;
       }
+    }
+    return true;
+  }
+  // A task reads of a state exactly what it writes, range for range (V19): a state that somebody else reads would
+  // depend on who comes first.
+  bool replaces_state(int32_t task, int n) {
+    for (int i = 0; i < n; ++i) {
+      if (p_.bindings[touched_[i].access->buffer].kind != AMK_KIND_STATE) continue;
+      const auto is_other_half = [&](const Touched& t) {
+        return t.access->write != touched_[i].access->write && t.range == touched_[i].range;
+      };
+      if (std::any_of(touched_, touched_ + n, is_other_half)) continue;
+      AMK_REJECT(report_, 19, task, touched_[i].access->buffer, -1, "%s %s bytes of %s that it does not %s",
+                 task_text(p_, task).c_str(), touched_[i].access->write ? "writes" : "reads",
+                 buffer_text(p_, touched_[i].access->buffer).c_str(), touched_[i].access->write ? "read" : "write");
+      return false;
     }
     return true;
   }

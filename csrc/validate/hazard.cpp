@@ -1,5 +1,5 @@
 // Proof 3: every byte is read and written in one order, the same in every execution (V11, V12, V13), after it was
-// written (V14, V19) by the buffer it is read as (V16), and outputs are complete and written once (V15).
+// written (V14, V19) by the buffer it is read as (V16), and outputs and states are complete and written once (V15).
 // In: mutable accesses as physical ranges, and one topological order. Out: rejections. Must not look at buffer ids to
 // decide whether two accesses meet: only bytes count.
 //
@@ -259,8 +259,16 @@ class HazardPass {
     const int32_t buffer = accesses_.ranges[id].buffer;
     const int32_t kind = accesses_.areas[accesses_.area_of_buffer[buffer]].kind;
     const int code_if_cache = kind == AMK_KIND_KV_CACHE ? 19 : 0;
+    if (kind == AMK_KIND_STATE) {
+      if (g.writer_lane < 0) return true;  // it holds what the last step left
+      AMK_REJECT(report_, 19, task_, buffer, -1,
+                 "%s reads %s, but %s replaces them in the same step, and a state is read "
+                 "by whoever replaces it alone",
+                 task_text(p_, task_).c_str(), bytes_text(buffer, s).c_str(),
+                 task_text(p_, order_.task_at(g.writer_lane, g.writer_rank)).c_str());
+      return false;
+    }
     if (g.writer_lane < 0) {
-      if (kind == AMK_KIND_STATE) return true;  // it holds what the last step left
       AMK_REJECT(report_, code_if_cache ? 19 : 14, task_, buffer, -1, "%s reads %s, but no task before it writes them",
                  task_text(p_, task_).c_str(), bytes_text(buffer, s).c_str());
       return false;
@@ -331,7 +339,7 @@ class HazardPass {
 
   void check_coverage() {
     for (const Area& a : accesses_.areas) {
-      if (a.kind != AMK_KIND_IO_OUTPUT && a.kind != AMK_KIND_KV_CACHE) continue;
+      if (a.kind != AMK_KIND_IO_OUTPUT && a.kind != AMK_KIND_KV_CACHE && a.kind != AMK_KIND_STATE) continue;
       const int32_t end = segment_at(a.first + a.nbytes);
       for (int32_t s = segment_at(a.first); s < end; ++s) {
         if (segments_[s].writes == 1) continue;

@@ -79,7 +79,8 @@ bool prove_tables(const Program& program, Report* report);  // V1
 bool prove_sizes(const Program& program, Report* report);   // V2, and the scalars of V10, V19, V21
 bool prove_laws(const Program& program, Report* report);    // V3, V4, V5
 bool prove_placement(const Program& program, const StorageMap& storage, Report* report);  // V6, and V2 of the total
-bool prove_accesses(const Program& program, const StorageMap& storage, AccessTable* out, Report* report);  // V5 V7 V18
+bool prove_accesses(const Program& program, const StorageMap& storage, AccessTable* out,
+                    Report* report);  // V5 V7 V18 V19
 bool prove_partials(const Program& program, const StorageMap& storage, const AccessTable& accesses,
                     Report* report);                                                           // V22
 bool prove_ring(const Program& program, Report* report);                                       // V20

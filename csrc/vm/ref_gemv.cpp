@@ -16,7 +16,7 @@ void gemv(const OpCall& c) {
 
   float* x = c.scratch.floats(Scratch::kX, p.K);
   widen(operand(0) + p.m_off, p.K, x);
-  if (slots.norm >= 0) rms_normalise(x, operand(slots.norm), p.K, p.eps);
+  if (slots.norm >= 0) rms_normalise(x, operand(slots.norm), p.K, p.eps, c.norm_plus());
 
   const auto row = [&](int64_t n) {
     const float y = dot(weight + n * p.K, x, p.K);

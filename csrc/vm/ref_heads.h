@@ -25,7 +25,7 @@ template <class T>
 void make_head(const OpCall& c, const T* src, const T* norm, const float* turn, float* x) {
   const int32_t dim = c.params().head_dim, half = dim / 2;
   widen(src, dim, x);
-  if (norm) rms_normalise(x, norm, dim, c.params().eps);
+  if (norm) rms_normalise(x, norm, dim, c.params().eps, c.norm_plus());
   if (!turn) return;
   for (int32_t i = 0; i < half; ++i) {
     const float a = x[i], b = x[i + half], cosine = turn[2 * i], sine = turn[2 * i + 1];

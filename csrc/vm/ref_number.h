@@ -67,11 +67,12 @@ float dot(const T* w, const float* x, int64_t count) {
 inline float exp_f32(float v) { return static_cast<float>(std::exp(static_cast<double>(v))); }
 inline float silu(float v) { return v / (1.0f + exp_f32(-v)); }
 
-// x[j] * weight[j] / sqrt(mean(x^2) + eps), each value rounded to T, in place.
+// x[j] * weight[j] / sqrt(mean(x^2) + eps), each value rounded to T, in place. A weight is what is stored plus `plus`:
+// 1 where NORM_PLUS_ONE is flagged, else 0.
 template <class T>
-void rms_normalise(float* x, const T* weight, int64_t count, float eps) {
+void rms_normalise(float* x, const T* weight, int64_t count, float eps, float plus) {
   const float scale = 1.0f / std::sqrt(dot(x, x, count) / static_cast<float>(count) + eps);
-  for (int64_t j = 0; j < count; ++j) x[j] = round_to<T>(x[j] * scale * to_f32(weight[j]));
+  for (int64_t j = 0; j < count; ++j) x[j] = round_to<T>(x[j] * scale * (to_f32(weight[j]) + plus));
 }
 
 }  // namespace amk

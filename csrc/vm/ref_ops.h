@@ -33,6 +33,7 @@ struct OpCall {
   Scratch& scratch;
 
   const amk_params_t& params() const { return view.task.params; }
+  float norm_plus() const { return params().flags & AMK_FLAG_NORM_PLUS_ONE ? 1.0f : 0.0f; }  // what norm weights lack
 };
 
 // Runs a task that passed op_check. INVALID_ARGUMENT for a token outside its table; INTERNAL for an opcode without
@@ -52,5 +53,9 @@ void ref_attention(const OpCall& call);
 void ref_attention_combine(const OpCall& call);
 void ref_argmax(const OpCall& call);
 void ref_argmax_combine(const OpCall& call);
+void ref_causal_conv(const OpCall& call);
+void ref_gdn_decode(const OpCall& call);
+void ref_gated_rmsnorm(const OpCall& call);
+void ref_sigmoid_mul(const OpCall& call);
 
 }  // namespace amk

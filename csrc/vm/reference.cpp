@@ -9,6 +9,7 @@
 #include "vm/memory.h"
 #include "vm/ref_number.h"
 #include "vm/ref_ops.h"
+#include "vm/states.h"
 #include "vm/vm.h"
 #include "vm/walk.h"
 
@@ -23,7 +24,10 @@ bool is_readable(int32_t kind) { return is_writable(kind) || kind == AMK_KIND_IO
 class ReferenceVm final : public Vm {
  public:
   ReferenceVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options)
-      : bytes_(std::move(bytes)), image_(ImageView::open(bytes_->data(), bytes_->size())), memory_(image_) {
+      : bytes_(std::move(bytes)),
+        image_(ImageView::open(bytes_->data(), bytes_->size())),
+        memory_(image_),
+        states_(image_) {
     AMK_CHECK(options.threads >= 0, AMK_ERR_INVALID_ARGUMENT, "threads is %d, expected >= 0", options.threads);
     AMK_CHECK(options.guard == 0 || options.guard == 1, AMK_ERR_INVALID_ARGUMENT, "guard is %d, expected 0 or 1",
               options.guard);
@@ -53,10 +57,12 @@ class ReferenceVm final : public Vm {
   void write(const std::string& name, uint64_t offset, const void* data, uint64_t nbytes) override {
     uint8_t* at = range("write", name, offset, data, nbytes, is_writable);
     if (nbytes) std::memcpy(at, data, nbytes);
+    states_.written(memory_.find(name), nbytes);
   }
 
   void read(const std::string& name, uint64_t offset, void* data, uint64_t nbytes) override {
     const uint8_t* at = range("read", name, offset, data, nbytes, is_readable);
+    states_.require_readable(memory_.find(name));
     if (nbytes) std::memcpy(data, at, nbytes);
   }
 
@@ -64,16 +70,19 @@ class ReferenceVm final : public Vm {
 
   void run(int32_t pos) override {
     AMK_CHECK(!is_broken_, AMK_ERR_POISONED, "an earlier step failed a check of the machine itself");
+    states_.require_good();
     check_request(pos);
     try {
-      if (guard_) memory_.poison();
-      walk(image_, seed_, threads_, [&](uint32_t task, int32_t worker) { run_task(task, worker, pos); });
-      if (guard_) memory_.check_bands();
-    } catch (const Error& e) {
-      is_broken_ = e.status() == AMK_ERR_INTERNAL;
+      step(pos);
+    } catch (const std::exception& e) {
+      states_.poison(e.what());
       throw;
     }
-    check_outputs();
+  }
+
+  void reset_state() override {
+    for (int32_t b : states_.buffers()) std::memset(memory_.at(b), 0, static_cast<size_t>(memory_.nbytes(b)));
+    states_.reset();
   }
 
  private:
@@ -93,6 +102,18 @@ class ReferenceVm final : public Vm {
               (unsigned long long)offset, (unsigned long long)size);
     AMK_CHECK(data || nbytes == 0, AMK_ERR_INVALID_ARGUMENT, "%s %s: the pointer is NULL", verb, name.c_str());
     return memory_.at(buffer) + offset;
+  }
+
+  void step(int32_t pos) {
+    try {
+      if (guard_) memory_.poison();
+      walk(image_, seed_, threads_, [&](uint32_t task, int32_t worker) { run_task(task, worker, pos); });
+      if (guard_) memory_.check_bands();
+    } catch (const Error& e) {
+      is_broken_ = e.status() == AMK_ERR_INTERNAL;
+      throw;
+    }
+    check_outputs();
   }
 
   // Everything the caller can get wrong, before a byte changes.
@@ -139,6 +160,7 @@ class ReferenceVm final : public Vm {
   const std::shared_ptr<const std::vector<uint8_t>> bytes_;
   const ImageView image_;
   Memory memory_;
+  States states_;
   std::vector<Lookup> lookups_;
   std::vector<int32_t> choices_;  // buffers that ARGMAX_COMBINE writes
   std::vector<Scratch> scratch_;  // per worker

@@ -19,13 +19,16 @@ class Vm {
   // size, or ptr not 16-byte aligned.
   virtual void bind(const std::string& name, const void* ptr, uint64_t nbytes) = 0;
   // Copies into / out of a buffer by name. Writable: KV_CACHE, STATE, IO_INPUT; readable: those and IO_OUTPUT.
-  // NONFINITE: what was read of an f32 output holds NaN or infinity, and run() did not look.
+  // NONFINITE: what was read of an f32 output holds NaN or infinity, and run() did not look. POISONED: reset_state().
   virtual void write(const std::string& name, uint64_t offset, const void* data, uint64_t nbytes) = 0;
   virtual void read(const std::string& name, uint64_t offset, void* data, uint64_t nbytes) = 0;
   // One step. INVALID_ARGUMENT before anything is touched: pos outside [0, max_seq), something unbound, a token
   // outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken promise of the program or of
   // the machine; every later run is then POISONED.
   virtual void run(int32_t pos) = 0;
+  // Zeroes every STATE and forgets that a failed step poisoned it: until then, or until each is written whole, reading
+  // one and running are POISONED.
+  virtual void reset_state() = 0;
   virtual void reseed(uint64_t seed) = 0;
 
   // What only a machine with a device offers; amk.h says what each does. UNAVAILABLE from any other machine.

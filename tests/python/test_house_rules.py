@@ -24,7 +24,9 @@ CXX_ARROWS = {
     "vm": {"ops"},
 }
 VM_MAY_ALSO = {"pack/layout.h"}
-CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h", "ops/packing.h", "ops/ring.h"}
+CUDA_MAY = {
+    *{"pack/layout.h", "vm/vm.h", "vm/device.h", "vm/states.h", "ops/op_spec.h", "ops/packing.h", "ops/ring.h"},
+}
 
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
 PY_ARROWS = {
@@ -286,7 +288,7 @@ def test_frozen_numbers():
         "AMK_KIND": "WEIGHT 0 ACTIVATION 1 KV_CACHE 2 IO_INPUT 3 IO_OUTPUT 4 CONST 5 STATE 6",
         "AMK_OP": "NOP 0 COPY 1 EMBED 2 RMSNORM 3 LAYERNORM 4 GEMV_TILE 5 GEMM_TILE 6 ATTENTION_TILE 7 ROPE 8 "
         "SILU_MUL 9 GELU 10 ADD 11 MUL 12 DEQUANT 13 SOFTMAX 14 ALLREDUCE_SHARD 15 KV_APPEND 16 SAMPLE_ARGMAX 17 "
-        "ATTENTION_COMBINE 18 FUSED 19 ARGMAX_COMBINE 20",
+        "ATTENTION_COMBINE 18 FUSED 19 ARGMAX_COMBINE 20 CAUSAL_CONV 21 GDN_DECODE 22 GATED_RMSNORM 23 SIGMOID_MUL 24",
     }
     for prefix, row in pinned.items():
         words = row.split()

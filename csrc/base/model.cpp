@@ -1,0 +1,29 @@
+#include "base/model.h"
+
+#include <cstddef>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace amk {
+namespace {
+
+// The fields of a hybrid begin in what was padding at the end of the first version: its size was 56, and the bytes past
+// its last field mean nothing.
+constexpr size_t kFirstFields = offsetof(amk_model_t, linear_key_heads);
+constexpr size_t kFirstSize = (kFirstFields + alignof(amk_model_t) - 1) / alignof(amk_model_t) * alignof(amk_model_t);
+static_assert(kFirstFields == 52 && kFirstSize == 56 && sizeof(amk_model_t) == 72);
+
+}  // namespace
+
+amk_model_t read_model(const amk_model_t* model) {
+  AMK_CHECK(model, AMK_ERR_INVALID_ARGUMENT, "model is NULL");
+  AMK_CHECK(model->struct_size >= kFirstSize, AMK_ERR_INVALID_ARGUMENT,
+            "model: struct_size is %llu, expected at least %zu", (unsigned long long)model->struct_size, kFirstSize);
+  amk_model_t whole{};
+  std::memcpy(&whole, model, model->struct_size >= sizeof whole ? sizeof whole : kFirstFields);
+  whole.struct_size = sizeof whole;
+  return whole;
+}
+
+}  // namespace amk
