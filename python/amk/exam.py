@@ -2,7 +2,8 @@
 
 In: a model's configuration, a seed, and two sides that answer independently: a machine with `step(token, pos)` and the
 float64 oracle. Out: a `Grade`. Questions are (a) single steps at several positions over a populated cache, whose rows
-both sides are given, and (b) a short decode from an empty cache, where the machine reads back rows it wrote itself.
+both sides are given, as they are given the states of linear layers, and (b) a short decode from an empty cache and zero
+states, where the machine reads back what it wrote itself.
 The machine finds NaN in every cache row that it may not read. A grade never depends on the clock, on how the machine
 was lowered, or on anything that the machine says about itself.
 """
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError, NonFinite
-from .oracle import Oracle, error_limit, logit_error, round_to, synthetic_kv
+from .history import clear_states, set_states, stored_history, stored_nan, stored_states
+from .oracle import Oracle, error_limit, logit_error, synthetic_kv, synthetic_state
 from .oracle_cache import OracleCache
 
 __all__ = [
@@ -35,8 +37,6 @@ __all__ = [
     "grade",
     "make_questions",
     "noise_of",
-    "stored_history",
-    "stored_nan",
     "worst_of",
 ]
 
@@ -62,6 +62,10 @@ class Machine(Protocol):
     def step(self, token: int, pos: int) -> NDArray[np.float32]: ...
 
     def set_kv(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None: ...
+
+    def set_state(self, layer: int, conv: NDArray[Any], memory: NDArray[Any]) -> None: ...
+
+    def reset_state(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,12 @@ def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: i
 
 
 def ask_machine(machine: Machine, config: Any, questions: Questions, progress: Progress) -> Answers:
-    """Runs every step. Rows at and past the position of a probe hold NaN, and so does the whole cache of the decode."""
+    """Runs every step. Rows at and past the position of a probe hold NaN, and so does the whole cache of the decode. A
+    probe finds the states that the reference is given, whatever the one before it left."""
     logits = np.empty((len(questions.steps), config.vocab), dtype=np.float32)
     faults: list[str] = []
     rows = questions.max_seq
-    history = stored_history(config, rows, questions.seed)
+    history, states = stored_history(config, rows, questions.seed), stored_states(config, questions.seed)
     n_probes, last_said = len(questions.probe_positions), 0.0
     for i, (token, pos) in enumerate(questions.steps):
         if i == 0 or time.monotonic() - last_said > PROGRESS_SECONDS:
@@ -134,10 +139,14 @@ def ask_machine(machine: Machine, config: Any, questions: Questions, progress: P
             last_said = time.monotonic()
         first_hidden = pos if i < n_probes else 0
         if i <= n_probes:  # before each probe, and once before the decode
-            for layer, (k, v) in enumerate(history):
+            for layer, (k, v) in history.items():
                 k[:, first_hidden:rows] = v[:, first_hidden:rows] = stored_nan(config.dtype)
                 machine.set_kv(layer, np.ascontiguousarray(k[:, :rows]), np.ascontiguousarray(v[:, :rows]))
             rows = first_hidden + 1  # all above hold NaN already; this one is about to be appended to
+            if i < n_probes:
+                set_states(machine, states)
+            else:
+                clear_states(machine, states, config.dtype)
         try:
             logits[i] = machine.step(token, pos)
         except (DeviceError, NonFinite) as fault:  # no answer: it cannot be a right one
@@ -169,7 +178,7 @@ def ask_oracle(
 
     def probe() -> NDArray[np.float64]:
         progress(f"reference: {len(positions)} probes in float64")
-        return oracle.probe(tokens, positions, lambda layer: synthetic_kv(config, max(positions), seed, layer))
+        return oracle.probe(tokens, positions, *_sources(config, max(positions), seed))
 
     def decode() -> NDArray[np.float64]:
         progress(f"reference: a decode of {len(questions.decode_tokens)} tokens in float64")
@@ -192,13 +201,18 @@ def noise_of(
     generator = np.random.Generator(np.random.Philox(key=np.uint64(questions.seed)))
     noisy, draws = Oracle(config, raw, noise=generator), NOISE_DRAWS
     tokens, positions, vocab = questions.probe_tokens, questions.probe_positions, config.vocab
-    history = lambda layer: synthetic_kv(config, max(positions), questions.seed, layer)  # noqa: E731
-    parts = [noisy.probe(tokens * draws, positions * draws, history).reshape(draws, -1, vocab)]
+    sources = _sources(config, max(positions), questions.seed)
+    parts = [noisy.probe(tokens * draws, positions * draws, *sources).reshape(draws, -1, vocab)]
     if questions.decode_tokens:
         parts.append(noisy.prefill(questions.decode_tokens, copies=draws).reshape(draws, -1, vocab))
     copies = np.concatenate(parts, axis=1)
     errors = [[logit_error(said[i], reference.logits[i]) for i in range(copies.shape[1])] for said in copies]
     return np.sqrt(np.mean(np.square(errors), axis=0))
+
+
+def _sources(config: Any, rows: int, seed: int) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """What the reference takes for the cache rows and the state of a layer."""
+    return (lambda layer: synthetic_kv(config, rows, seed, layer), lambda layer: synthetic_state(config, seed, layer))
 
 
 def grade(
@@ -286,13 +300,3 @@ def draw(seed: int, what: str, index: int, bound: int) -> int:
     """A number below `bound`, the same on every platform and numpy version."""
     text = f"amk exam {seed} {what} {index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little") % bound
-
-
-def stored_history(config: Any, rows: int, seed: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Of each layer: k, v [G, rows, D] in storage dtype, the rows that the reference is given too."""
-    pairs = (synthetic_kv(config, rows, seed, layer) for layer in range(config.layers))
-    return [(round_to(k, config.dtype), round_to(v, config.dtype)) for k, v in pairs]
-
-
-def stored_nan(dtype: str) -> Any:
-    return np.uint16(0x7FC0) if dtype == "bf16" else math.nan

@@ -85,6 +85,11 @@ class ModelConfig:
         """What the short convolution of a gated delta net runs over: q, k and v, back to back."""
         return (2 * self.linear_key_heads + self.linear_value_heads) * self.linear_head_dim
 
+    @property
+    def has_state(self) -> bool:
+        """Whether a step leaves more to the next one than rows of a cache."""
+        return any(self.is_linear(layer) for layer in range(self.layers))
+
     def is_linear(self, layer: int) -> bool:
         """Whether the layer is a gated delta net."""
         return self.full_attention_interval > 0 and (layer + 1) % self.full_attention_interval != 0

@@ -283,12 +283,14 @@ class Oracle:
         else:
             given = zip(state(layer), shapes, strict=True)
             start = tuple(np.broadcast_to(to_float64(part, cfg.dtype), shape) for part, shape in given)
-        mixed, *after = delta_net(
+        after: list[tuple[F64, F64]] | None = None if rows is None else []
+        mixed = delta_net(
             *(part.reshape(chains, chain, *part.shape[1:]) for part in parts),
-            DeltaWeights(conv[:, 0], *others), start, cfg.eps, self._stored,
+            DeltaWeights(conv[:, 0], *others), start, cfg.eps, self._stored, after,
         )  # fmt: skip
-        if rows is not None:
-            rows.append(tuple(part.reshape(len(h), *part.shape[2:]) for part in after))
+        if rows is not None and after is not None:
+            pasts, memories = (np.stack(part, axis=1) for part in zip(*after, strict=True))
+            rows.append((pasts.reshape(-1, *pasts.shape[2:]), memories.reshape(-1, *memories.shape[2:])))
         return self._stored(self._project(mixed.reshape(len(h), -1), at + "out_proj", cfg.hidden, False))
 
     def _stored(self, x: F64) -> F64:

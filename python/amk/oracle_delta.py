@@ -47,18 +47,26 @@ def split_projections(qkvz: F64, ba: F64, key_heads: int, value_heads: int) -> t
 
 
 def delta_net(
-    qkv: F64, z: F64, b: F64, a: F64, weights: DeltaWeights, start: State, eps: float, stored: Callable[[F64], F64]
-) -> tuple[F64, F64, F64]:
-    """[chains, tokens, ...] in; (mixed [chains, tokens, Hv * D], and after every token the convolution's inputs and S).
+    qkv: F64,
+    z: F64,
+    b: F64,
+    a: F64,
+    weights: DeltaWeights,
+    start: State,
+    eps: float,
+    stored: Callable[[F64], F64],
+    states: list[State] | None = None,
+) -> F64:
+    """[chains, tokens, ...] in, mixed [chains, tokens, Hv * D] out.
 
-    `start` has a leading axis of chains. `stored` is what storing an activation does to it.
+    `start` has a leading axis of chains. `stored` is what storing an activation does to it. `states`, when given, is a
+    list that receives the states of all chains after each token.
     """
     chains, tokens, value_heads = b.shape
     dim = len(weights.norm)
     key_width = (qkv.shape[-1] - value_heads * dim) // 2
     past, memory = (np.array(part, dtype=np.float64) for part in start)
     mixed = np.empty((chains, tokens, value_heads * dim))
-    pasts, memories = [], []
     for t in range(tokens):
         window = np.concatenate([past, qkv[:, t, :, None]], axis=-1)
         past = window[..., 1:]
@@ -75,9 +83,9 @@ def delta_net(
         out = stored(np.einsum("chvk,chk->chv", memory, q) / math.sqrt(dim))
         normed = out / np.sqrt(np.mean(out * out, axis=-1, keepdims=True) + eps) * weights.norm
         mixed[:, t] = stored(normed * silu(z[:, t])).reshape(chains, -1)
-        pasts.append(past)
-        memories.append(memory)
-    return mixed, np.stack(pasts, axis=1), np.stack(memories, axis=1)
+        if states is not None:
+            states.append((past, memory))
+    return mixed
 
 
 def silu(x: F64) -> F64:

@@ -21,7 +21,7 @@ import pytest
 import amk
 from amk import nvml
 from amk.errors import InputError, NonFinite, Rejected, Unavailable
-from amk.exam import stored_history
+from amk.history import set_states, stored_history, stored_states
 from amk.megakernel import device_count, device_uuid, read_bandwidth
 from amk.oracle import error_limit, logit_error
 from gpu_checkpoints import EXPECTED, FAMILY_NAMES, MAX_SEQ, NAMES, build
@@ -74,9 +74,11 @@ def open_both(model: Any, max_seq: int = MAX_SEQ, config: Any = None) -> tuple[A
 
 
 def fill(config: Any, rows: int, *machines: Any) -> None:
-    for layer, (k, v) in enumerate(stored_history(config, rows, 11)):
+    for layer, (k, v) in stored_history(config, rows, 11).items():
         for machine in machines:
             machine.set_kv(layer, k, v)
+    for machine in machines:
+        set_states(machine, stored_states(config, 11))
 
 
 # --- equal to the reference machine -----------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ PY_ARROWS = {
         *{"columns", "tables", "program_read", "program_write"},
     },
     "vm": {"_lib", "errors", "program"},
-    "exam": {"errors", "oracle", "oracle_cache"},  # the questions and the marks: no lowering, no machine
+    "history": {"model_config", "oracle"},
+    "exam": {"errors", "history", "oracle", "oracle_cache"},  # the questions and the marks: no lowering, no machine
     "verdict": {"errors"},
     "output": {"errors"},
     "evaluate": {
@@ -65,14 +66,14 @@ PY_ARROWS = {
     "megakernel": {"_lib", "errors", "program", "vm"},
     "nvml": set(),
     "machine": {"errors", "megakernel", "program", "targets", "vm"},  # one is opened here; what it is told, elsewhere
-    "timing": {"errors", "exam"},
+    "timing": {"errors", "exam", "history"},
     "gpu_lock": {"errors"},
     "measure": {"_lib", "embedded", "errors", "exam", "gpu_lock", "megakernel", "nvml", "program", "targets", "timing"},
     "frames": {"errors"},
-    "measure_pair": {"_lib", "embedded", "errors", "exam", "gpu_lock", "measure", "program", "timing"},
+    "measure_pair": {"_lib", "embedded", "errors", "gpu_lock", "history", "measure", "program", "timing"},
     "worker": {"errors", "frames", "measure", "measure_pair"},
     "supervisor": {"errors", "frames"},  # it starts a worker, and imports none
-    "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "nvml", "program", "supervisor", "timing"},
+    "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "history", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
     "tokenizer": {"errors", "safetensors", "strict_json"},
     "generate": {
@@ -140,7 +141,7 @@ PY_ARROWS = {
     "search/jobs": {"evaluate", "megakernel", "search/pair_job", "targets"},  # what runs in a worker
     "search/pair_job": {
         *{"_lib", "config", "embedded", "errors", "evaluate", "exam", "gpu_trial", "measure_pair", "nvml"},
-        *{"oracle_cache", "search/jobs", "search/pairs", "supervisor", "timing"},
+        *{"history", "oracle_cache", "search/jobs", "search/pairs", "supervisor", "timing"},
     },
     "search/resume": {
         *{"config", "errors", "propose", "records", "search/campaign", "search/optuna_sampler", "search/plan"},
