@@ -10,7 +10,6 @@
 #include "base/checked.h"
 #include "base/dtype.h"
 #include "base/error.h"
-#include "base/model.h"
 
 namespace amk {
 namespace {
@@ -123,7 +122,8 @@ class DecoderBuilder {
     node.weight = embed;
     for (int32_t i = 0; i < m_.layers; ++i) {
       layer_ = "layers." + std::to_string(i) + ".";
-      x = feed_forward(is_linear_layer(m_, i) ? linear_attention(x) : attention(x, i));
+      const bool is_linear = m_.full_attention_interval > 0 && (i + 1) % m_.full_attention_interval != 0;
+      x = feed_forward(is_linear ? linear_attention(x) : attention(x, i));
     }
     layer_.clear();
     head(x, embed);

@@ -52,6 +52,8 @@ void Translation::bind_buffers() {
   contents_.resize(p_.buffers.size());
   k_cache_.assign(d_.layers(), -1);
   v_cache_.assign(d_.layers(), -1);
+  conv_state_.assign(d_.layers(), -1);
+  gdn_state_.assign(d_.layers(), -1);
   splits_.resize(d_.layers());
   for (size_t i = 0; i < p_.buffers.size(); ++i) bind(static_cast<int32_t>(i));
   if (report_->count() != before) return;  // what is missing may be what was refused
@@ -61,8 +63,13 @@ void Translation::bind_buffers() {
   require(logits_, What::kLogits, 0);
   require(next_token_, What::kNextToken, 0);
   for (int32_t i = 0; i < d_.layers(); ++i) {
-    require(k_cache_[i], What::kKCache, i);
-    require(v_cache_[i], What::kVCache, i);
+    if (d_.is_linear(i)) {
+      require(conv_state_[i], What::kConvState, i);
+      require(gdn_state_[i], What::kGdnState, i);
+    } else {
+      require(k_cache_[i], What::kKCache, i);
+      require(v_cache_[i], What::kVCache, i);
+    }
   }
 }
 
@@ -75,9 +82,10 @@ void Translation::bind(int32_t id) {
   BoundTensor want;
   if (by_source || kind == AMK_KIND_IO_INPUT) want = d_.bound(name);
   if (kind == AMK_KIND_KV_CACHE) want = d_.cache(name);
+  if (kind == AMK_KIND_STATE) want = d_.state(name);
   if (kind == AMK_KIND_IO_OUTPUT) want = d_.output(name);
   if (!want.value || (want.value.what == What::kToken) != (kind == AMK_KIND_IO_INPUT)) {
-    AMK_REJECT(report_, 17, -1, id, -1, "%s is no weight, constant, cache, input or output of the model",
+    AMK_REJECT(report_, 17, -1, id, -1, "%s is no weight, constant, cache, state, input or output of the model",
                buffer_text(p_, id).c_str());
     return;
   }
@@ -93,9 +101,13 @@ void Translation::bind(int32_t id) {
     case What::kNextToken: next_token_ = id; break;
     case What::kKCache: k_cache_[want.value.layer] = id; break;
     case What::kVCache: v_cache_[want.value.layer] = id; break;
+    case What::kConvState: conv_state_[want.value.layer] = id; break;
+    case What::kGdnState: gdn_state_[want.value.layer] = id; break;
     default: break;
   }
-  // Outputs hold what is written to them; a cache is known by its name, and its row `pos` holds what is written to it.
+  // Outputs hold what is written to them; a cache is known by its name, and its row `pos` holds what is written to it;
+  // a state holds what the last step left until it is written.
+  if (kind == AMK_KIND_STATE) write(id, 0, b.numel, want.value, 0);
   if (kind != AMK_KIND_IO_OUTPUT) bound_[id] = want.value;
 }
 
@@ -123,8 +135,9 @@ void Translation::refuse_outputs(const amk_instruction_t& task) {
 }
 
 Translation::Reading Translation::read(int32_t buffer, int64_t first, int64_t count) const {
-  const bool is_cache = p_.bindings[buffer].kind == AMK_KIND_KV_CACHE;
-  if (bound_[buffer] && !is_cache) return {bound_[buffer], first, count, true, false, {}};
+  const int32_t kind = p_.bindings[buffer].kind;
+  if (bound_[buffer] && kind != AMK_KIND_KV_CACHE && kind != AMK_KIND_STATE)
+    return {bound_[buffer], first, count, true, false, {}};
   const Contents& contents = contents_[buffer];
   const int64_t end = first + count;
   Contents::Piece piece = contents.at(first, end);
@@ -189,8 +202,13 @@ void Translation::check_outputs() {
   check(logits_, d_.vocab(), {What::kLogits, 0}, 0);
   check(next_token_, 1, {What::kNextToken, 0}, 0);
   for (int32_t i = 0; i < d_.layers(); ++i) {
-    check(k_cache_[i], d_.kv_size(), {What::kKRotated, i}, 0);
-    check(v_cache_[i], d_.kv_size(), {What::kQkv, i}, d_.v_first());
+    if (d_.is_linear(i)) {
+      check(conv_state_[i], p_.buffers[conv_state_[i]].numel, {What::kConvStateNext, i}, 0);
+      check(gdn_state_[i], p_.buffers[gdn_state_[i]].numel, {What::kGdnStateNext, i}, 0);
+    } else {
+      check(k_cache_[i], d_.kv_size(), {What::kKRotated, i}, 0);
+      check(v_cache_[i], d_.kv_size(), {What::kQkv, i}, d_.v_first());
+    }
   }
 }
 

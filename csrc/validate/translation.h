@@ -80,6 +80,7 @@ class Translation {
   bool add(const amk_instruction_t& t);
   bool scan(const amk_instruction_t& t);
   bool pick(const amk_instruction_t& t);
+  bool norm_weight_plus(const amk_instruction_t& t, Value out);  // whether weights are used as 1 + w, as the model says
   // What attention reads of this step: q rows and the caches' rows, turned; or raw rows that it turns itself.
   bool turned_heads(const amk_instruction_t& t, Value out);
   bool raw_heads(const amk_instruction_t& t, Value out);
@@ -87,12 +88,18 @@ class Translation {
   // What a rotation of [m_off, + heads * D) of input 0 gives; inv_freq and norm are slots, norm -1 without one.
   std::optional<Rotation> rotate(const amk_instruction_t& t, int32_t heads, int inv_freq, int norm);
 
+  // translation_gdn.cpp: the rules of linear attention, and of the gate behind full attention
+  bool causal_conv(const amk_instruction_t& t);
+  bool gdn(const amk_instruction_t& t);
+  bool gated_norm(const amk_instruction_t& t);
+  bool sigmoid_mul(const amk_instruction_t& t);
+
   const Program& p_;
   const Decoder& d_;
   Report* report_;
   std::vector<Value> bound_;  // per buffer: what it is, where it is bound from outside
   std::vector<Contents> contents_;
-  std::vector<int32_t> k_cache_, v_cache_;  // per layer
+  std::vector<int32_t> k_cache_, v_cache_, conv_state_, gdn_state_;  // per layer; -1 where a layer has none
   int32_t logits_ = -1, next_token_ = -1;
   std::vector<Splits> splits_;  // per layer
   std::vector<Scan> scans_;

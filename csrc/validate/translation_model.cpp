@@ -40,8 +40,16 @@ constexpr WhatRow kRows[] = {
     {What::kBGateUp, kLayer, "b_gate_up"},
     {What::kWDown, kLayer, "w_down"},
     {What::kBDown, kLayer, "b_down"},
+    {What::kWGdnIn, kLayer, "w_gdn_in"},
+    {What::kConvW, kLayer, "conv_w"},
+    {What::kALog, kLayer, "a_log"},
+    {What::kDtBias, kLayer, "dt_bias"},
+    {What::kGdnNorm, kLayer, "gdn_norm"},
+    {What::kWGdnOut, kLayer, "w_gdn_out"},
     {What::kKCache, kLayer, "k"},
     {What::kVCache, kLayer, "v"},
+    {What::kConvState, kLayer, "conv_state"},
+    {What::kGdnState, kLayer, "gdn_state"},
     {What::kX, kLayer, "x"},
     {What::kAttnIn, kLayer, "attn_in"},
     {What::kQkv, kLayer, "qkv"},
@@ -52,7 +60,15 @@ constexpr WhatRow kRows[] = {
     {What::kPartO, kLayer, "attention.part_o"},
     {What::kPartMl, kLayer, "attention.part_ml"},
     {What::kAttended, kLayer, "attended"},
+    {What::kAttendedGated, kLayer, "attended_gated"},
     {What::kAttnOut, kLayer, "attn_out"},
+    {What::kGdnIn, kLayer, "gdn_in"},
+    {What::kGdnConv, kLayer, "gdn_conv"},
+    {What::kGdnAttended, kLayer, "gdn_attended"},
+    {What::kGdnGated, kLayer, "gdn_gated"},
+    {What::kGdnOut, kLayer, "gdn_out"},
+    {What::kConvStateNext, kLayer, "conv_state after the step"},
+    {What::kGdnStateNext, kLayer, "gdn_state after the step"},
     {What::kXMid, kLayer, "x_mid"},
     {What::kMlpIn, kLayer, "mlp_in"},
     {What::kGateUp, kLayer, "gate_up"},
@@ -113,21 +129,44 @@ Decoder::Decoder(const amk_model_t& model) : m_(model) {
   AMK_CHECK(m_.head_dim % 2 == 0, AMK_ERR_INVALID_ARGUMENT, "model.head_dim is %d, expected an even one", m_.head_dim);
   AMK_CHECK(std::isfinite(m_.eps) && m_.eps > 0, AMK_ERR_INVALID_ARGUMENT, "model.eps is %g, expected finite and > 0",
             static_cast<double>(m_.eps));
-  constexpr int32_t kKnown =
-      AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
+  constexpr int32_t kKnown = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS | AMK_MODEL_QK_NORM |
+                             AMK_MODEL_TIED_HEAD | AMK_MODEL_ATTENTION_GATE | AMK_MODEL_NORM_PLUS_ONE;
   AMK_CHECK((m_.features & ~kKnown) == 0, AMK_ERR_INVALID_ARGUMENT, "model.features is 0x%x, allowed bits 0x%x",
             m_.features, kKnown);
+  if (!(m_.full_attention_interval | m_.linear_key_heads | m_.linear_value_heads | m_.linear_head_dim | m_.conv_width))
+    return;
+  check_range("full_attention_interval", m_.full_attention_interval, 1, INT32_MAX);
+  check_range("linear_value_heads", m_.linear_value_heads, 1, kMaxDim);
+  check_range("linear_key_heads", m_.linear_key_heads, 1, m_.linear_value_heads);
+  check_range("linear_head_dim", m_.linear_head_dim, 1, kMaxDim);
+  check_range("conv_width", m_.conv_width, 2, AMK_MAX_CONV_WIDTH);
+  AMK_CHECK(m_.linear_value_heads % m_.linear_key_heads == 0, AMK_ERR_INVALID_ARGUMENT,
+            "model.linear_value_heads is %d, expected a multiple of linear_key_heads %d", m_.linear_value_heads,
+            m_.linear_key_heads);
 }
 
-bool Decoder::is_there(What what) const {
-  switch (what) {
+bool Decoder::is_there(Value value) const {
+  const bool full = !is_linear(value.layer);
+  switch (value.what) {
     case What::kLmHead: return !has(AMK_MODEL_TIED_HEAD);
-    case What::kBqkv: return has(AMK_MODEL_QKV_BIAS);
-    case What::kBo: return has(AMK_MODEL_O_BIAS);
+    case What::kWqkv:
+    case What::kWo:
+    case What::kKCache:
+    case What::kVCache: return full;
+    case What::kBqkv: return full && has(AMK_MODEL_QKV_BIAS);
+    case What::kBo: return full && has(AMK_MODEL_O_BIAS);
     case What::kBGateUp:
     case What::kBDown: return has(AMK_MODEL_MLP_BIAS);
     case What::kQNorm:
-    case What::kKNorm: return has_head_norms();
+    case What::kKNorm: return full && has_head_norms();
+    case What::kWGdnIn:
+    case What::kConvW:
+    case What::kALog:
+    case What::kDtBias:
+    case What::kGdnNorm:
+    case What::kWGdnOut:
+    case What::kConvState:
+    case What::kGdnState: return !full;
     default: return true;
   }
 }
@@ -140,9 +179,9 @@ BoundTensor Decoder::bound(std::string_view source) const {
     value.what = find_what(source, kModel, What::kToken, What::kLmHead);
   } else {
     const int32_t layer = take_layer(source.substr(kPrefix.size()), &tail);
-    if (layer >= 0 && layer < m_.layers) value = {find_what(tail, kLayer, What::kAttnNorm, What::kBDown), layer};
+    if (layer >= 0 && layer < m_.layers) value = {find_what(tail, kLayer, What::kAttnNorm, What::kWGdnOut), layer};
   }
-  if (!is_there(value.what)) return {};
+  if (!is_there(value)) return {};
   const auto vector = [&](int64_t n) { return BoundTensor{value, m_.dtype, 1, {n, 0, 0}}; };
   const auto matrix = [&](int64_t rows, int64_t columns) {
     return BoundTensor{value, m_.dtype, 2, {rows, columns, 0}};
@@ -156,6 +195,12 @@ BoundTensor Decoder::bound(std::string_view source) const {
     case What::kWo: return matrix(m_.hidden, k_first());
     case What::kWGateUp: return matrix(2 * ffn(), m_.hidden);
     case What::kWDown: return matrix(m_.hidden, m_.ffn);
+    case What::kWGdnIn: return matrix(gdn_end(), m_.hidden);
+    case What::kConvW: return matrix(z_first(), m_.conv_width);
+    case What::kWGdnOut: return matrix(m_.hidden, values());
+    case What::kALog:
+    case What::kDtBias: return {value, AMK_DTYPE_F32, 1, {value_heads(), 0, 0}};
+    case What::kGdnNorm: return vector(linear_head_dim());
     case What::kBqkv: return vector(qkv_end());
     case What::kQNorm:
     case What::kKNorm: return vector(m_.head_dim);
@@ -179,13 +224,22 @@ BoundTensor Decoder::cache(std::string_view name) const {
   std::string_view tail;
   const int32_t layer = name.substr(0, 3) == "kv." ? take_layer(name.substr(3), &tail) : -1;
   const What what = find_what(tail, kLayer, What::kKCache, What::kVCache);
-  if (layer < 0 || layer >= m_.layers || what == What::kUnknown) return {};
+  if (layer < 0 || layer >= m_.layers || what == What::kUnknown || !is_there({what, layer})) return {};
   return {{what, layer}, m_.dtype, 3, {m_.n_kv_heads, m_.max_seq, m_.head_dim}};
+}
+
+BoundTensor Decoder::state(std::string_view name) const {
+  std::string_view tail;
+  const int32_t layer = name.substr(0, 7) == "layers." ? take_layer(name.substr(7), &tail) : -1;
+  const What what = find_what(tail, kLayer, What::kConvState, What::kGdnState);
+  if (layer < 0 || layer >= m_.layers || what == What::kUnknown || !is_there({what, layer})) return {};
+  if (what == What::kConvState) return {{what, layer}, m_.dtype, 2, {z_first(), m_.conv_width - 1, 0}};
+  return {{what, layer}, AMK_DTYPE_F32, 3, {value_heads(), linear_head_dim(), linear_head_dim()}};
 }
 
 Linear Decoder::linear(Value matrix) const {
   const int32_t i = matrix.layer;
-  const auto of = [&](What what) { return is_there(what) ? Value{what, i} : Value{}; };
+  const auto of = [&](What what) { return is_there({what, i}) ? Value{what, i} : Value{}; };
   Linear l;
   switch (matrix.what) {
     case What::kWqkv:
@@ -193,7 +247,15 @@ Linear Decoder::linear(Value matrix) const {
       l.bias = of(What::kBqkv), l.out = of(What::kQkv);
       break;
     case What::kWo:
-      l.input = of(What::kAttended), l.bias = of(What::kBo), l.out = of(What::kAttnOut);
+      l.input = of(has_output_gate() ? What::kAttendedGated : What::kAttended);
+      l.bias = of(What::kBo), l.out = of(What::kAttnOut);
+      l.residual = of(What::kX), l.sum = of(What::kXMid);
+      break;
+    case What::kWGdnIn:
+      l.input = of(What::kAttnIn), l.raw = of(What::kX), l.norm = of(What::kAttnNorm), l.out = of(What::kGdnIn);
+      break;
+    case What::kWGdnOut:
+      l.input = of(What::kGdnGated), l.out = of(What::kGdnOut);
       l.residual = of(What::kX), l.sum = of(What::kXMid);
       break;
     case What::kWGateUp:
@@ -225,7 +287,7 @@ Norm Decoder::norm(Value x) const {
 Value Decoder::sum(Value a, Value b) const {
   if (a.layer != b.layer) return {};
   const auto are = [&](What x, What y) { return (a.what == x && b.what == y) || (a.what == y && b.what == x); };
-  if (are(What::kX, What::kAttnOut)) return {What::kXMid, a.layer};
+  if (are(What::kX, What::kAttnOut) || are(What::kX, What::kGdnOut)) return {What::kXMid, a.layer};
   if (are(What::kXMid, What::kMlpOut)) return {What::kX, a.layer + 1};
   return {};
 }
@@ -235,6 +297,7 @@ int32_t Decoder::dtype(Value value) const {
     case What::kPartO:
     case What::kPartMl:
     case What::kLogits:
+    case What::kGdnStateNext:
     case What::kBestValue: return AMK_DTYPE_F32;
     case What::kBestIndex:
     case What::kNextToken: return AMK_DTYPE_I32;
@@ -243,6 +306,10 @@ int32_t Decoder::dtype(Value value) const {
 }
 
 float Decoder::attention_scale() const { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(m_.head_dim))); }
+
+float Decoder::linear_scale() const {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(m_.linear_head_dim)));
+}
 
 std::string Decoder::name(Value value) const {
   const WhatRow& row = kRows[static_cast<int>(value.what)];
@@ -260,8 +327,20 @@ std::string Decoder::range_text(Value value, int64_t first, int64_t count) const
       rows = " (q rows)";
     else if (first >= k_first() && end <= v_first())
       rows = " (k rows)";
-    else if (first >= v_first())
+    else if (first >= v_first() && end <= gate_first())
       rows = " (v rows)";
+    else if (first >= gate_first())
+      rows = " (gate rows)";
+  }
+  if (value.what == What::kGdnIn) {
+    if (end <= z_first())
+      rows = " (q, k and v rows)";
+    else if (first >= z_first() && end <= b_first())
+      rows = " (z rows)";
+    else if (first >= b_first() && end <= a_first())
+      rows = " (b rows)";
+    else if (first >= a_first())
+      rows = " (a rows)";
   }
   return name(value) + text("[%lld, %lld)%s", (long long)first, (long long)end, rows);
 }

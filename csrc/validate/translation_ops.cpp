@@ -20,6 +20,10 @@ bool Translation::apply(const amk_instruction_t& t) {
     case AMK_OP_ADD: return add(t);
     case AMK_OP_SAMPLE_ARGMAX: return scan(t);
     case AMK_OP_ARGMAX_COMBINE: return pick(t);
+    case AMK_OP_CAUSAL_CONV: return causal_conv(t);
+    case AMK_OP_GDN_DECODE: return gdn(t);
+    case AMK_OP_GATED_RMSNORM: return gated_norm(t);
+    case AMK_OP_SIGMOID_MUL: return sigmoid_mul(t);
     default: return fail(-1, "the model has no such operation");
   }
 }
@@ -49,6 +53,13 @@ bool Translation::embed(const amk_instruction_t& t) {
          compute(t.outputs[0], p.n_off, p.N_tile, x, p.n_off);
 }
 
+bool Translation::norm_weight_plus(const amk_instruction_t& t, Value out) {
+  const bool plus = t.params.flags & AMK_FLAG_NORM_PLUS_ONE, due = d_.has_norm_plus_one();
+  if (plus == due) return true;
+  const char* used[] = {"as they are", "as 1 + w"};
+  return fail(-1, text("the norm weights of %s are used %s, expected %s", d_.name(out).c_str(), used[plus], used[due]));
+}
+
 bool Translation::rmsnorm(const amk_instruction_t& t) {
   const amk_params_t& p = t.params;
   const int64_t count = int64_t{p.M_tile} * p.hidden;
@@ -61,14 +72,14 @@ bool Translation::rmsnorm(const amk_instruction_t& t) {
     const Value out{is_q ? What::kQNormed : What::kKNormed, x.value.layer};
     const Value norm{is_q ? What::kQNorm : What::kKNorm, x.value.layer};
     return (is_q || is_k || fail(-1, "it normalises q rows and k rows with one weight")) &&
-           holds(weight, norm, 0, "weight", out) && number("eps", p.eps, d_.eps(), out) &&
+           holds(weight, norm, 0, "weight", out) && number("eps", p.eps, d_.eps(), out) && norm_weight_plus(t, out) &&
            compute(t.outputs[0], p.n_off, count, out, x.at - (is_q ? 0 : d_.k_first()));
   }
   const Norm rule = d_.norm(x.value);
   if (!rule.out || !x.one || x.at != 0 || count != d_.hidden() || p.hidden != d_.hidden())
     return fail(t.inputs[0], text("it normalises %s, which the model does not", reading_text(x).c_str()));
   return holds(weight, rule.weight, 0, "weight", rule.out) && number("eps", p.eps, d_.eps(), rule.out) &&
-         compute(t.outputs[0], p.n_off, count, rule.out, 0);
+         norm_weight_plus(t, rule.out) && compute(t.outputs[0], p.n_off, count, rule.out, 0);
 }
 
 bool Translation::gemv(const amk_instruction_t& t) {
@@ -90,7 +101,7 @@ bool Translation::gemv(const amk_instruction_t& t) {
     if (!lacks(true, rule.norm, "normalisation before it")) return false;
     if (!holds(x, rule.raw, 0, "normalised input", matrix)) return false;
     if (!holds(read(t.inputs[slots.norm], 0, p.K), rule.norm, 0, "norm weight", matrix)) return false;
-    if (!number("eps", p.eps, d_.eps(), matrix)) return false;
+    if (!number("eps", p.eps, d_.eps(), matrix) || !norm_weight_plus(t, matrix)) return false;
   } else if (!holds(x, rule.input, 0, "input", matrix)) {
     return false;
   }
@@ -115,7 +126,7 @@ bool Translation::gemv(const amk_instruction_t& t) {
 bool Translation::head_norm_weight(const amk_instruction_t& t, int slot, Value rotated) {
   const What norm = rotated.what == What::kQRotated ? What::kQNorm : What::kKNorm;
   return holds(read(t.inputs[slot], 0, d_.head_dim()), {norm, rotated.layer}, 0, "head norm weight", rotated) &&
-         number("eps", t.params.eps, d_.eps(), rotated);
+         number("eps", t.params.eps, d_.eps(), rotated) && norm_weight_plus(t, rotated);
 }
 
 std::optional<Translation::Rotation> Translation::rotate(const amk_instruction_t& t, int32_t heads, int inv_freq,
