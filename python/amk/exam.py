@@ -46,6 +46,9 @@ DECODE_STEPS = 8
 # 99 %, 1.30 at 99.9 % and 1.48 at most; a decade of probability costs about 0.2.
 NOISE_DRAWS = 8
 NOISE_FACTOR = 2.0
+# With linear layers the error of a step has a longer tail (see DELTA_NET_GAIN), also between draws.
+LINEAR_NOISE_DRAWS = 16
+LINEAR_NOISE_FACTOR = 3.0
 # A model so unstable that rounding alone takes it further than this cannot be judged in its dtype, and is not let pass.
 MOST_OF_ANALYTIC = 6.0
 PROGRESS_SECONDS = 2.0
@@ -197,9 +200,10 @@ def noise_of(
 ) -> NDArray[np.float64]:
     """Of each step, the rms `logit_error` that rounding noise leaves in the reference: what a right machine's error is
     like for these very weights, where `error_limit` knows only the model's shape. No machine's answer enters it."""
-    progress(f"reference: {NOISE_DRAWS} noisy copies, as an error is beyond what the model's shape explains")
+    draws = LINEAR_NOISE_DRAWS if config.has_state else NOISE_DRAWS
+    progress(f"reference: {draws} noisy copies, as an error is beyond what the model's shape explains")
     generator = np.random.Generator(np.random.Philox(key=np.uint64(questions.seed)))
-    noisy, draws = Oracle(config, raw, noise=generator), NOISE_DRAWS
+    noisy = Oracle(config, raw, noise=generator)
     tokens, positions, vocab = questions.probe_tokens, questions.probe_positions, config.vocab
     sources = _sources(config, max(positions), questions.seed)
     parts = [noisy.probe(tokens * draws, positions * draws, *sources).reshape(draws, -1, vocab)]
@@ -224,16 +228,19 @@ def grade(
 ) -> Grade:
     """Every step must lie within its limit, and the questions must be able to tell a wrong answer from a right one.
 
-    The limit is `error_limit`. In a 16-bit dtype, weights of an unusual gain can carry a right machine beyond it; where
-    one is, and not by far, `noise` (`noise_of` of these questions, asked only then) says what rounding does to this
-    model, and the limit of a step is NOISE_FACTOR times that if it is more.
+    The limit is `error_limit`. Weights of an unusual gain can carry a right machine beyond it, in a 16-bit dtype or
+    through linear layers in any; where one is, and not by far, `noise` (`noise_of` of these questions, asked only then)
+    says what rounding does to this model, and the limit of a step is NOISE_FACTOR times that if it is more
+    (LINEAR_NOISE_FACTOR with linear layers).
     """
     got, ref = machine.logits.astype(np.float64), reference.logits
     analytic = np.array([error_limit(config.dtype, config, position=pos) for _, pos in questions.steps])
     errors = [logit_error(got[i], ref[i]) for i in range(len(ref))]
     limits, remarks = analytic.tolist(), ()
-    if noise is not None and config.dtype != "f32" and 1.0 < np.max(errors / analytic) <= MOST_OF_ANALYTIC:
-        limits = np.clip(NOISE_FACTOR * noise(), analytic, MOST_OF_ANALYTIC * analytic).tolist()
+    is_unsteady = config.dtype != "f32" or config.has_state
+    if noise is not None and is_unsteady and 1.0 < np.max(errors / analytic) <= MOST_OF_ANALYTIC:
+        factor = LINEAR_NOISE_FACTOR if config.has_state else NOISE_FACTOR
+        limits = np.clip(factor * noise(), analytic, MOST_OF_ANALYTIC * analytic).tolist()
         wider = max(limit / most for limit, most in zip(limits, analytic.tolist(), strict=True))
         remarks = (f"limits are those of rounding noise in these weights, up to {wider:.2g} times those of the shape",)
     worst = int(np.argmax([error / limit for error, limit in zip(errors, limits, strict=True)]))

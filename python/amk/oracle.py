@@ -28,6 +28,10 @@ KvSource = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
 StateSource = Callable[[int], tuple[NDArray[Any], NDArray[Any]]]
 _Attend = Callable[[int, F64, F64, F64], F64]
 
+# Attention over S rows leaves what a sum of so many times S terms does: S / 6 of p V and S / 9 of the sum of p.
+ATTENTION_TERMS = 5 / 3
+# What a linear layer does before its gated norm counts so many times (`error_limit`).
+DELTA_NET_GAIN = 4.0
 CHUNK_BYTES = 64 << 20  # of float64, the most that one converted piece of a weight may take
 UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 
@@ -132,8 +136,8 @@ def is_linear(config: Any, layer: int) -> bool:
 class Oracle:
     """Decodes in float64. `raw(name)` returns a tensor in storage dtype (bf16 as uint16 bits), afresh at each call.
 
-    With `noise`, every activation that a machine stores is off by a random part of itself, as a rounding to the storage
-    dtype may leave it: the answers are then draws of what a right machine may say.
+    With `noise`, every activation that a machine stores is off by a random part of itself, as a sum in f32 and a
+    rounding to the storage dtype may leave it: the answers are then draws of what a right machine may say.
     """
 
     def __init__(
@@ -221,10 +225,7 @@ class Oracle:
             raise ValueError("no tokens")
         if not all(0 <= t < cfg.vocab for t in tokens) or min(positions) < 0:
             raise ValueError(f"tokens must lie in [0, {cfg.vocab}) and positions must not be negative")
-        angle = np.asarray(positions, dtype=np.float64)[:, None] * self._freq
-        cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
         stored = self._stored
-
         x = to_float64(self._tensor("model.embed_tokens.weight", (cfg.vocab, cfg.hidden))[list(tokens)], cfg.dtype)
         for layer in range(cfg.layers):
             at = f"model.layers.{layer}."
@@ -232,47 +233,48 @@ class Oracle:
             if is_linear(cfg, layer):
                 mixed = self._mix_linear(h, layer, chain, state, rows)
             else:
-                mixed = self._mix_attention(h, layer, cos, sin, attend, rows)
+                mixed = self._mix_attention(h, layer, positions, attend, rows)
             x = stored(x + mixed)
             h = self._norm(x, at + "post_attention_layernorm.weight")
-            gate = stored(self._project(h, at + "mlp.gate_proj", cfg.ffn, cfg.mlp_bias))
-            up = stored(self._project(h, at + "mlp.up_proj", cfg.ffn, cfg.mlp_bias))
-            x = stored(
-                x + stored(self._project(stored(silu(gate) * up), at + "mlp.down_proj", cfg.hidden, cfg.mlp_bias))
-            )
+            gate = self._linear(h, at + "mlp.gate_proj", cfg.ffn, cfg.mlp_bias)
+            up = self._linear(h, at + "mlp.up_proj", cfg.ffn, cfg.mlp_bias)
+            x = stored(x + self._linear(stored(silu(gate) * up), at + "mlp.down_proj", cfg.hidden, cfg.mlp_bias))
         head = "model.embed_tokens" if cfg.tied else "lm_head"
         return self._project(self._norm(x, "model.norm.weight"), head, cfg.vocab, False)
 
-    def _mix_attention(self, h: F64, layer: int, cos: F64, sin: F64, attend: _Attend, rows: Rows | None) -> F64:
+    def _mix_attention(self, h: F64, layer: int, positions: Sequence[int], attend: _Attend, rows: Rows | None) -> F64:
         cfg, n, stored = self.config, len(h), self._stored
+        depth = np.asarray(positions, dtype=np.float64)[:, None, None]
+        cos, sin = np.cos(depth * self._freq), np.sin(depth * self._freq)
         at = f"model.layers.{layer}.self_attn."
         kv_width, kv_shape = cfg.n_kv_heads * cfg.head_dim, (n, cfg.n_kv_heads, cfg.head_dim)
         q_width = cfg.n_heads * cfg.head_dim
         # With a gate, each head of q_proj is a query and then its gate.
         per_head = 2 * cfg.head_dim if cfg.attention_gate else cfg.head_dim
-        q = stored(self._project(h, at + "q_proj", cfg.n_heads * per_head, cfg.qkv_bias)).reshape(n, cfg.n_heads, -1)
+        q = self._linear(h, at + "q_proj", cfg.n_heads * per_head, cfg.qkv_bias).reshape(n, cfg.n_heads, -1)
         q, gate = q[..., : cfg.head_dim], q[..., cfg.head_dim :]
-        k = stored(self._project(h, at + "k_proj", kv_width, cfg.qkv_bias)).reshape(kv_shape)
-        v = stored(self._project(h, at + "v_proj", kv_width, cfg.qkv_bias)).reshape(kv_shape)
+        k = self._linear(h, at + "k_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
+        v = self._linear(h, at + "v_proj", kv_width, cfg.qkv_bias).reshape(kv_shape)
         if cfg.qk_norm:
             q, k = self._norm(q, at + "q_norm.weight"), self._norm(k, at + "k_norm.weight")
         q, k = stored(_rotate(q, cos, sin)), stored(_rotate(k, cos, sin))
         if rows is not None:
             rows.append((k, v))
         # Query head j reads kv head j // (n_heads / n_kv_heads), so [Q, D] splits as [G, Q/G, D].
-        mixed = stored(attend(layer, q.reshape(n, cfg.n_kv_heads, -1, cfg.head_dim), k, v)).reshape(n, q_width)
+        mixed = attend(layer, q.reshape(n, cfg.n_kv_heads, -1, cfg.head_dim), k, v)
+        mixed = stored(mixed, ATTENTION_TERMS * depth[..., None]).reshape(n, q_width)
         if cfg.attention_gate:
             with np.errstate(over="ignore"):
                 mixed = stored(mixed / (1.0 + np.exp(-gate.reshape(n, q_width))))
-        return stored(self._project(mixed, at + "o_proj", cfg.hidden, cfg.o_bias))
+        return self._linear(mixed, at + "o_proj", cfg.hidden, cfg.o_bias)
 
     def _mix_linear(self, h: F64, layer: int, chain: int, state: StateSource | None, rows: Rows | None) -> F64:
         cfg, chains = self.config, len(h) // chain
         at = f"model.layers.{layer}.linear_attn."
         heads, values, dim = cfg.linear_key_heads, cfg.linear_value_heads, cfg.linear_head_dim
         channels = (2 * heads + values) * dim
-        qkvz = self._stored(self._project(h, at + "in_proj_qkvz", channels + values * dim, False))
-        ba = self._stored(self._project(h, at + "in_proj_ba", 2 * values, False))
+        qkvz = self._linear(h, at + "in_proj_qkvz", channels + values * dim, False)
+        ba = self._linear(h, at + "in_proj_ba", 2 * values, False)
         parts = split_projections(qkvz, ba, heads, values)
         small = {"conv1d.weight": (channels, 1, cfg.conv_width), "A_log": (values,), "dt_bias": (values,)}
         small["norm.weight"] = (dim,)
@@ -291,13 +293,19 @@ class Oracle:
         if rows is not None and after is not None:
             pasts, memories = (np.stack(part, axis=1) for part in zip(*after, strict=True))
             rows.append((pasts.reshape(-1, *pasts.shape[2:]), memories.reshape(-1, *memories.shape[2:])))
-        return self._stored(self._project(mixed.reshape(len(h), -1), at + "out_proj", cfg.hidden, False))
+        return self._linear(mixed.reshape(len(h), -1), at + "out_proj", cfg.hidden, False)
 
-    def _stored(self, x: F64) -> F64:
-        """As it is, or with the noise of one rounding: at most u of each value, u / sqrt(3) rms."""
+    def _linear(self, x: F64, name: str, n_out: int, bias: bool) -> F64:
+        """A projection, as a machine stores it."""
+        return self._stored(self._project(x, name, n_out, bias), x.shape[1])
+
+    def _stored(self, x: F64, terms: Any = 0) -> F64:
+        """As it is, or with noise: that of one rounding, at most u of each value and u / sqrt(3) rms, and that of the
+        sum of so many terms in f32 which it is, u32 * sqrt(terms / 6) rms (see `error_limit`)."""
         if self._noise is None:
             return x
-        return x * (1.0 + UNIT_ROUNDOFF[self.config.dtype] * self._noise.uniform(-1.0, 1.0, x.shape))
+        most = np.sqrt(UNIT_ROUNDOFF[self.config.dtype] ** 2 + UNIT_ROUNDOFF["f32"] ** 2 * terms / 2)
+        return x * (1.0 + most * self._noise.uniform(-1.0, 1.0, x.shape))
 
     def _norm(self, x: F64, name: str) -> F64:
         weight = to_float64(self._tensor(name, (x.shape[-1],)), self.config.dtype)
@@ -360,16 +368,22 @@ def error_limit(dtype: str, config: Any, *, position: int = 0) -> float:
       It counts in full, although a mean over many independent V rows (as in `synthetic_kv`) hides most of it.
     - The state of a linear layer is rounded to f32 twice a step, decayed and changed: u32 * sqrt(2 / 3) each step, of
       which decay forgets a part that is not counted on.
+    - The gated norm divides by the size of S q. A head that forgets soon remembers few directions, and a query that is
+      nearly orthogonal to all of them is answered by little more than rounding errors, at full size. So all that comes
+      before that norm, except the state's own rounding, counts DELTA_NET_GAIN times; more than that is left to the
+      noise of the very weights (`exam.noise_of`).
     The limit is 3 times the total. The factor covers what the model leaves out: the gain of the softmax and of
     gate * up, and the largest of V logits. The emulator in tests/python/test_oracle.py stays between 0.05 and 1.
     """
     u, u32 = UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF["f32"]
     linear = sum(is_linear(config, layer) for layer in range(config.layers))
     full = config.layers - linear
-    stored = full * (12 + bool(config.qk_norm) + bool(config.attention_gate)) + linear * 13 + 2
-    summed = config.layers * (3 * config.hidden + config.ffn) + full * config.n_heads * config.head_dim + config.hidden
-    summed += linear * ((config.linear_value_heads + 4) * config.linear_head_dim + config.conv_width)
+    gain, dim = DELTA_NET_GAIN**2, config.linear_head_dim
+    stored = full * (12 + bool(config.qk_norm) + bool(config.attention_gate)) + linear * (4 * gain + 9) + 2
+    summed = config.layers * (2 * config.hidden + config.ffn) + config.hidden
+    summed += full * (config.hidden + config.n_heads * config.head_dim)
+    summed += linear * (gain * (config.hidden + config.conv_width + 3 * dim) + (config.linear_value_heads + 1) * dim)
     turned = 4 / 3 * position**2 * float(np.sum(inverse_frequencies(config)[1:] ** 2)) / (config.head_dim / 2)
-    history = full * (position * (1 / 6 + 1 / 9) + turned) + linear * position * 2 / 3
+    history = full * (position * ATTENTION_TERMS / 6 + turned) + linear * position * 2 / 3
     square = u**2 * stored / 3 + u32**2 * (summed / 6 + history)
     return 3.0 * math.sqrt(square)

@@ -54,13 +54,13 @@ def delta_net(
     weights: DeltaWeights,
     start: State,
     eps: float,
-    stored: Callable[[F64], F64],
+    stored: Callable[..., F64],
     states: list[State] | None = None,
 ) -> F64:
     """[chains, tokens, ...] in, mixed [chains, tokens, Hv * D] out.
 
-    `start` has a leading axis of chains. `stored` is what storing an activation does to it. `states`, when given, is a
-    list that receives the states of all chains after each token.
+    `start` has a leading axis of chains. `stored` is what storing an activation, a sum of so many terms, does to it.
+    `states`, when given, is a list that receives the states of all chains after each token.
     """
     chains, tokens, value_heads = b.shape
     dim = len(weights.norm)
@@ -70,7 +70,7 @@ def delta_net(
     for t in range(tokens):
         window = np.concatenate([past, qkv[:, t, :, None]], axis=-1)
         past = window[..., 1:]
-        turned = stored(silu(np.sum(window * weights.conv, axis=-1)))
+        turned = stored(silu(np.sum(window * weights.conv, axis=-1)), window.shape[-1])
         q, k, v = np.split(turned, [key_width, 2 * key_width], axis=-1)
         v = v.reshape(chains, value_heads, dim)
         # Value head h reads key head h // (Hv / Hq).
@@ -80,9 +80,9 @@ def delta_net(
         told = np.einsum("chvk,chk->chv", memory, k)
         change = (v - told) * _sigmoid(b[:, t])[..., None]
         memory = memory + change[..., None] * k[:, :, None, :]
-        out = stored(np.einsum("chvk,chk->chv", memory, q) / math.sqrt(dim))
+        out = stored(np.einsum("chvk,chk->chv", memory, q) / math.sqrt(dim), 3 * dim)  # the lengths, S k and S q
         normed = out / np.sqrt(np.mean(out * out, axis=-1, keepdims=True) + eps) * weights.norm
-        mixed[:, t] = stored(normed * silu(z[:, t])).reshape(chains, -1)
+        mixed[:, t] = stored(normed * silu(z[:, t]), dim).reshape(chains, -1)
         if states is not None:
             states.append((past, memory))
     return mixed

@@ -7,8 +7,11 @@ a kernel that drops or swaps an operand cannot go unnoticed. Test code only.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import (
@@ -23,6 +26,7 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
+from transformers.models.qwen3_next import modeling_qwen3_next
 
 COMMON: dict[str, Any] = {
     "vocab_size": 256,
@@ -166,6 +170,28 @@ def build_checkpoint(
     model.save_pretrained(directory, max_shard_size=SHARD_BYTES if sharded else "5GB")
     assert (directory / "model.safetensors.index.json").exists() == sharded
     return model
+
+
+@contextmanager
+def wholly_in_float64(model: Any) -> Iterator[Any]:
+    """The model in float64, also where the code of qwen3_next asks for float32 whatever the dtype of its weights."""
+
+    class Wide:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, "float64" if name in ("float", "float32") else name)
+
+    model.double()
+    rope = model.config.rope_parameters
+    rotary = model.model.rotary_emb
+    width = 2 * len(rotary.inv_freq)
+    turns = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width) / rope.get("factor", 1.0)
+    torch.testing.assert_close(rotary.inv_freq, turns, rtol=1e-6, atol=0.0)
+    rotary.inv_freq = turns
+    with (
+        mock.patch.object(modeling_qwen3_next, "torch", Wide()),
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        yield model
 
 
 def rewrite_config_in_v4_style(directory: Path) -> None:

@@ -15,8 +15,9 @@ pytest.importorskip("transformers")
 from amk.checkpoint import Checkpoint  # noqa: E402
 from amk.oracle import Oracle, Rows, error_limit, logit_error, synthetic_kv, synthetic_state  # noqa: E402
 from amk.oracle_cache import OracleCache  # noqa: E402
-from families import build_checkpoint  # noqa: E402
+from families import build_checkpoint, wholly_in_float64  # noqa: E402
 
+EXACT_LIMIT = 1e-9
 # Transformers takes norms, rotary angles and the delta rule through float32, whatever the dtype of the model.
 F32_LIMIT = 5e-5
 TOKENS = 70  # more than one chunk of transformers' prefill
@@ -48,14 +49,22 @@ def ask(model: Any, tokens: np.ndarray) -> Any:
         return model(torch.from_numpy(tokens)[None], use_cache=True)
 
 
+def test_prefill_matches_transformers_as_it_is(tmp_path: Path) -> None:
+    model, checkpoint = build(tmp_path)
+    tokens = np.random.default_rng(4).integers(0, checkpoint.config.vocab, TOKENS)
+    got = Oracle(checkpoint.config, checkpoint.raw).prefill(tokens.tolist())
+    assert logit_error(got, ask(model, tokens).logits[0].numpy()) < F32_LIMIT
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prefill_and_its_states_match_transformers(shape: str, tmp_path: Path) -> None:
     model, checkpoint = build(tmp_path, **SHAPES[shape])
     config, rows = checkpoint.config, []
     tokens = np.random.default_rng(5).integers(0, config.vocab, TOKENS)
     got = Oracle(config, checkpoint.raw).prefill(tokens.tolist(), rows=rows)
-    out = ask(model, tokens)
-    assert logit_error(got, out.logits[0].numpy()) < F32_LIMIT
+    with wholly_in_float64(model):
+        out = ask(model, tokens)
+    assert logit_error(got, out.logits[0].numpy()) < EXACT_LIMIT
     for layer, ((first, second), theirs) in enumerate(zip(rows, out.past_key_values.layers, strict=True)):
         if config.is_linear(layer):
             pairs = [(first[-1], theirs.conv_states[0][0, :, 1:])]  # transformers keeps one input more
@@ -63,7 +72,7 @@ def test_prefill_and_its_states_match_transformers(shape: str, tmp_path: Path) -
         else:
             pairs = [(first.swapaxes(0, 1), theirs.keys[0]), (second.swapaxes(0, 1), theirs.values[0])]
         for mine, his in pairs:
-            np.testing.assert_allclose(mine, his.numpy(), atol=10 * F32_LIMIT)
+            np.testing.assert_allclose(mine, his.numpy(), atol=EXACT_LIMIT)
     assert len({config.is_linear(layer) for layer in range(config.layers)}) == 2
 
 
@@ -99,7 +108,8 @@ def test_a_step_from_any_state_matches_transformers(tmp_path: Path) -> None:
     """Random states and cache rows, which no prefill made: what an examination gives to a machine."""
     model, checkpoint = build(tmp_path)
     config, pos = checkpoint.config, 21
-    cache = ask(model, np.arange(pos)).past_key_values
+    with wholly_in_float64(model):
+        cache = ask(model, np.arange(pos)).past_key_values
     for layer, theirs in enumerate(cache.layers):
         if config.is_linear(layer):
             past, memory = synthetic_state(config, 3, layer)
@@ -107,17 +117,17 @@ def test_a_step_from_any_state_matches_transformers(tmp_path: Path) -> None:
             theirs.recurrent_states[0][0] = torch.from_numpy(memory).transpose(1, 2)
         else:
             theirs.keys[0], theirs.values[0] = (torch.from_numpy(part) for part in synthetic_kv(config, pos, 3, layer))
-    with torch.no_grad():
+    with torch.no_grad(), wholly_in_float64(model):
         out = model(torch.tensor([[77]]), past_key_values=cache, use_cache=True)
     rows: Rows = []
     kv = lambda layer: synthetic_kv(config, pos, 3, layer)  # noqa: E731
     state = lambda layer: synthetic_state(config, 3, layer)  # noqa: E731
     got = Oracle(config, checkpoint.raw).probe([77], [pos], kv, state, rows=rows)
-    assert logit_error(got, out.logits[0].numpy()) < F32_LIMIT
+    assert logit_error(got, out.logits[0].numpy()) < EXACT_LIMIT
     for layer, theirs in enumerate(cache.layers):
         if config.is_linear(layer):
             memory = theirs.recurrent_states[0][0].transpose(1, 2).numpy()
-            np.testing.assert_allclose(rows[layer][1][0], memory, atol=10 * F32_LIMIT)
+            np.testing.assert_allclose(rows[layer][1][0], memory, atol=EXACT_LIMIT)
 
 
 def test_the_state_decides_the_logits_and_must_be_given(tmp_path: Path) -> None:
