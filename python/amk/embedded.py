@@ -54,7 +54,7 @@ EMBEDDED: dict[str, ModelConfig] = {
         _TOY, family="qwen3", layers=2, n_kv_heads=2, head_dim=32, eps=1e-6, dtype="bf16", tied=True, qk_norm=True
     ),
     "toy-gdn": replace(
-        _TOY, family="qwen3_next", layers=4, n_kv_heads=2, head_dim=32, rotary_dim=8, eps=1e-6, dtype="bf16", tied=True,
+        _TOY, family="qwen3_next", layers=4, n_kv_heads=2, head_dim=32, rotary_dim=8, eps=1e-6, tied=True,
         qk_norm=True, full_attention_interval=4, linear_key_heads=2, linear_value_heads=4, linear_head_dim=32,
         conv_width=4, attention_gate=True, norm_plus_one=True,
     ),

@@ -31,7 +31,7 @@ _Attend = Callable[[int, F64, F64, F64], F64]
 # Attention over S rows leaves what a sum of so many times S terms does: S / 6 of p V and S / 9 of the sum of p.
 ATTENTION_TERMS = 5 / 3
 # What a linear layer does before its gated norm counts so many times (`error_limit`).
-DELTA_NET_GAIN = 4.0
+DELTA_NET_GAIN = 2.0
 CHUNK_BYTES = 64 << 20  # of float64, the most that one converted piece of a weight may take
 UNIT_ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 
