@@ -23,11 +23,20 @@ struct Touch {
 
 struct Effects {
   Touch reads[2], write;
+  Touch state;  // read, and then written
+  Bytes all_reads() const { return reads[0].bytes | reads[1].bytes | state.bytes; }
+  Bytes all_writes() const { return write.bytes | state.bytes; }
 };
 
 Effects effects_of(const TinyProgram& p, const TinyTask& t) {
   Effects e;
   if (t.kind == Kind::kNop) return e;
+  if (t.kind == Kind::kConv) {
+    e.reads[0] = {bytes_of(p.buffers[t.a], t.a_at + t.out_at, t.n), t.a};
+    e.state = {bytes_of(p.buffers[t.b], t.out_at, t.n), t.b};
+    e.write = {bytes_of(p.buffers[t.out], t.out_at, t.n), t.out};
+    return e;
+  }
   const bool copy = t.kind == Kind::kCopy;
   e.reads[0] = {bytes_of(p.buffers[t.a], copy ? t.a_at : t.out_at, t.n), t.a};
   if (!copy) e.reads[1] = {bytes_of(p.buffers[t.b], t.out_at, t.n), t.b};
@@ -58,7 +67,7 @@ bool overlaps_itself(const Effects& e, Kind kind) {
   for (const Touch& r : e.reads) {
     if (!(r.bytes & e.write.bytes)) continue;
     // Elementwise ops may replace an element in place; the same set of bytes is the same index here.
-    if (kind == Kind::kCopy || r.bytes != e.write.bytes) return true;
+    if (kind == Kind::kCopy || kind == Kind::kConv || r.bytes != e.write.bytes) return true;
   }
   return false;
 }
@@ -105,7 +114,8 @@ class Explorer {
         ++after.counter[p_.tasks[queue_[ready[i]][s.head[ready[i]]]].counter];
         ++after.head[ready[i]];
         for (int b = 0; b < kMemoryBytes; ++b)
-          if (e.write.bytes >> b & 1) after.tag[b] = static_cast<int8_t>(e.write.buffer);
+          if (e.all_writes() >> b & 1)
+            after.tag[b] = static_cast<int8_t>(b < kFirstState ? e.write.buffer : e.state.buffer);
         if (seen_[after.key()]) continue;
         seen_[after.key()] = 1;
         todo.push_back(after);
@@ -122,8 +132,7 @@ class Explorer {
   }
   const Effects& head_effects(const State& s, int q) const { return effects_[queue_[q][s.head[q]]]; }
   static bool conflict(const Effects& x, const Effects& y) {
-    const Bytes rx = x.reads[0].bytes | x.reads[1].bytes, ry = y.reads[0].bytes | y.reads[1].bytes;
-    return (x.write.bytes & (ry | y.write.bytes)) || (y.write.bytes & rx);
+    return (x.all_writes() & (y.all_reads() | y.all_writes())) || (y.all_writes() & x.all_reads());
   }
   static Verdict check_reads(const State& s, const Effects& e) {
     for (const Touch& r : e.reads) {
@@ -133,14 +142,16 @@ class Explorer {
         if (s.tag[b] != r.buffer) return Verdict::kStale;
       }
     }
+    for (int b = kFirstState; b < kMemoryBytes; ++b)  // there from the start; nobody may see what replaced it
+      if ((e.state.bytes >> b & 1) && s.tag[b] >= 0) return Verdict::kState;
     return Verdict::kSafe;
   }
   bool outputs_complete() const {
     for (const TinyBuffer& b : p_.buffers) {
-      if (b.home != Home::kOutput) continue;
+      if (b.home != Home::kOutput && b.home != Home::kState) continue;
       for (int at = b.first; at < b.first + b.width * b.elements; ++at) {
         int writes = 0;
-        for (const Effects& e : effects_) writes += e.write.bytes >> at & 1;
+        for (const Effects& e : effects_) writes += e.all_writes() >> at & 1;
         if (writes != 1) return false;
       }
     }
@@ -196,15 +207,20 @@ class Generator {
       }
       at += nbytes;
     }
-    if (chance(5)) return;
-    const int width = pick(1, 2);
-    p_.buffers.push_back({Home::kOutput, width, pick(1, kOutputBytes / width), kArenaBytes, -1});
+    if (!chance(5)) {
+      const int width = pick(1, 2);
+      p_.buffers.push_back({Home::kOutput, width, pick(1, kOutputBytes / width), kArenaBytes, -1});
+    }
+    if (!chance(40)) return;
+    const int y = pick(2, static_cast<int>(p_.buffers.size()) - 1), elements = p_.buffers[y].elements;
+    if (p_.buffers[y].width == 2 && 2 * elements <= kStateBytes)
+      p_.buffers.push_back({Home::kState, 2, elements, kFirstState, -1});
   }
 
-  // An output byte's element that nothing writes yet, as an index into the memory; -1 if none.
+  // An output's or state's byte that nothing writes yet, as an index into the memory; -1 if none.
   int uncovered() const {
     for (const TinyBuffer& b : p_.buffers)
-      if (b.home == Home::kOutput)
+      if (b.home == Home::kOutput || b.home == Home::kState)
         for (int at = b.first; at < b.first + b.elements * b.width; ++at)
           if (tag_[at] < 0) return at;
     return -1;
@@ -214,7 +230,7 @@ class Generator {
     for (;;) {
       const int b = pick(0, static_cast<int>(p_.buffers.size()) - 1);
       const TinyBuffer& buffer = p_.buffers[b];
-      if (width && buffer.width != width) continue;
+      if (buffer.home == Home::kState || (width && buffer.width != width)) continue;
       if (writable && buffer.home == Home::kInput) continue;
       return b;
     }
@@ -229,6 +245,8 @@ class Generator {
     for (const Touch& r : e.reads)
       for (int b = 0; b < kMemoryBytes; ++b)
         if ((r.bytes >> b & 1) && tag_[b] != r.buffer) return false;
+    for (int b = kFirstState; b < kMemoryBytes; ++b)
+      if ((e.state.bytes >> b & 1) && tag_[b] >= 0) return false;
     return true;
   }
 
@@ -261,7 +279,26 @@ class Generator {
     commit(t);
   }
 
+  // Moves the state on from the element that holds byte `at`, through a result that has as many elements.
+  void add_state(int at) {
+    const int state = static_cast<int>(p_.buffers.size()) - 1;  // it was laid out last
+    const TinyBuffer& b = p_.buffers[state];
+    TinyTask t{};
+    for (int tries = 0; tries < 30; ++tries) {
+      t = TinyTask{Kind::kConv, 1, state, 1, 0, (at - b.first) / 2, 1, pick(0, p_.queues - 1), 0, {}};
+      for (int more = 0; more < 10 && p_.buffers[t.out].home == Home::kInput; ++more)
+        if (const int y = buffer_of(2, true); p_.buffers[y].elements == b.elements) t.out = y;
+      for (int more = 0; more < 3; ++more)
+        if (const int x = buffer_of(2, false); p_.buffers[x].elements >= b.elements) t.a = x;
+      t.n = chance(30) ? 1 : b.elements - t.out_at;
+      t.a_at = pick(0, p_.buffers[t.a].elements - b.elements);
+      if (p_.buffers[t.out].home != Home::kInput && sound(t)) break;
+    }
+    if (p_.buffers[t.out].home != Home::kInput) commit(t);
+  }
+
   void add_output(int at) {
+    if (at >= kFirstState) return add_state(at);
     int out = 0;
     while (p_.buffers[out].home != Home::kOutput) ++out;
     const TinyBuffer& b = p_.buffers[out];
@@ -281,14 +318,12 @@ class Generator {
   void commit(TinyTask t) {
     const int id = static_cast<int>(p_.tasks.size());
     const Effects e = effects_of(p_, t);
-    const Bytes reads = e.reads[0].bytes | e.reads[1].bytes;
     uint32_t before = 0;
     for (int i = 0; i < id; ++i)
       if (p_.tasks[i].queue == t.queue) before |= before_[i] | 1u << i;
     for (int i = id - 1; i >= 0; --i) {
       const Effects o = effects_of(p_, p_.tasks[i]);
-      const Bytes others = o.reads[0].bytes | o.reads[1].bytes;
-      const bool needed = (e.write.bytes & (others | o.write.bytes)) || (o.write.bytes & reads);
+      const bool needed = (e.all_writes() & (o.all_reads() | o.all_writes())) || (o.all_writes() & e.all_reads());
       if (!(needed || chance(3)) || before >> i & 1 || t.waits.size() >= AMK_MAX_WAITS) continue;
       t.waits.push_back({p_.tasks[i].counter, 0});
       closed_ |= 1u << p_.tasks[i].counter;
@@ -300,7 +335,7 @@ class Generator {
     p_.counters = std::max(p_.counters, t.counter + 1);
     before_[id] = before;
     for (int b = 0; b < kMemoryBytes; ++b)
-      if (e.write.bytes >> b & 1) tag_[b] = t.out;
+      if (e.all_writes() >> b & 1) tag_[b] = b < kFirstState ? t.out : t.b;
     p_.tasks.push_back(std::move(t));
   }
 
@@ -341,6 +376,11 @@ class Generator {
     }
   }
   bool in_bounds(const TinyTask& t) const {
+    if (t.kind == Kind::kConv) {
+      const int channels = p_.buffers[t.b].elements;
+      return t.n >= 1 && t.out_at >= 0 && t.out_at + t.n <= channels && p_.buffers[t.out].elements == channels &&
+             t.a_at >= 0 && t.a_at + channels <= p_.buffers[t.a].elements;
+    }
     const int a_at = t.kind == Kind::kCopy ? t.a_at : t.out_at;
     return t.n >= 1 && t.out_at >= 0 && a_at >= 0 && t.out_at + t.n <= p_.buffers[t.out].elements &&
            a_at + t.n <= p_.buffers[t.a].elements &&
@@ -350,14 +390,14 @@ class Generator {
     if (t.kind == Kind::kNop) return;
     TinyTask other = t;
     const int width = p_.buffers[t.out].width;
-    (chance(50) ? other.a : chance(50) ? other.b : other.out) = buffer_of(width, false);
+    (chance(50) ? other.a : chance(50) && t.kind != Kind::kConv ? other.b : other.out) = buffer_of(width, false);
     if (p_.buffers[other.out].home != Home::kInput && in_bounds(other)) t = other;
   }
   void shift(TinyTask& t) {
     if (t.kind == Kind::kNop) return;
     TinyTask other = t;
     (chance(35) ? other.n : chance(50) ? other.out_at : other.a_at) += chance(50) ? 1 : -1;
-    if (other.kind != Kind::kCopy) other.a_at = 0;
+    if (other.kind == Kind::kAdd || other.kind == Kind::kMul) other.a_at = 0;
     if (in_bounds(other)) t = other;
   }
 
@@ -371,9 +411,15 @@ class Generator {
 }  // namespace
 
 const char* verdict_name(Verdict verdict) {
-  constexpr const char* kNames[] = {
-      "safe",     "ambiguous signal",   "overlap in one task", "race",
-      "deadlock", "uninitialised read", "stale read",          "output not written exactly once"};
+  constexpr const char* kNames[] = {"safe",
+                                    "ambiguous signal",
+                                    "overlap in one task",
+                                    "race",
+                                    "deadlock",
+                                    "uninitialised read",
+                                    "stale read",
+                                    "state read after its successor",
+                                    "output or state not written exactly once"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == static_cast<size_t>(Verdict::kCount), "a verdict needs a name");
   return kNames[static_cast<int>(verdict)];
 }
@@ -403,10 +449,19 @@ amk::Program encode(const TinyProgram& p) {
         amk::make_buffer(dtype, arena ? AMK_SPACE_GLOBAL_SCRATCH : AMK_SPACE_HBM, {int64_t{b.elements}}));
     out.bindings.push_back({arena                    ? AMK_KIND_ACTIVATION
                             : b.home == Home::kInput ? AMK_KIND_IO_INPUT
+                            : b.home == Home::kState ? AMK_KIND_STATE
                                                      : AMK_KIND_IO_OUTPUT,
                             b.page});
+    if (b.home == Home::kState) out.buffers.back() = amk::make_buffer(dtype, AMK_SPACE_HBM, {int64_t{b.elements}, 1});
     out.buffer_name.push(amk::text("b%zu", i));
     out.buffer_source.push("");
+  }
+  const int32_t taps = static_cast<int32_t>(p.buffers.size());
+  if (const TinyBuffer& last = p.buffers.back(); last.home == Home::kState) {
+    out.buffers.push_back(amk::make_buffer(AMK_DTYPE_BF16, AMK_SPACE_HBM, {int64_t{last.elements}, 2}));
+    out.bindings.push_back({AMK_KIND_WEIGHT, -1});
+    out.buffer_name.push("taps");
+    out.buffer_source.push("taps");
   }
   out.counter_init.assign(p.counters, 0);
   if (p.preset_counter >= 0) out.counter_init[p.preset_counter] = 1;
@@ -418,7 +473,16 @@ amk::Program encode(const TinyProgram& p) {
       task.wait_counter[task.n_waits] = w.counter;
       task.wait_threshold[task.n_waits++] = producers_of(p, w.counter) + w.threshold_error;
     }
-    if (t.kind != Kind::kNop) {
+    if (t.kind == Kind::kConv) {
+      task.op = AMK_OP_CAUSAL_CONV;
+      for (int32_t id : {t.a, taps, t.b}) task.inputs[task.n_inputs++] = id;
+      for (int32_t id : {t.out, t.b}) task.outputs[task.n_outputs++] = id;
+      task.params.N = p.buffers[t.b].elements;
+      task.params.K = 2;
+      task.params.N_tile = t.n;
+      task.params.n_off = t.out_at;
+      task.params.m_off = t.a_at;
+    } else if (t.kind != Kind::kNop) {
       const bool copy = t.kind == Kind::kCopy;
       task.op = copy ? AMK_OP_COPY : t.kind == Kind::kAdd ? AMK_OP_ADD : AMK_OP_MUL;
       task.inputs[task.n_inputs++] = t.a;
@@ -434,7 +498,8 @@ amk::Program encode(const TinyProgram& p) {
 }
 
 std::string describe(const TinyProgram& p) {
-  constexpr const char *kHomes[] = {"input", "arena", "output"}, *kKinds[] = {"NOP", "COPY", "ADD", "MUL"};
+  constexpr const char* kHomes[] = {"input", "arena", "output", "state"};
+  constexpr const char* kKinds[] = {"NOP", "COPY", "ADD", "MUL", "CONV"};
   std::string s;
   for (size_t i = 0; i < p.buffers.size(); ++i) {
     const TinyBuffer& b = p.buffers[i];

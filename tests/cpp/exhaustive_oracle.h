@@ -12,25 +12,27 @@
 
 namespace oracle {
 
-constexpr int kArenaBytes = 8, kOutputBytes = 4, kMemoryBytes = kArenaBytes + kOutputBytes;
+constexpr int kArenaBytes = 8, kOutputBytes = 4, kStateBytes = 4;
+constexpr int kFirstState = kArenaBytes + kOutputBytes, kMemoryBytes = kFirstState + kStateBytes;
 constexpr int kMaxTasks = 10, kMaxQueues = 4;
 
-enum class Home { kInput, kArena, kOutput };
+enum class Home { kInput, kArena, kOutput, kState };
 
-// A buffer of one-byte (u8) or two-byte (bf16) elements. `first` counts bytes of the memory: arena, then outputs.
+// A buffer of one-byte (u8) or two-byte (bf16) elements. `first` counts bytes of the memory: arena, outputs, the state.
 // Inputs are immutable and lie outside it.
 struct TinyBuffer {
   Home home;
   int width, elements, first, page;
 };
 
-enum class Kind { kNop, kCopy, kAdd, kMul };
+enum class Kind { kNop, kCopy, kAdd, kMul, kConv };
 
 struct TinyWait {
   int counter, threshold_error;  // threshold = producers + threshold_error
 };
 
 // COPY: out[out_at + i] = a[a_at + i]; ADD, MUL: out[out_at + i] = a[out_at + i] op b[out_at + i]; for i < n.
+// CONV (two taps): out[out_at + i] of a[a_at + out_at + i] and state b[out_at + i], which is replaced.
 struct TinyTask {
   Kind kind;
   int a, b, out, a_at, out_at, n;
@@ -49,7 +51,7 @@ struct TinyProgram {
   int counters = 0, queues = 1, preset_counter = -1;  // preset_counter starts at 1
 };
 
-enum class Verdict { kSafe, kSignal, kSelfOverlap, kRace, kDeadlock, kUninitialised, kStale, kOutput, kCount };
+enum class Verdict { kSafe, kSignal, kSelfOverlap, kRace, kDeadlock, kUninitialised, kStale, kState, kOutput, kCount };
 const char* verdict_name(Verdict verdict);
 
 // About half of them are safe: built in a sequential order with the waits that it needs, then often damaged.

@@ -38,7 +38,30 @@ inline amk_model_t llama_8b(int32_t max_seq = 4096) {
   return make_model(AMK_DTYPE_BF16, 32, 4096, 32, 8, 128, 14336, 128256, max_seq);
 }
 
-// One of each kind of decoder: plain, grouped, with head norms, with every bias, odd vocabulary, one kv head.
+// `m`, whose layers but each interval-th are linear attention.
+inline amk_model_t make_hybrid(amk_model_t m, int32_t interval, int32_t key_heads, int32_t value_heads,
+                               int32_t head_dim, int32_t conv_width) {
+  m.full_attention_interval = interval;
+  m.linear_key_heads = key_heads;
+  m.linear_value_heads = value_heads;
+  m.linear_head_dim = head_dim;
+  m.conv_width = conv_width;
+  return m;
+}
+constexpr int32_t kHybridFeatures = AMK_MODEL_QK_NORM | AMK_MODEL_ATTENTION_GATE | AMK_MODEL_NORM_PLUS_ONE;
+// Three layers of linear attention and one of full attention, gated, with norms of 1 + w.
+inline amk_model_t hybrid_model(int32_t dtype = AMK_DTYPE_F32) {
+  return make_hybrid(make_model(dtype, 4, 64, 4, 2, 16, 128, 256, 64, kHybridFeatures), 4, 2, 4, 16, 4);
+}
+
+// The shape of a hybrid of a few billion weights: states of 2 MB a layer.
+inline amk_model_t large_hybrid(int32_t max_seq = 4096) {
+  return make_hybrid(make_model(AMK_DTYPE_BF16, 24, 2048, 16, 2, 256, 6144, 151936, max_seq, kHybridFeatures), 4, 16,
+                     32, 128, 4);
+}
+
+// One of each kind of decoder: plain, grouped, with head norms, with every bias, odd vocabulary, one kv head; a hybrid,
+// one without a full layer, and one that is gated without being a hybrid.
 inline std::vector<amk_model_t> small_models() {
   constexpr int32_t kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
   return {
@@ -47,6 +70,9 @@ inline std::vector<amk_model_t> small_models() {
       make_model(AMK_DTYPE_BF16, 2, 64, 4, 2, 32, 128, 256, 128, AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD),
       make_model(AMK_DTYPE_F16, 2, 72, 6, 3, 24, 136, 1003, 40, kBiases),
       make_model(AMK_DTYPE_F32, 3, 64, 4, 1, 16, 1032, 5001, 7, kBiases | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD),
+      hybrid_model(),
+      make_hybrid(make_model(AMK_DTYPE_BF16, 2, 64, 4, 2, 16, 128, 300, 33, AMK_MODEL_TIED_HEAD), 5, 3, 3, 8, 2),
+      make_model(AMK_DTYPE_F16, 1, 64, 4, 1, 16, 128, 256, 48, AMK_MODEL_ATTENTION_GATE | kBiases),
   };
 }
 

@@ -142,7 +142,10 @@ TEST(fields_outside_their_domain_are_refused_by_name) {
       {"model.vocab", &amk_model_t::vocab, AMK_MAX_VOCAB + 1},
       {"model.max_seq", &amk_model_t::max_seq, 0},
       {"model.max_seq", &amk_model_t::max_seq, AMK_MAX_SEQ + 1},
-      {"model.features", &amk_model_t::features, 32},
+      {"model.features", &amk_model_t::features, 128},
+      {"model.full_attention_interval", &amk_model_t::linear_head_dim, 8},
+      {"model.full_attention_interval", &amk_model_t::full_attention_interval, -1},
+      {"model.linear_value_heads", &amk_model_t::full_attention_interval, 4},
       {"model.features", &amk_model_t::features, -1},
   };
   for (const Row& row : kRows) {

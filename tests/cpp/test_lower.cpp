@@ -55,7 +55,7 @@ TEST(every_combination_of_structure_is_accepted) {
   int kv_block = 16;
   for (size_t m = 0; m < models.size(); ++m) {
     const Graph graph = build_decoder(models[m]);
-    const amk_target_t target = small_target(kSmCounts[m]);
+    const amk_target_t target = small_target(kSmCounts[m % 5]);
     for (int fusion = 0; fusion < 128; ++fusion)
       for (int n_tile : {0, 48})
         for (int pages = 0; pages <= AMK_PAGES_GRAPH_COLOR; ++pages)
@@ -78,6 +78,8 @@ TEST(full_shapes_are_accepted) {
   s.page_policy = AMK_PAGES_GRAPH_COLOR;
   s.sm_policy = AMK_SM_LOAD_BALANCE;
   EXPECT_VALID(lower_model(llama_8b(), s, h200()), "8B");
+  EXPECT_VALID(lower_model(large_hybrid(), default_schedule(), h200()), "hybrid");
+  EXPECT_VALID(lower_model(large_hybrid(), s, h200()), "hybrid, unfused");
 }
 
 TEST(equal_inputs_give_equal_bytes) {
@@ -172,6 +174,8 @@ TEST(fusion_takes_away_what_it_names) {
 // for the appends, which come after it in every queue.
 TEST(attention_of_raw_heads_does_not_wait_for_the_appends) {
   for (const amk_model_t& model : small_models()) {
+    if (model.full_attention_interval > model.layers) continue;  // no layer attends
+    const bool gated = model.features & AMK_MODEL_ATTENTION_GATE;
     amk_schedule_t s = default_schedule();
     s.page_policy = AMK_PAGES_NONE;
     const Program p = lower_model(model, s, small_target(8));
@@ -185,12 +189,13 @@ TEST(attention_of_raw_heads_does_not_wait_for_the_appends) {
       last[op] = i;
       for (int w = 0; w < p.tasks[i].n_waits; ++w) waits[op].insert(op_of_counter[p.tasks[i].wait_counter[w]]);
     }
-    const std::set<std::string> qkv = {"layers.0.qkv"};
-    CHECK(waits["layers.0.attention"] == qkv);
-    CHECK(waits["layers.0.append_k"] == qkv && waits["layers.0.append_v"] == qkv);
-    CHECK(waits["layers.0.o"] == std::set<std::string>{"layers.0.attention_combine"});
-    CHECK(last["layers.0.append_k"] > last["layers.0.attention"]);
-    CHECK(last["layers.0.append_v"] > last["layers.0.attention"]);
+    const std::string layer = model.full_attention_interval ? "layers.3." : "layers.0.";
+    const std::set<std::string> qkv = {layer + "qkv"};
+    CHECK(waits[layer + "attention"] == qkv);
+    CHECK(waits[layer + "append_k"] == qkv && waits[layer + "append_v"] == qkv);
+    CHECK(waits[layer + "o"] == std::set<std::string>{layer + (gated ? "attn_gate_mul" : "attention_combine")});
+    CHECK(last[layer + "append_k"] > last[layer + "attention"]);
+    CHECK(last[layer + "append_v"] > last[layer + "attention"]);
   }
 }
 

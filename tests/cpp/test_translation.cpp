@@ -46,7 +46,7 @@ TEST(full_shapes_are_the_model) {
   unfused.fusion = 0;
   unfused.page_policy = AMK_PAGES_GRAPH_COLOR;
   for (const amk_schedule_t& s : {default_schedule(), unfused})
-    for (const amk_model_t& m : {llama_1b(), llama_8b()})
+    for (const amk_model_t& m : {llama_1b(), llama_8b(), large_hybrid()})
       CHECK_EQ(verdict(validate_model(lower_model(m, s, h200()), m)), "accepted");
 }
 
@@ -144,8 +144,15 @@ TEST(models_outside_their_domain_are_misuse) {
   refuse([](amk_model_t& m) { m.n_heads = INT32_MAX; });
   refuse([](amk_model_t& m) { m.head_dim = 15; });
   refuse([](amk_model_t& m) { m.ffn = -1; });
-  refuse([](amk_model_t& m) { m.features = 64; });
+  refuse([](amk_model_t& m) { m.features = 128; });
   refuse([](amk_model_t& m) { m.eps = 0; });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, -1, 2, 4, 16, 4); });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, 4, 0, 4, 16, 4); });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, 4, 3, 4, 16, 4); });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, 4, 2, 4, 0, 4); });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, 4, 2, 4, 16, 1); });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, 4, 2, 4, 16, AMK_MAX_CONV_WIDTH + 1); });
+  refuse([](amk_model_t& m) { m = make_hybrid(m, 0, 2, 4, 16, 4); });
   refuse([](amk_model_t& m) { m.max_seq = 0; });
 }
 

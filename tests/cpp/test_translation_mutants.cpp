@@ -82,7 +82,7 @@ const Mutant kMutants[] = {
     {"the head as embedding", kAllFusions, 0, [](Edited& e) { e.swap_inputs("embed", "lm_head"); },
      "the table of x is lm_head"},
     {"another frequency table", kAllFusions, 0, [](Edited& e) { e.set_source("rope_inv_freq", "rope_other"); },
-     "is no weight, constant, cache, input or output of the model"},
+     "is no weight, constant, cache, state, input or output of the model"},
     // ---- numbers ----
     {"eps x2", kNoFusion, 0, [](Edited& e) { e.task("layers.2.mlp_norm").params.eps *= 2; }, "eps of layers.2.mlp_in"},
     {"eps x2, fused", kAllFusions, 0, [](Edited& e) { e.task("lm_head").params.eps *= 2; }, "eps of lm_head"},
@@ -371,10 +371,7 @@ const Mutant kMutants[] = {
        const int x = e.buffer("layers.2.x"), out = e.add_buffer("peek", AMK_KIND_IO_OUTPUT, e.program.buffers[x]);
        e.insert_before("final_norm", {copy_task(x, out, kHidden)});
      },
-     "(peek) is no weight, constant, cache, input or output of the model"},
-    {"a state that the model lacks", kNoFusion, 0,
-     [](Edited& e) { e.add_buffer("memory", AMK_KIND_STATE, e.program.buffers[e.buffer("x")]); },
-     "(memory) is no weight, constant, cache, input or output of the model"},
+     "(peek) is no weight, constant, cache, state, input or output of the model"},
     {"logits under another name", kNoFusion, 0,
      [](Edited& e) { e.rename(&Program::buffer_name, e.buffer("logits"), "scores"); }, "(scores) is no weight"},
     {"a layer number with a leading zero", kNoFusion, 0, [](Edited& e) { e.set_source("layers.1.wo", "layers.01.wo"); },

@@ -402,13 +402,3 @@ TEST(shared_weights_must_agree) {
   m.buffer("other", AMK_KIND_WEIGHT, AMK_DTYPE_BF16, {16, 9}, -1, "embed");
   expect("another size", m.program, 6);
 }
-
-TEST(state_is_there_before_the_step) {
-  Small s;
-  const int state = s.buffer("state", AMK_KIND_STATE, AMK_DTYPE_BF16, {8});
-  s.task(0, AMK_OP_COPY, {state}, {s.out}, tile(8), s.counter());
-  s.task(0, AMK_OP_ADD, {state, s.in}, {state}, tile(8), s.counter());
-  expect("state", s.program, 0);
-  s.program.tasks[1].sm = 1;
-  expect("state written beside its reader", s.program, 13);
-}

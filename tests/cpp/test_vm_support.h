@@ -85,7 +85,7 @@ class OpLab {
 
   // Runs the task, then once more with every byte it may not read made NaN: it must write the same again, and only
   // where its footprint says.
-  void run(int op, std::initializer_list<int> inputs, std::initializer_list<int> outputs, const amk_params_t& params,
+  void run(int op, const std::vector<int>& inputs, const std::vector<int>& outputs, const amk_params_t& params,
            int pos = 0) {
     amk_instruction_t task{};
     task.op = op;
