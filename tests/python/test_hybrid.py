@@ -343,6 +343,43 @@ def test_a_wrong_machine_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert verdict.latency_us is None
 
 
+# --- timed ----------------------------------------------------------------------------------------------------------
+
+
+class Timed(vm.ReferenceVM):
+    def time(self, pos: int, n: int) -> np.ndarray:
+        assert n == 1  # each step of a plan has a position of its own
+        with self._lock:
+            self._run(pos)
+        return np.ones(n)
+
+
+def test_timed_steps_that_are_compared_start_from_the_known_state() -> None:
+    """Alone and in pairs: their logits are the oracle's, and those between them start from what a step left."""
+    from amk.exam import ask_oracle
+    from amk.measure_pair import _time_pairs
+    from amk.oracle_cache import OracleCache
+    from amk.timing import make_plan, time_machine
+
+    source = amk.open_model("toy-gdn")
+    config, weights = source.config, source.weights()
+    images = [
+        amk.lower(config, amk.ScheduleConfig.from_dict(schedule)[0], "h200", MAX_SEQ).pack()
+        for schedule in ({}, {"fusion_grouping": []})
+    ]
+    plan = make_plan(config, 40, MAX_SEQ, 1)
+    truth = ask_oracle(config, source.raw, weights.digest, plan.as_questions, OracleCache(), lambda _: None).logits
+    with Timed(images[0], weights) as one, Timed(images[1], weights) as two:
+        alone = time_machine(one, config, plan, lambda: None)
+        states = [one.get_state(layer)[1] for layer in (0, 1, 2)]
+        first = [i % 2 for i in range(len(plan.positions))]
+        pairs = _time_pairs([one, two], config, plan, first, {}, lambda: None)
+        assert all(np.array_equal(states[layer], one.get_state(layer)[1]) for layer in (0, 1, 2))
+    assert not alone.faults and len(plan.checked) > 4 and np.isfinite(pairs["us"]).all()
+    for logits in (alone.checked_logits, *pairs["checked"]):
+        assert logit_error(logits.astype(np.float64), truth) < 1e-5
+
+
 # --- through the verbs ----------------------------------------------------------------------------------------------
 
 
