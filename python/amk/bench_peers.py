@@ -58,6 +58,8 @@ def pick_peers(names: Sequence[str]) -> tuple[str, ...]:
 def run_peer(peer: str, config: Any, contexts: Sequence[int], device: str, limit_s: float) -> PeerRun:
     """Everything the peer measured of this shape within `limit_s` seconds."""
     file, version = PEERS[peer]
+    if config.has_state:
+        return PeerRun(peer, skipped="its decoder has no linear layers")
     if not sys.executable:
         return PeerRun(peer, skipped="this interpreter does not know its executable")
     index = int(device.partition(":")[2] or 0)

@@ -4,7 +4,7 @@ In: config.json with model.safetensors, or with shards and model.safetensors.ind
 storage dtype (bf16 as uint16), operands of one fused instruction concatenated. Every tensor is accounted for when the
 directory is opened; each byte is then read once, straight into its final place, where it is scanned for NaN and
 infinity and hashed while it is hot, on several threads. This file must never convert a weight or keep a second copy of
-one.
+one, but for the few numbers per layer that AMK keeps in f32 whatever the checkpoint's dtype.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from .errors import InputError, OutOfMemory, UnsupportedModel
 from .model_config import ModelConfig, parse_config, rope_inv_freq
 from .safetensors import MAX_TENSORS, SafetensorsFile, TensorEntry, read_regular_file
 from .strict_json import parse_strict_json
+from .weight_plan import Part, operand_shape, weight_plan
 
-__all__ = ["STORAGE", "Checkpoint", "WeightSource", "Weights", "weight_plan"]
+__all__ = ["STORAGE", "Checkpoint", "WeightSource", "Weights"]
 
 STORAGE = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 FILE_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -46,9 +47,6 @@ _MAX_SHARDS = 4096
 
 _SHARD_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,243}\.safetensors")
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # recomputed; in old Llama files
-
-Part = tuple[str, tuple[int, ...]]  # Hugging Face name and shape
-Plan = dict[str, tuple[Part, ...]]  # canonical name -> the parts whose rows are stacked, in order
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -75,37 +73,6 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._arrays)
-
-
-def weight_plan(config: ModelConfig) -> Plan:
-    """Every tensor the model is made of. L layers, H hidden, Q query heads, G kv heads, D head dim, F ffn, V vocab."""
-    h, f, v = config.hidden, config.ffn, config.vocab
-    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    plan: Plan = {"embed": (("model.embed_tokens.weight", (v, h)),)}
-    for i in range(config.layers):
-        layer, hf = f"layers.{i}.", f"model.layers.{i}."
-        attn, mlp = hf + "self_attn.", hf + "mlp."
-        plan[layer + "attn_norm"] = ((hf + "input_layernorm.weight", (h,)),)
-        plan[layer + "wqkv"] = tuple((f"{attn}{x}_proj.weight", (n, h)) for x, n in (("q", q), ("k", kv), ("v", kv)))
-        if config.qkv_bias:
-            plan[layer + "bqkv"] = tuple((f"{attn}{x}_proj.bias", (n,)) for x, n in (("q", q), ("k", kv), ("v", kv)))
-        if config.qk_norm:
-            plan[layer + "q_norm"] = ((attn + "q_norm.weight", (config.head_dim,)),)
-            plan[layer + "k_norm"] = ((attn + "k_norm.weight", (config.head_dim,)),)
-        plan[layer + "wo"] = ((attn + "o_proj.weight", (h, q)),)
-        if config.o_bias:
-            plan[layer + "bo"] = ((attn + "o_proj.bias", (h,)),)
-        plan[layer + "mlp_norm"] = ((hf + "post_attention_layernorm.weight", (h,)),)
-        plan[layer + "w_gate_up"] = ((mlp + "gate_proj.weight", (f, h)), (mlp + "up_proj.weight", (f, h)))
-        if config.mlp_bias:
-            plan[layer + "b_gate_up"] = ((mlp + "gate_proj.bias", (f,)), (mlp + "up_proj.bias", (f,)))
-        plan[layer + "w_down"] = ((mlp + "down_proj.weight", (h, f)),)
-        if config.mlp_bias:
-            plan[layer + "b_down"] = ((mlp + "down_proj.bias", (h,)),)
-    plan["final_norm"] = (("model.norm.weight", (h,)),)
-    if not config.tied:
-        plan["lm_head"] = (("lm_head.weight", (v, h)),)
-    return plan
 
 
 class WeightSource(ABC):
@@ -147,16 +114,17 @@ class WeightSource(ABC):
         pool = ThreadPoolExecutor(_READERS, thread_name_prefix="amk-read")
         try:
             for name, parts in weight_plan(self.config).items():
-                shape = (sum(part_shape[0] for _, part_shape in parts), *parts[0][1][1:])
-                arrays[name] = _allocate(shape, STORAGE[dtype], name)
-                leaves.append(_label(name, dtype, shape))
+                shape, kept = operand_shape(parts), "f32" if parts[0].is_widened else dtype
+                arrays[name] = _allocate(shape, STORAGE[kept], name)
+                leaves.append(_label(name, kept, shape))
                 flat, start = arrays[name].reshape(-1), 0
-                for tensor, part_shape in parts:
-                    end = start + math.prod(part_shape)
-                    whole, step = flat[start:end], _CHUNK_BYTES // flat.itemsize
+                row, step = math.prod(shape[1:]), _CHUNK_BYTES // flat.itemsize
+                for tensor, (first_row, count) in ((part.tensor, run) for part in parts for run in part.row_runs):
+                    end = start + count * row
+                    whole = flat[start:end]
                     for first in range(0, whole.size, step):
-                        chunk = whole[first : first + step]
-                        leaves.append(pool.submit(self._read_chunk, tensor, first, chunk, check_finite, hashed))
+                        chunk, at = whole[first : first + step], first_row * row + first
+                        leaves.append(pool.submit(self._read_chunk, tensor, at, chunk, check_finite, hashed))
                     start = end
             frequencies = arrays["rope_inv_freq"] = rope_inv_freq(self.config)
             leaves += [_label("rope_inv_freq", "f32", frequencies.shape), _leaf_digest(frequencies)]
@@ -171,15 +139,19 @@ class WeightSource(ABC):
 
     def _read_chunk(self, tensor: str, start: int, chunk: np.ndarray, check_finite: bool, hashed: bool) -> bytes:
         """Fills `chunk` with the elements of a tensor from `start` on; its digest, if it is wanted."""
-        self._read_range(tensor, start, chunk)
+        dtype = FILE_DTYPES[self.tensor_entry(tensor).dtype]
+        stored = chunk if chunk.dtype == STORAGE[dtype] else np.empty(chunk.size, STORAGE[dtype])
+        self._read_range(tensor, start, stored)
         if check_finite:
-            view, mask = _EXPONENT[self.config.dtype]
-            exponents = np.bitwise_and(chunk.view(view), view(mask), out=_scratch(chunk.size, view))
+            view, mask = _EXPONENT[dtype]
+            exponents = np.bitwise_and(stored.view(view), view(mask), out=_scratch(stored.size, view))
             if exponents.max() == mask:
                 index = start + int(np.argmax(exponents == mask))
                 raise InputError(
                     f"{self.name}: tensor {tensor!r}: expected finite values, got NaN or infinity at flat index {index}"
                 )
+        if stored is not chunk:
+            chunk[:] = _widened(stored, dtype)
         return _leaf_digest(chunk) if hashed else b""
 
     def _require_tied_head(self, embed: np.ndarray) -> None:
@@ -256,22 +228,24 @@ class Checkpoint(WeightSource):
 
     def _check_tensors(self) -> None:
         """Names, shapes and dtypes against the configuration: nothing missing, nothing left over."""
-        expected = {name: shape for parts in weight_plan(self.config).values() for name, shape in parts}
+        expected = {part.tensor: part for parts in weight_plan(self.config).values() for part in parts}
         missing = sorted(expected.keys() - self._where.keys())
         if missing:
             hint = " (is tie_word_embeddings meant to be true?)" if missing == ["lm_head.weight"] else ""
             raise InputError(f"{self.path}: expected {len(expected)} tensors, missing {_listing(missing)}{hint}")
         if self.config.tied and "lm_head.weight" in self._where:
-            expected["lm_head.weight"] = expected["model.embed_tokens.weight"]  # compared with it when read
+            shape = expected["model.embed_tokens.weight"].shape
+            expected["lm_head.weight"] = Part("lm_head.weight", shape)  # compared with the other when read
         extra = sorted(name for name in self._where.keys() - expected.keys() if not _IGNORED.fullmatch(name))
         if extra:
             raise InputError(f"{self.path}: expected {len(expected)} tensors, found besides: {_listing(extra)}")
-        for name, shape in expected.items():
+        for name, part in expected.items():
             entry = self.tensor_entry(name)
-            if FILE_DTYPES.get(entry.dtype) != self.config.dtype or entry.shape != shape:
+            dtypes = {self.config.dtype, "f32"} if part.is_widened else {self.config.dtype}
+            if FILE_DTYPES.get(entry.dtype) not in dtypes or entry.shape != part.shape:
                 raise InputError(
-                    f"{self._where[name].path}: tensor {name!r}: expected {self.config.dtype} {list(shape)}, "
-                    f"got {entry.dtype} {list(entry.shape)}"
+                    f"{self._where[name].path}: tensor {name!r}: expected {' or '.join(sorted(dtypes))} "
+                    f"{list(part.shape)}, got {entry.dtype} {list(entry.shape)}"
                 )
 
 
@@ -281,6 +255,11 @@ def _label(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
 
 def _leaf_digest(chunk: np.ndarray) -> bytes:
     return hashlib.blake2b(chunk.view(np.uint8), digest_size=32).digest()
+
+
+def _widened(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 with the same values."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "bf16" else values.astype(np.float32)
 
 
 _of_thread = threading.local()

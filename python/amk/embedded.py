@@ -15,10 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from .checkpoint import FILE_DTYPES, STORAGE, Checkpoint, WeightSource, weight_plan
+from .checkpoint import FILE_DTYPES, STORAGE, Checkpoint, WeightSource
 from .errors import InputError
 from .model_config import ModelConfig, RopeScaling
 from .safetensors import TensorEntry
+from .weight_plan import weight_plan
 
 __all__ = ["EMBEDDED", "SHAPES", "EmbeddedModel", "ShapeModel", "open_model"]
 
@@ -52,7 +53,12 @@ EMBEDDED: dict[str, ModelConfig] = {
     "toy-qwen3": replace(
         _TOY, family="qwen3", layers=2, n_kv_heads=2, head_dim=32, eps=1e-6, dtype="bf16", tied=True, qk_norm=True
     ),
-}
+    "toy-gdn": replace(
+        _TOY, family="qwen3_next", layers=4, n_kv_heads=2, head_dim=32, rotary_dim=8, eps=1e-6, tied=True,
+        qk_norm=True, full_attention_interval=4, linear_key_heads=2, linear_value_heads=4, linear_head_dim=32,
+        conv_width=4, attention_gate=True, norm_plus_one=True,
+    ),
+}  # fmt: skip
 
 _BF16 = replace(_TOY, dtype="bf16", tied=True)
 _LLAMA_3 = replace(
@@ -88,7 +94,7 @@ class EmbeddedModel(WeightSource):
         self.name = name
         self.path = None
         self.config = self.table[name]
-        self._shapes = {tensor: shape for parts in weight_plan(self.config).values() for tensor, shape in parts}
+        self._shapes = {part.tensor: part.shape for parts in weight_plan(self.config).values() for part in parts}
 
     def tensor_names(self) -> tuple[str, ...]:
         return tuple(sorted(self._shapes))
@@ -107,7 +113,9 @@ class EmbeddedModel(WeightSource):
     def _spread(self, name: str) -> tuple[float, float]:
         """A tensor's values are centre + spread * [-1, 1), whose variance is spread^2 / 3."""
         if name.endswith("norm.weight"):
-            return 1.0, 0.25
+            return (0.0 if self.config.norm_plus_one and ".linear_attn." not in name else 1.0), 0.25
+        if name.endswith((".A_log", ".dt_bias")):  # heads that forget at once, and heads that remember long
+            return -1.0, 1.5
         if name == "model.embed_tokens.weight" and not self.config.tied:
             return 0.0, math.sqrt(3.0)
         return 0.0, math.sqrt(3.0 / self._shapes[name][-1])

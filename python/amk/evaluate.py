@@ -172,7 +172,7 @@ def _examine(
     once."""
     from . import vm
     from .exam import ask_machine, ask_oracle, grade, noise_of, worst_of
-    from .oracle import OracleCache
+    from .oracle_cache import OracleCache
 
     say(f"reading the weights of {source.name}")
     weights = source.weights()

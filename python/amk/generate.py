@@ -54,6 +54,7 @@ class Generation(Iterator[GeneratedToken]):
         *,
         max_new_tokens: int,
         endings: Mapping[int, str],
+        has_state: bool = False,
         text: TextStream | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
@@ -63,7 +64,7 @@ class Generation(Iterator[GeneratedToken]):
         self.has_text = text is not None
         self.finish_reason: str | None = None
         self._on_close = on_close
-        self._tokens = self._decode(machine, sampling, max_new_tokens, endings, text)
+        self._tokens = self._decode(machine, sampling, max_new_tokens, endings, has_state, text)
 
     def __next__(self) -> GeneratedToken:
         try:
@@ -93,10 +94,13 @@ class Generation(Iterator[GeneratedToken]):
         sampling: Sampling,
         max_new_tokens: int,
         endings: Mapping[int, str],
+        has_state: bool,
         text: TextStream | None,
     ) -> Iterator[GeneratedToken]:
         from .sampling import choose
 
+        if has_state:  # whatever the machine did before
+            machine.reset_state()
         pos = len(self.prompt_tokens) - 1
         for before, token in enumerate(self.prompt_tokens[:-1]):
             machine.step(token, before)
@@ -139,7 +143,8 @@ def generate(
     temperature 0 is greedy; otherwise temperature, top_k and top_p cut, in this order, and `seed` draws. `max_seq` is
     the capacity of the cache, prompt included (default: 1,024, more if the request needs it, within what the model was
     made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). A `machine` that
-    already holds the model is used as it is, from position 0, and stays open; gpu, config and device are then not used.
+    already holds the model is used from position 0, its states cleared, and stays open; gpu, config and device are then
+    not used.
     """
     from .embedded import open_model
     from .sampling import Sampling
@@ -169,8 +174,9 @@ def generate(
         on_close = opened.close
     text = None if tokenizer is None else tokenizer.stream(ids)
     return Generation(
-        machine, ids, sampling, max_new_tokens=max_new_tokens, endings=endings, text=text, on_close=on_close
-    )
+        machine, ids, sampling, max_new_tokens=max_new_tokens, endings=endings, has_state=source.config.has_state,
+        text=text, on_close=on_close,
+    )  # fmt: skip
 
 
 def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int, say: Callable[[str], None]) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from . import _lib
 from .errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, StoreError, Unavailable, show
 from .exam import Answers, Grade, Questions, failed, grade
+from .history import history_numbers
 from .nvml import held_back_by
 from .supervisor import run_job
 from .timing import TIMED_STEPS, TimingPlan
@@ -69,7 +70,6 @@ def run_trial(
 ) -> GpuTrial:
     """Rejected and Unavailable are the caller's; whatever else goes wrong is part of the trial."""
     config = source.config
-    kv_numbers = 2 * config.layers * config.n_kv_heads * config.head_dim * questions.max_seq
     job = {
         "model": os.fsdecode(model),
         "name": source.name,
@@ -82,7 +82,7 @@ def run_trial(
         "timeout_s": TIMEOUT_S,
         "limits": {
             "load_s": 120.0 + weights_nbytes / 20e6,  # a slow disk, and a context on a busy device
-            "history_s": 30.0 + kv_numbers / 2e6,  # random numbers for the cache
+            "history_s": 30.0 + history_numbers(config, questions.max_seq) / 2e6,
             "step_s": STEP_S,
         },
     }

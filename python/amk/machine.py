@@ -27,12 +27,15 @@ THREADED_WEIGHT_BYTES = 64 << 20  # from here on, threads pay for themselves
 
 
 class Machine(Protocol):
-    """What a caller needs of a machine that decodes: rows below `pos` are in its cache already."""
+    """What a caller needs of a machine that decodes: rows below `pos` are in its cache already. `reset_state` is called
+    only for a model that has a state."""
 
     @property
     def max_seq(self) -> int: ...
 
     def step(self, token: int, pos: int) -> np.ndarray: ...
+
+    def reset_state(self) -> None: ...
 
 
 def pick_device(device: Any, target: GpuTarget | None = None) -> tuple[str, list[str]]:

@@ -18,11 +18,11 @@ import numpy as np
 from . import _lib, measure
 from .embedded import open_model
 from .errors import BuildMismatch, DeviceError, NonFinite, show
-from .exam import stored_history
 from .gpu_lock import gpu_lock
+from .history import hide_rows, set_states, stored_history, stored_states
 from .measure import PROBE_S, Pulse, Tell, tuples_of
 from .program import Image
-from .timing import WARM_UP_STEPS, TimingMachine, TimingPlan, hide_rows
+from .timing import WARM_UP_STEPS, TimingMachine, TimingPlan
 
 __all__ = ["SIDES", "measure_pair"]
 
@@ -73,18 +73,20 @@ def _time_pairs(
     alive: Callable[[], None],
 ) -> dict[str, np.ndarray]:
     high = max(plan.positions)
-    history = stored_history(config, high + 1, plan.seed)
+    history, states = stored_history(config, high + 1, plan.seed), stored_states(config, plan.seed)
     n_timed = len(plan.positions) - WARM_UP_STEPS
     us = np.full((n_timed, 2), math.nan)
     checked = np.full((2, len(plan.checked), config.vocab), math.nan, np.float32)
     facts |= {"wall_s": 0.0, "faults": []}
     for i, (token, pos) in enumerate(zip(plan.tokens, plan.positions, strict=True)):
         if i % plan.window == 0:
-            for layer, (k, v) in enumerate(history):
+            for layer, (k, v) in history.items():
                 rows = [hide_rows(table, high, plan.max_seq, config.dtype) for table in (k, v)] if i == 0 else [k, v]
                 for machine in machines:
                     machine.set_kv(layer, *rows)
         for side in (first[i], 1 - first[i]):
+            if i == 0 or i in plan.checked:
+                set_states(machines[side], states)
             alive()
             try:
                 machines[side].write("token", np.array([token], np.int32))

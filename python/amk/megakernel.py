@@ -77,7 +77,8 @@ class MegakernelVM(ImageMachine):
             _lib.check(lib.amk_vm_finish(self._open()))
 
     def time(self, pos: int, n: int = 1) -> np.ndarray:
-        """Microseconds [n] of n steps at `pos` by CUDA events, each launched and finished alone."""
+        """Microseconds [n] of n steps at `pos` by CUDA events, each launched and finished alone, each starting from the
+        state that the one before left."""
         count = checked_int32("n", n)
         if count < 1:
             raise InputError(f"n: expected at least 1, got {n}")

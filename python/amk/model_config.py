@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError, UnsupportedModel
+from .config_hybrid import HYBRID_ROTARY_FACTOR, take_hybrid
+from .config_keys import Keys, short
+from .errors import InputError
 from .strict_json import parse_strict_json
 
-__all__ = ["ModelConfig", "RopeScaling", "parse_config", "rope_inv_freq"]
+__all__ = ["ModelConfig", "RopeScaling", "head_runs", "parse_config", "rope_inv_freq"]
 
 MAX_LAYERS = 1024
 MAX_HIDDEN = 1 << 20
@@ -48,7 +50,7 @@ class RopeScaling:
 class ModelConfig:
     """All that the graph needs to know of a decoder besides its weights."""
 
-    family: str  # "llama" | "mistral" | "qwen2" | "qwen3"
+    family: str  # "llama" | "mistral" | "qwen2" | "qwen3" | "qwen3_next"
     hidden: int
     layers: int
     n_heads: int
@@ -68,6 +70,29 @@ class ModelConfig:
     max_position: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    rotary_dim: int = 0  # dimensions of a head that rotate, the first ones of the checkpoint; 0: all
+    # A hybrid: every n-th layer is attention, the others are gated delta nets. All 0: every layer is attention.
+    full_attention_interval: int = 0
+    linear_key_heads: int = 0
+    linear_value_heads: int = 0
+    linear_head_dim: int = 0  # of keys and of values
+    conv_width: int = 0
+    attention_gate: bool = False  # the output of attention is multiplied by sigmoid(gate), the gate projected with q
+    norm_plus_one: bool = False  # norm weights w act as 1 + w, but for the norm inside a gated delta net
+
+    @property
+    def linear_channels(self) -> int:
+        """What the short convolution of a gated delta net runs over: q, k and v, back to back."""
+        return (2 * self.linear_key_heads + self.linear_value_heads) * self.linear_head_dim
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a step leaves more to the next one than rows of a cache."""
+        return any(self.is_linear(layer) for layer in range(self.layers))
+
+    def is_linear(self, layer: int) -> bool:
+        """Whether the layer is a gated delta net."""
+        return self.full_attention_interval > 0 and (layer + 1) % self.full_attention_interval != 0
 
 
 @dataclass(frozen=True)
@@ -87,9 +112,10 @@ class _Family:
     has_mlp_bias: bool = False
     always_qkv_bias: bool = False
     qk_norm: bool = False
+    is_hybrid: bool = False
 
 
-# Defaults: the configuration_<model_type>.py of Transformers 5.23.
+# Defaults: the configuration_<model_type>.py of Transformers 5.24.
 _FAMILIES = {
     "llama": _Family("llama", "LlamaForCausalLM", None, 2048, has_attention_bias=True, has_mlp_bias=True),
     "mistral": _Family("mistral", "MistralForCausalLM", 8, 131072, sliding_window=4096),
@@ -100,6 +126,13 @@ _FAMILIES = {
         has_window_switch=True,
         has_attention_bias=True,
         qk_norm=True,
+    ),
+    "qwen3_next": _Family(
+        *("qwen3_next", "Qwen3NextForCausalLM", 2, 32768),
+        head_dim=256,
+        has_attention_bias=True,
+        qk_norm=True,
+        is_hybrid=True,
     ),
     "smollm3": _Family(
         *("llama", "SmolLM3ForCausalLM", 4, 32768),
@@ -131,90 +164,25 @@ _FIXED_KEYS: dict[str, Any] = {
     "hidden_act": "silu",
     "hidden_activation": "silu",
     "pretraining_tp": 1,
-    "partial_rotary_factor": 1,
     "pruned_heads": {},
 }
-
-_MISSING = object()
-
-
-class _Keys:
-    """The keys of one JSON object, taken one by one with their type and domain checked; what is left is unknown."""
-
-    def __init__(self, table: Mapping[str, Any], where: str, prefix: str = "") -> None:
-        self._left = dict(table)
-        self._where = where
-        self._prefix = prefix
-
-    def take(self, key: str, default: Any = None) -> Any:
-        """The raw value; null counts as absent."""
-        value = self._left.pop(key, None)
-        return default if value is None else value
-
-    def has(self, key: str) -> bool:
-        return self._left.get(key) is not None
-
-    def or_null(self, key: str, default: int | None) -> int | None:
-        """The default to use for `key`: none at all where the file says null in so many words."""
-        return None if key in self._left else default
-
-    def integer(self, key: str, low: int, high: int, default: Any = _MISSING) -> Any:
-        value = self.take(key, default)
-        if value is default and default is not _MISSING:
-            return value
-        if type(value) is not int or not low <= value <= high:
-            raise self._bad(key, f"an integer in {low}..{high}", value)
-        return value
-
-    def number(self, key: str, low: float, default: Any = _MISSING, *, exclusive: bool = False) -> float:
-        value = self.take(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value < low or (exclusive and value == low):
-            raise self._bad(key, f"a finite number {'above' if exclusive else 'of at least'} {low:g}", value)
-        return float(value)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self._left.pop(key, default)
-        if value is None:  # Transformers tests truth
-            return False
-        if type(value) is not bool:
-            raise self._bad(key, "true or false", value)
-        return value
-
-    def string(self, key: str) -> str | None:
-        value = self.take(key)
-        if value is not None and type(value) is not str:
-            raise self._bad(key, "a string", value)
-        return value
-
-    def finish(self) -> None:
-        """Refuses the first key that nobody took, unless it is null or false."""
-        for key, value in self._left.items():
-            if value is not None and value is not False:
-                raise self.unsupported(key, "a key that AMK models, or one known to change nothing", value)
-
-    def unsupported(self, key: str, expected: str, got: Any) -> UnsupportedModel:
-        name = self._prefix + key
-        return UnsupportedModel(f"{self._where}: {name}: expected {expected}, got {_short(got)}", name)
-
-    def _bad(self, key: str, expected: str, got: Any) -> InputError:
-        found = "nothing: the key is missing" if got is _MISSING else _short(got)
-        return InputError(f"{self._where}: {self._prefix}{key}: expected {expected}, got {found}")
 
 
 def parse_config(source: bytes | Mapping[str, Any], where: str, stored_dtype: str | None = None) -> ModelConfig:
     """Checks a config.json (its bytes, or the parsed object); `stored_dtype` stands in if it names no dtype."""
     table = parse_strict_json(source, where) if isinstance(source, bytes) else source
     if not isinstance(table, Mapping):
-        raise InputError(f"{where}: expected a JSON object, got {_short(table)}")
-    keys = _Keys(table, where)
+        raise InputError(f"{where}: expected a JSON object, got {short(table)}")
+    keys = Keys(table, where)
     family = _take_family(keys)
+    layers = keys.integer("num_hidden_layers", 1, MAX_LAYERS)
+    hybrid = take_hybrid(keys, layers) if family.is_hybrid else {}
     # A quantized or mixture model has foreign keys everywhere; name the one that says so.
     for key in ("quantization_config", "num_local_experts", "num_experts", "n_routed_experts", "kv_lora_rank"):
         if (value := keys.take(key, False)) is not False:
             raise keys.unsupported(key, "a dense, unquantized model without this key", value)
 
     hidden = keys.integer("hidden_size", 1, MAX_HIDDEN)
-    layers = keys.integer("num_hidden_layers", 1, MAX_LAYERS)
     n_heads = keys.integer("num_attention_heads", 1, MAX_HEADS)
     n_kv_heads = keys.integer(
         "num_key_value_heads", 1, MAX_HEADS, keys.or_null("num_key_value_heads", family.kv_heads) or n_heads
@@ -233,7 +201,7 @@ def parse_config(source: bytes | Mapping[str, Any], where: str, stored_dtype: st
         if value % 8:
             raise InputError(f"{where}: {key}: expected a multiple of 8 (16-byte loads of weights), got {value}")
     _refuse_windows(keys, family, layers, max_position)
-    theta, scaling = _take_rope(keys, where, family.theta)
+    theta, scaling, partial = _take_rope(keys, where, family)
     attention_bias = family.has_attention_bias and keys.boolean("attention_bias", False)
     config = ModelConfig(
         family=family.family,
@@ -256,6 +224,8 @@ def parse_config(source: bytes | Mapping[str, Any], where: str, stored_dtype: st
         max_position=max_position,
         bos_token_id=keys.integer("bos_token_id", 0, MAX_TOKEN_ID, None),
         eos_token_ids=_take_eos(keys, where),
+        rotary_dim=_rotary_dim(keys, head_dim, partial),
+        **hybrid,
     )
     for key, expected in _FIXED_KEYS.items():
         if (value := keys.take(key, expected)) != expected or type(value) is bool:
@@ -269,13 +239,15 @@ def parse_config(source: bytes | Mapping[str, Any], where: str, stored_dtype: st
 
 
 def rope_inv_freq(config: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, radians per position: float32 [D/2], worked out in float64 and rounded once.
+    """Rotary frequencies, radians per position: float32 [D/2], worked out in float64 and rounded once. Pairs of
+    dimensions that do not rotate (`rotary_dim`) come last and have 0.
 
     Sources: default, Su et al., RoFormer, arXiv:2104.09864, section 3.2.2; linear, Chen et al., arXiv:2306.15595
     (positions divided by a factor); llama3, the Llama 3.1 reference code (`apply_scaling` in meta-llama/llama-models,
     llama3/reference_impl/model.py): long waves are slowed by the factor, short ones kept, those between blended.
     """
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    rotary_dim = config.rotary_dim or config.head_dim
+    exponent = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
     frequency = np.float64(config.rope_theta) ** -exponent
     scaling = config.rope_scaling
     if scaling is not None and scaling.rope_type == "linear":
@@ -287,11 +259,25 @@ def rope_inv_freq(config: ModelConfig) -> np.ndarray:
         keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         keep = np.clip(keep, 0.0, 1.0)
         frequency = keep * frequency + (1.0 - keep) * frequency / scaling.factor
+    still = np.zeros((config.head_dim - rotary_dim) // 2)
     with np.errstate(over="ignore"):
-        return frequency.astype(np.float32)
+        return np.concatenate([frequency, still]).astype(np.float32)
 
 
-def _take_family(keys: _Keys) -> _Family:
+def head_runs(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """Which dimensions of a checkpoint's query or key head stand where in AMK's: runs (first, count), in AMK's order.
+
+    A checkpoint pairs dimension i with i + rotary_dim / 2 and leaves those past rotary_dim alone; AMK pairs i with
+    i + D / 2 throughout. So the second rotary half moves up to D / 2, and scores, sums over the head, stay the same.
+    """
+    whole, half = config.head_dim, config.rotary_dim // 2
+    if config.rotary_dim in (0, whole):
+        return ((0, whole),)
+    rest = (whole - config.rotary_dim) // 2
+    return (0, half), (config.rotary_dim, rest), (half, half), (config.rotary_dim + rest, rest)
+
+
+def _take_family(keys: Keys) -> _Family:
     model_type = keys.string("model_type")
     architectures = keys.take("architectures")
     known = ", ".join(sorted(_FAMILIES))
@@ -308,7 +294,7 @@ def _take_family(keys: _Keys) -> _Family:
     return family
 
 
-def _refuse_windows(keys: _Keys, family: _Family, layers: int, max_position: int) -> None:
+def _refuse_windows(keys: Keys, family: _Family, layers: int, max_position: int) -> None:
     """Passes if every layer attends to all positions and rotates; takes the keys that say otherwise."""
     window = keys.integer("sliding_window", 0, 1 << 62, keys.or_null("sliding_window", family.sliding_window))
     slides = keys.boolean("use_sliding_window", False)
@@ -328,21 +314,24 @@ def _refuse_windows(keys: _Keys, family: _Family, layers: int, max_position: int
             raise keys.unsupported("no_rope_layers", f"{layers} times 1 (every layer rotates)", rotates)
 
 
-def _take_rope(keys: _Keys, where: str, default_theta: float) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling, from `rope_theta` + `rope_scaling` (4) or from `rope_parameters` (5)."""
+def _take_rope(keys: Keys, where: str, family: _Family) -> tuple[float, RopeScaling | None, float]:
+    """Theta, scaling and the part of a head that rotates, from `rope_theta` + `rope_scaling` +
+    `partial_rotary_factor` (4) or from `rope_parameters` (5)."""
     names = [name for name in ("rope_parameters", "rope_scaling") if keys.has(name)]
     has_top_theta = keys.has("rope_theta")
-    top_theta = keys.number("rope_theta", 0.0, default_theta, exclusive=True)
+    top_theta = keys.number("rope_theta", 0.0, family.theta, exclusive=True)
+    has_top_partial = keys.has("partial_rotary_factor")
+    top_partial = _take_partial(keys, HYBRID_ROTARY_FACTOR if family.is_hybrid else 1, family)
     if not names:
-        return top_theta, None
+        return top_theta, None, top_partial
     name = names[0]
     table = keys.take(name)
     if not isinstance(table, dict):
-        raise InputError(f"{where}: {name}: expected an object or null, got {_short(table)}")
+        raise InputError(f"{where}: {name}: expected an object or null, got {short(table)}")
     if len(names) == 2 and keys.take(names[1]) != table:
         raise keys.unsupported(names[1], f"nothing beside {name}, or the same content", "something else")
 
-    rope = _Keys(table, where, f"{name}.")
+    rope = Keys(table, where, f"{name}.")
     theta = rope.number("rope_theta", 0.0, top_theta, exclusive=True)
     if has_top_theta and theta != top_theta:
         raise rope.unsupported("rope_theta", f"the {top_theta:g} of the top-level rope_theta", theta)
@@ -368,13 +357,32 @@ def _take_rope(keys: _Keys, where: str, default_theta: float) -> tuple[float, Ro
             )
     elif kind != "default":
         raise rope.unsupported("rope_type", "one of default, linear, llama3", kind)
-    if (partial := rope.take("partial_rotary_factor", 1)) != 1 or type(partial) is bool:
-        raise rope.unsupported("partial_rotary_factor", "1, the only value AMK models", partial)
+    partial = _take_partial(rope, top_partial, family)
+    if has_top_partial and partial != top_partial:
+        raise rope.unsupported("partial_rotary_factor", f"the {top_partial:g} of the top level", partial)
     rope.finish()
-    return theta, scaling
+    return theta, scaling, partial
 
 
-def _take_dtype(keys: _Keys, where: str, stored_dtype: str | None) -> str:
+def _take_partial(keys: Keys, default: float, family: _Family) -> float:
+    if family.is_hybrid:
+        return keys.number("partial_rotary_factor", 0.0, default, exclusive=True)
+    if (partial := keys.take("partial_rotary_factor", default)) != 1 or type(partial) is bool:
+        raise keys.unsupported("partial_rotary_factor", "1, the only value AMK models here", partial)
+    return 1.0
+
+
+def _rotary_dim(keys: Keys, head_dim: int, partial: float) -> int:
+    """How many dimensions of a head rotate, 0 for all of them."""
+    if partial == 1.0:
+        return 0
+    rotary_dim = int(head_dim * partial)  # as Transformers truncates
+    if not 2 <= rotary_dim < head_dim or rotary_dim % 2:
+        raise keys.unsupported("partial_rotary_factor", f"an even part of the {head_dim} of head_dim, or 1", partial)
+    return rotary_dim
+
+
+def _take_dtype(keys: Keys, where: str, stored_dtype: str | None) -> str:
     names = [name for name in ("dtype", "torch_dtype") if keys.has(name)]
     values = [keys.string(name) for name in names]
     if not values:
@@ -387,14 +395,9 @@ def _take_dtype(keys: _Keys, where: str, stored_dtype: str | None) -> str:
     return DTYPES[str(values[0])]
 
 
-def _take_eos(keys: _Keys, where: str) -> tuple[int, ...]:
+def _take_eos(keys: Keys, where: str) -> tuple[int, ...]:
     value = keys.take("eos_token_id", [])
     ids = value if isinstance(value, list) else [value]
     if not all(type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in ids):
-        raise InputError(f"{where}: eos_token_id: expected a token id or a list of them, got {_short(value)}")
+        raise InputError(f"{where}: eos_token_id: expected a token id or a list of them, got {short(value)}")
     return tuple(ids)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -30,6 +30,7 @@ __all__ = ["Access", "Cost", "Image", "Program", "Rejection", "Report", "lower"]
 _DTYPE_NUMBERS = {name.lower(): number for number, name in _lib.enum_names("amk_dtype", "AMK_DTYPE_").items()}
 _FEATURES = {name.lower(): bit for bit, name in _lib.enum_names("amk_model_feature", "AMK_MODEL_").items()}
 _MODEL_DIMS = ("layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "ffn", "vocab")
+_HYBRID_DIMS = ("linear_key_heads", "linear_value_heads", "linear_head_dim", "conv_width", "full_attention_interval")
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, m
     schedule, _alive = config.to_c()
     out = ffi.new("amk_program **")
     _lib.check(lib.amk_program_lower(description, schedule, gpu.to_c(), out))
-    dims = {name: getattr(model, name) for name in _MODEL_DIMS}
+    dims = {name: getattr(model, name) for name in (*_MODEL_DIMS, *(_HYBRID_DIMS if model.has_state else ()))}
     features = _features(model)
     meta = {"model": {"family": model.family, "dtype": model.dtype, **dims, "eps": model.eps, "features": features}}
     return Program(_lib.owned(out, lib.amk_program_destroy), meta, config)
@@ -293,7 +294,7 @@ def _describe(model: ModelConfig, max_seq: int) -> Any:
     description = ffi.new("amk_model_t *")
     description.struct_size = ffi.sizeof("amk_model_t")
     description.dtype = _DTYPE_NUMBERS[model.dtype]
-    for name in _MODEL_DIMS:
+    for name in (*_MODEL_DIMS, *_HYBRID_DIMS):
         setattr(description, name, _int32(f"model.{name}", getattr(model, name)))
     description.max_seq = _int32("max_seq", max_seq)
     description.features = sum(_FEATURES[name] for name in _features(model))

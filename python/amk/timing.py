@@ -3,7 +3,9 @@
 In: a model's configuration, the position asked for, a seed; then a machine with `time`. Out: microseconds of each step,
 and the logits of some of them, which the parent chose beforehand and compares with the reference afterwards.
 Each step has a token and a position of its own; positions fall, so that the row a step appends is never history of a
-later one, and the cache is set afresh before each fall. Outputs and scratch hold NaN when a step begins (`guard`).
+later one, and the cache is set afresh before each fall. A state is what the step before left, as in a decode; only the
+steps whose logits are compared find one that the reference knows. Outputs and scratch hold NaN when a step begins
+(`guard`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError, NonFinite
-from .exam import Questions, draw, stored_history, stored_nan
+from .exam import Questions, draw
+from .history import hide_rows, set_states, stored_history, stored_states
 
-__all__ = ["Timing", "TimingMachine", "TimingPlan", "hide_rows", "make_plan", "time_machine"]
+__all__ = ["Timing", "TimingMachine", "TimingPlan", "make_plan", "time_machine"]
 
 WARM_UP_STEPS, TIMED_STEPS = 10, 100
 WINDOW_ROWS = 32  # positions that the steps go through, around the one asked for
@@ -34,6 +37,10 @@ class TimingMachine(Protocol):
     def next_token(self) -> int: ...
 
     def set_kv(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None: ...
+
+    def set_state(self, layer: int, conv: NDArray[Any], memory: NDArray[Any]) -> None: ...
+
+    def reset_state(self) -> None: ...
 
     def write(self, name: str, array: NDArray[Any]) -> None: ...
 
@@ -93,19 +100,21 @@ def make_plan(config: Any, position: int, max_seq: int, seed: int) -> TimingPlan
 def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: Callable[[], None]) -> Timing:
     """Runs every step of the plan. A step that fails ends it, and its fault is told."""
     high = max(plan.positions)
-    history = stored_history(config, high + 1, plan.seed)
+    history, states = stored_history(config, high + 1, plan.seed), stored_states(config, plan.seed)
     us: list[float] = []
     wall_s = 0.0
     checked = np.full((len(plan.checked), config.vocab), math.nan, np.float32)
     faults: list[str] = []
     for i, (token, pos) in enumerate(zip(plan.tokens, plan.positions, strict=True)):
         if i % plan.window == 0:
-            for layer, (k, v) in enumerate(history):
+            for layer, (k, v) in history.items():
                 if i == 0:
                     rows = [hide_rows(table, high, plan.max_seq, config.dtype) for table in (k, v)]
                     machine.set_kv(layer, *rows)
                 else:
                     machine.set_kv(layer, k, v)
+        if i == 0 or i in plan.checked:
+            set_states(machine, states)
         alive()
         try:
             machine.write("token", np.array([token], np.int32))
@@ -124,11 +133,3 @@ def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: C
             faults.append(f"timed step {i} at position {pos}: {fault}")
             break
     return Timing(np.array(us), wall_s, checked, tuple(faults))
-
-
-def hide_rows(rows: NDArray[Any], first: int, capacity: int, dtype: str) -> NDArray[Any]:
-    """The rows below `first`, and NaN in the rest of the cache, which no step may read before it wrote it."""
-    groups, _, width = rows.shape
-    out = np.full((groups, capacity, width), stored_nan(dtype), rows.dtype)
-    out[:, :first] = rows[:, :first]
-    return out

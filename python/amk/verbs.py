@@ -118,7 +118,10 @@ _CONFIG = Option(
 )
 _STRICT = Option("--strict", "reject unknown keys of the schedule instead of dropping them with a note", "flag")
 _MAX_SEQ = Option("--max-seq", "rows of the cache (default: the model's positions, at most 1024)", "int")
-_MODELS = "toy, toy-2L, toy-gqa, toy-qwen3, a shape at full size (0.6B, 1B, 8B), or a Hugging Face checkpoint directory"
+_MODELS = (
+    "toy, toy-2L, toy-gqa, toy-qwen3, toy-gdn, a shape at full size (0.6B, 1B, 8B), or a Hugging Face checkpoint "
+    "directory"
+)
 _MODEL = Option("MODEL", _MODELS, required=True)
 _INPUT = Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True)
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)

@@ -1,6 +1,8 @@
 """`ReferenceVM`: the machine that explains an image on the CPU; and `ImageMachine`, what every machine offers.
 
-In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache can be set and read.
+In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache and the states of
+linear layers can be set and read. A step moves the states on: running it again is another step. One that fails poisons
+them.
 The weights stay the caller's arrays (no copy, unless one is not aligned) and must not change while the machine lives.
 A machine may be used from several threads: calls take turns, and other Python threads run meanwhile.
 """
@@ -88,7 +90,8 @@ class ImageMachine:
     # ---- one decoded token ----
 
     def step(self, token: int, pos: int) -> np.ndarray:
-        """float32 logits [V] after `token` at position `pos`; rows below pos are taken from the cache as they are."""
+        """float32 logits [V] after `token` at position `pos`; rows below pos are taken from the cache as they are, and
+        states as the last step left them, or zero in a new machine."""
         token_id = np.array([checked_int32("token", token)], np.int32)
         output = self._buffer("logits")
         logits = np.empty(output.shape, output.dtype)
@@ -104,13 +107,30 @@ class ImageMachine:
         return int(self.read("next_token")[0])
 
     def set_kv(self, layer: int, k: np.ndarray, v: np.ndarray) -> None:
-        """Sets the first rows of a layer's cache: k, v [G, rows, D] in storage dtype."""
+        """Sets the first rows of a layer's cache: k, v [G, rows, D] in storage dtype, k turned and in the order of
+        `head_runs`."""
         for name, rows in ((f"kv.{layer}.k", k), (f"kv.{layer}.v", v)):
             self.write_rows(name, rows)
 
     def get_kv(self, layer: int, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The first rows (default: all) of a layer's cache: k, v [G, rows, D] in storage dtype."""
         return self.read_rows(f"kv.{layer}.k", rows), self.read_rows(f"kv.{layer}.v", rows)
+
+    def set_state(self, layer: int, conv: np.ndarray, memory: np.ndarray) -> None:
+        """Sets the state of a linear layer: the convolution's last inputs [C, W - 1], oldest first, in storage dtype,
+        and S [Hv, D (of v), D (of k)] in f32."""
+        for name, array in zip(_state_names(layer), (conv, memory), strict=True):
+            self.write(name, array)
+
+    def get_state(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The state of a linear layer, as `set_state` takes it. `DevicePoisoned` if a failed step left it."""
+        conv, memory = (self.read(name) for name in _state_names(layer))
+        return conv, memory
+
+    def reset_state(self) -> None:
+        """Every state zero, as in a new machine, and good again after a failed step."""
+        with self._lock:
+            _lib.check(lib.amk_vm_reset_state(self._open()))
 
     # ---- any program ----
 
@@ -132,7 +152,7 @@ class ImageMachine:
         return {buffer.name: self.read(buffer.name) for buffer in self._buffers if buffer.kind == _KINDS["IO_OUTPUT"]}
 
     def relaunch(self) -> None:
-        """The last step again, on inputs and cache as they are now: nothing is copied in or out."""
+        """The last step again, on inputs, cache and states as they are now: nothing is copied in or out."""
         if self._last_pos is None:
             raise InputError("relaunch: expected a step to repeat, but none has run")
         with self._lock:
@@ -155,9 +175,9 @@ class ImageMachine:
         return out
 
     def write_rows(self, name: str, rows: np.ndarray) -> None:
-        """Sets the first rows of a cache [G, S, D] from [G, rows, D]; a buffer of another rank as a whole."""
+        """Sets the first rows of a cache [G, S, D] from [G, rows, D]; a buffer of another kind as a whole."""
         buffer = self._buffer(name)
-        if len(buffer.shape) != 3:
+        if buffer.kind != _KINDS["KV_CACHE"]:
             return self.write(name, rows)
         buffer.check(rows, "write")
         groups, capacity, width = buffer.shape
@@ -172,7 +192,7 @@ class ImageMachine:
     def read_rows(self, name: str, rows: int | None = None) -> np.ndarray:
         """A copy of the first rows of a cache [G, S, D]."""
         buffer = self._buffer(name)
-        if rows is None or len(buffer.shape) != 3:
+        if rows is None or buffer.kind != _KINDS["KV_CACHE"]:
             return self.read(name)
         groups, capacity, width = buffer.shape
         if type(rows) is not int or not 0 <= rows <= capacity:
@@ -268,6 +288,10 @@ class ReferenceVM(ImageMachine):
         """Another legal order for the next steps."""
         with self._lock:
             _lib.check(lib.amk_vm_reseed(self._open(), _uint64("seed", seed)))
+
+
+def _state_names(layer: int) -> tuple[str, str]:
+    return f"layers.{layer}.conv_state", f"layers.{layer}.gdn_state"
 
 
 def _describe(tables: Any) -> list[_Buffer]:

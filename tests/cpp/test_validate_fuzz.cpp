@@ -120,22 +120,26 @@ TEST(damaged_programs_are_judged) {
 }
 
 TEST(damaged_lowerings_are_judged_with_their_model) {
-  const amk_model_t model = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, AMK_MODEL_QK_NORM);
+  const amk_model_t dense = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, AMK_MODEL_QK_NORM);
+  amk_model_t hybrid = make_hybrid(dense, 2, 1, 2, 8, 3);
+  hybrid.features = kHybridFeatures;
   Random random(3);
-  int64_t accepted = 0, other_function = 0;
-  for (const int32_t fusion : {0, 63, 127}) {
-    const Edited whole(model, fusion);
-    for (int i = 0; i < 15000; ++i) {
-      amk::Program p = whole.program;
-      for (uint64_t n = 1 + random() % 3; n > 0; --n) damage(p, random);
-      const amk::Judgement j = amk::validate_model(p, model);
-      check_report(j);
-      accepted += j.report.ok();
-      other_function += !j.report.ok() && j.report.entries()[0].code == 17;
+  for (const amk_model_t& model : {dense, hybrid}) {
+    int64_t accepted = 0, other_function = 0;
+    for (const int32_t fusion : {0, 63, 127}) {
+      const Edited whole(model, fusion);
+      for (int i = 0; i < 10000; ++i) {
+        amk::Program p = whole.program;
+        for (uint64_t n = 1 + random() % 3; n > 0; --n) damage(p, random);
+        const amk::Judgement j = amk::validate_model(p, model);
+        check_report(j);
+        accepted += j.report.ok();
+        other_function += !j.report.ok() && j.report.entries()[0].code == 17;
+      }
     }
+    CHECK(accepted > 0);
+    CHECK(other_function > 0);
   }
-  CHECK(accepted > 0);
-  CHECK(other_function > 0);
 }
 
 TEST(names_of_any_bytes_are_masked) {

@@ -7,8 +7,11 @@ a kernel that drops or swaps an operand cannot go unnoticed. Test code only.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import (
@@ -20,7 +23,10 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
+from transformers.models.qwen3_next import modeling_qwen3_next
 
 COMMON: dict[str, Any] = {
     "vocab_size": 256,
@@ -94,6 +100,24 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
             "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
         },
     ),
+    "qwen3next": (  # three gated delta nets and one attention layer, two value heads to a key head
+        Qwen3NextConfig,
+        Qwen3NextForCausalLM,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "num_experts": 0,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default", "partial_rotary_factor": 0.25},
+        },
+    ),
     "smollm": (
         LlamaConfig,
         LlamaForCausalLM,
@@ -109,6 +133,8 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
 
 SHARD_BYTES = 48 << 10
 
+torch.set_num_threads(1)  # models this small are slower on more
+
 
 def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
     """A random `transformers` model of the family, in eval mode; `overrides` are config keys."""
@@ -117,10 +143,16 @@ def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 
     model = model_class(config_class(**{**COMMON, **keys, **overrides}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
+            random = torch.randn_like(parameter)
+            if name.endswith("norm.weight"):  # of qwen3_next all but the one inside a gated delta net act as 1 + w
+                centre = 0.0 if family == "qwen3next" and "linear_attn" not in name else 1.0
+                parameter.copy_(centre + 0.2 * random)
             elif name.endswith(".bias"):
-                parameter.copy_(0.3 * torch.randn_like(parameter))
+                parameter.copy_(0.3 * random)
+            elif name.endswith((".A_log", ".dt_bias")):  # decays from almost none to almost all
+                parameter.copy_(random - 1.0)
+            elif name.endswith("conv1d.weight"):
+                parameter.copy_(0.5 * random)
     return model.to(dtype).eval()
 
 
@@ -138,6 +170,31 @@ def build_checkpoint(
     model.save_pretrained(directory, max_shard_size=SHARD_BYTES if sharded else "5GB")
     assert (directory / "model.safetensors.index.json").exists() == sharded
     return model
+
+
+@contextmanager
+def wholly_in_float64(model: Any) -> Iterator[Any]:
+    """The model in float64, also where the code of qwen3_next asks for float32 whatever the dtype of its weights."""
+
+    class Wide:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, "float64" if name in ("float", "float32") else name)
+
+    model.double()
+    if model.config.model_type != "qwen3_next":
+        yield model
+        return
+    rope = model.config.rope_parameters
+    rotary = model.model.rotary_emb
+    width = 2 * len(rotary.inv_freq)
+    turns = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width) / rope.get("factor", 1.0)
+    torch.testing.assert_close(rotary.inv_freq, turns, rtol=2**-8, atol=1e-6)  # it was cast to the model's dtype
+    rotary.inv_freq = turns
+    with (
+        mock.patch.object(modeling_qwen3_next, "torch", Wide()),
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        yield model
 
 
 def rewrite_config_in_v4_style(directory: Path) -> None:

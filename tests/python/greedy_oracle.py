@@ -17,7 +17,7 @@ def greedy_tokens(source: Any, prompt: list[int], count: int) -> tuple[list[int]
     """(count tokens after the prompt, the smallest lead of a chosen logit as a part of the largest logit there)."""
     config = source.config
     oracle = Oracle(config, cache(source.raw))
-    history: list[tuple[Any, Any]] = []  # per layer: K, V [rows, G, D]
+    history: list[tuple[Any, Any]] = []  # per layer: K, V [rows, G, D], or the states after each token
     logits = oracle.prefill(prompt, rows=history)[-1]
     tokens: list[int] = []
     smallest_lead = np.inf
@@ -29,9 +29,10 @@ def greedy_tokens(source: Any, prompt: list[int], count: int) -> tuple[list[int]
             return tokens, float(smallest_lead)
         position = len(prompt) + len(tokens) - 1
         new: list[tuple[Any, Any]] = []
-        past = [(k.transpose(1, 0, 2), v.transpose(1, 0, 2)) for k, v in history]
-        logits = oracle.probe(tokens[-1:], [position], past.__getitem__, rows=new)[0]
+        past = [tuple(part.swapaxes(0, 1) for part in pair) for pair in history]
+        state = [tuple(part[-1] for part in pair) for pair in history]
+        logits = oracle.probe(tokens[-1:], [position], past.__getitem__, state.__getitem__, rows=new)[0]
         history = [
-            (np.concatenate([k, more_k]), np.concatenate([v, more_v]))
-            for (k, v), (more_k, more_v) in zip(history, new, strict=True)
+            more if config.is_linear(layer) else tuple(np.concatenate(parts) for parts in zip(pair, more, strict=True))
+            for layer, (pair, more) in enumerate(zip(history, new, strict=True))
         ]

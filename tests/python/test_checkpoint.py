@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from amk.checkpoint import Checkpoint, Weights, WeightSource, weight_plan
+from amk.checkpoint import Checkpoint, Weights, WeightSource
 from amk.embedded import EMBEDDED, EmbeddedModel, open_model
 from amk.errors import AmkError, InputError, OutOfMemory, UnsupportedModel
 from amk.model_config import rope_inv_freq
+from amk.weight_plan import weight_plan
 from families import FAMILIES, build_checkpoint, rewrite_config_in_v4_style
 
 TORCH_VIEW = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -34,10 +35,12 @@ def require_equal(weights: Weights, state: dict[str, torch.Tensor], source: Weig
     assert set(weights) == {*plan, "rope_inv_freq"}
     used = set()
     for name, parts in plan.items():
-        expected = np.concatenate([bits(state[tensor]) for tensor, _ in parts])
-        assert weights[name].shape == expected.shape
+        rows = [bits(state[part.tensor])[at : at + n] for part in parts for at, n in part.row_runs]
+        expected = np.concatenate(rows).reshape(weights[name].shape)
+        if parts[0].is_widened:
+            expected = state[parts[0].tensor].detach().float().numpy()
         assert np.array_equal(weights[name].view(expected.dtype), expected), name
-        used.update(tensor for tensor, _ in parts)
+        used.update(part.tensor for part in parts)
     assert set(state) - used <= {"lm_head.weight"}  # tied
     assert np.array_equal(weights["rope_inv_freq"], rope_inv_freq(source.config))
 
@@ -347,6 +350,7 @@ DIGESTS = {
     "toy-2L": "93a198af1b0a50848d102343df08dbe28c3a3f0e698938745eb990f111725bd5",
     "toy-gqa": "b13b08d2e3d76a5e78e57faf0a5ae8b8509f0cd3580931886ed90dd28e9368a5",
     "toy-qwen3": "7a5c16f83343b0d5ac77d5cdf833e1fe90462fda24b64f7b0d1e322f84591e47",
+    "toy-gdn": "9ecfb2ddad4d48b063e6a28793d24a2c33918585bec2492c20b76f772ad25df3",
 }
 
 
@@ -362,17 +366,21 @@ def test_embedded_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = weight_plan(model.config)
     assert set(weights) == {*plan, "rope_inv_freq"}
     for canonical, parts in plan.items():
-        assert np.array_equal(weights[canonical], np.concatenate([model.raw(tensor) for tensor, _ in parts]))
-    assert model.tensor_names() == tuple(sorted(tensor for parts in plan.values() for tensor, _ in parts))
+        rows = np.concatenate([model.raw(part.tensor)[at : at + n] for part in parts for at, n in part.row_runs])
+        if parts[0].is_widened and rows.dtype == np.uint16:
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        assert np.array_equal(weights[canonical], rows.reshape(weights[canonical].shape))
+    assert model.tensor_names() == tuple(sorted({part.tensor for parts in plan.values() for part in parts}))
     norm = weights["final_norm"]
     values = (norm.astype(np.uint32) << 16).view(np.float32) if model.config.dtype == "bf16" else norm
-    assert np.all(np.abs(values - 1.0) <= 0.25) and np.std(values) > 0.05
+    centre = 0.0 if model.config.norm_plus_one else 1.0
+    assert np.all(np.abs(values - centre) <= 0.25) and np.std(values) > 0.05
     with pytest.raises(InputError, match="no tensor"):
         model.raw("lm_head.bias")
 
 
 def test_open_model(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="toy, toy-2L, toy-gqa, toy-qwen3"):
+    with pytest.raises(InputError, match="toy, toy-2L, toy-gqa, toy-qwen3, toy-gdn"):
         open_model("toy-3L")
     for wrong in (7, None, b"toy"):
         with pytest.raises(AmkError):

@@ -18,7 +18,7 @@ from amk.errors import AmkError, InputError, InternalError, Rejected, Unavailabl
 from amk.oracle import Oracle
 from amk.verdict import Verdict
 
-MODELS = ["toy", "toy-2L", "toy-gqa", "toy-qwen3"]
+MODELS = ["toy", "toy-2L", "toy-gqa", "toy-qwen3", "toy-gdn"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -132,7 +132,7 @@ def test_misuse_is_said_by_the_call(arguments: dict[str, Any], error: type, matc
 
 
 def test_the_embedded_models_on_the_reference_machine() -> None:
-    for model in ("toy", "toy-gqa", "toy-qwen3"):
+    for model in ("toy", "toy-gqa", "toy-qwen3", "toy-gdn"):
         with amk.generate(model, device="cpu", gpu="h200", max_seq=24, stop_at_eos=False) as generation:
             assert generation.prompt_tokens == (1,) and generation.max_seq == 24 and not generation.has_text
             tokens = list(generation)

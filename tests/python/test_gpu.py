@@ -21,9 +21,11 @@ import pytest
 import amk
 from amk import nvml
 from amk.errors import InputError, NonFinite, Rejected, Unavailable
-from amk.exam import stored_history
+from amk.exam import LINEAR_NOISE_FACTOR, Questions, ask_oracle, noise_of
+from amk.history import set_states, stored_history, stored_states
 from amk.megakernel import device_count, device_uuid, read_bandwidth
 from amk.oracle import error_limit, logit_error
+from amk.oracle_cache import OracleCache
 from gpu_checkpoints import EXPECTED, FAMILY_NAMES, MAX_SEQ, NAMES, build
 
 pytestmark = pytest.mark.gpu
@@ -73,31 +75,55 @@ def open_both(model: Any, max_seq: int = MAX_SEQ, config: Any = None) -> tuple[A
     return source.config, amk.ReferenceVM(image, weights), amk.MegakernelVM(image, weights, guard=True)
 
 
+HISTORY_SEED = 11
+
+
 def fill(config: Any, rows: int, *machines: Any) -> None:
-    for layer, (k, v) in enumerate(stored_history(config, rows, 11)):
+    for layer, (k, v) in stored_history(config, rows, HISTORY_SEED).items():
         for machine in machines:
             machine.set_kv(layer, k, v)
+    for machine in machines:
+        set_states(machine, stored_states(config, HISTORY_SEED))
+
+
+def limits_of(model: Any, tokens: list[int], positions: list[int], max_seq: int) -> np.ndarray:
+    """How far two machines may be apart at each step: each may differ from the exact answer by the judge's limit."""
+    source = amk.open_model(model)
+    config = source.config
+    # In f32 both round the angle pos * f, to the same.
+    limits = np.array([
+        F32_LIMIT if config.dtype == "f32" else 2 * error_limit(config.dtype, config, position=pos) for pos in positions
+    ])  # fmt: skip
+    if config.has_state:
+        asked = Questions(HISTORY_SEED, max_seq, tuple(tokens), tuple(positions), ())
+        digest, cache = source.weights().digest, OracleCache()
+        truth = ask_oracle(config, source.raw, digest, asked, cache, lambda _: None)
+        noise = noise_of(config, source.raw, asked, truth, lambda _: None)
+        limits = np.maximum(limits, 2 * LINEAR_NOISE_FACTOR * noise)
+    return limits
 
 
 # --- equal to the reference machine -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, "toy", "toy-gqa", "toy-qwen3"])
+@pytest.mark.parametrize("name", [*NAMES, "toy", "toy-gqa", "toy-qwen3", "toy-gdn"])
 def test_every_family_equals_the_reference(name: str, checkpoints: Path) -> None:
     embedded = name.startswith("toy")
     max_seq = 256 if embedded else MAX_SEQ
-    config, reference, gpu = open_both(name if embedded else checkpoints / name, max_seq)
+    model = name if embedded else checkpoints / name
+    config, reference, gpu = open_both(model, max_seq)
+    positions = sorted({min(pos, max_seq - 1) for pos in POSITIONS}, reverse=True)
+    tokens = [(37 * pos + 5) % config.vocab for pos in positions]
     with reference, gpu:
         fill(config, max_seq, reference, gpu)
-        for pos in sorted({min(pos, max_seq - 1) for pos in POSITIONS}, reverse=True):
-            token = (37 * pos + 5) % config.vocab
+        for token, pos, limit in zip(tokens, positions, limits_of(model, tokens, positions, max_seq), strict=True):
+            for machine in (reference, gpu):
+                set_states(machine, stored_states(config, HISTORY_SEED))
             want, got = reference.step(token, pos), gpu.step(token, pos)
             error = logit_error(got.astype(np.float64), want.astype(np.float64))
-            # Each may differ from the exact answer by the limit. In f32 both round the angle pos * f, to the same.
-            limit = F32_LIMIT if config.dtype == "f32" else 2 * error_limit(config.dtype, config, position=pos)
             assert error <= limit, (pos, error, limit)
             assert gpu.next_token == int(np.argmax(got))
-            for layer in range(config.layers):
+            for layer in stored_history(config, 0, HISTORY_SEED):
                 for mine, theirs in zip(gpu.get_kv(layer, pos), reference.get_kv(layer, pos), strict=True):
                     assert np.array_equal(mine, theirs), "history was written to"
 
@@ -168,6 +194,27 @@ def test_a_thousand_relaunches_give_the_same_bits() -> None:
             assert gpu.read("logits").tobytes() == first.tobytes()
 
 
+def test_a_state_moves_on_with_each_step_and_can_be_put_back() -> None:
+    config, reference, gpu = open_both("toy-gdn", 256)
+    with reference, gpu:
+        fill(config, 256, reference, gpu)
+        for machine in (reference, gpu):
+            machine.step(17, 200)
+        first = gpu.read("logits")
+        for layer in stored_states(config, HISTORY_SEED):
+            (conv, memory), (other_conv, other_memory) = gpu.get_state(layer), reference.get_state(layer)
+            assert conv.shape == other_conv.shape and np.abs(memory - other_memory).max() < 0.1
+            assert not np.array_equal(memory, stored_states(config, HISTORY_SEED)[layer][1])
+        gpu.relaunch()
+        assert gpu.read("logits").tobytes() != first.tobytes()
+        for _ in range(RELAUNCHES // 10):
+            set_states(gpu, stored_states(config, HISTORY_SEED))
+            gpu.relaunch()
+            assert gpu.read("logits").tobytes() == first.tobytes()
+        gpu.reset_state()
+        assert not any(part.any() for layer in stored_states(config, 0) for part in gpu.get_state(layer))
+
+
 def test_time() -> None:
     _, reference, gpu = open_both("toy", 64)
     with reference, gpu:
@@ -234,7 +281,7 @@ def test_refused_before_anything_is_launched() -> None:
 # --- judged ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["toy", "toy-2L", "toy-gqa", "toy-qwen3", "llama3-bf16", "qwen3-f32"])
+@pytest.mark.parametrize("model", ["toy", "toy-2L", "toy-gqa", "toy-qwen3", "toy-gdn", "llama3-bf16", "qwen3-f32"])
 def test_evaluate_measures(model: str, checkpoints: Path) -> None:
     verdict = amk.evaluate(model if model.startswith("toy") else checkpoints / model, "local", device="cuda")
     assert verdict.correct and verdict.device == "cuda:0", verdict.notes

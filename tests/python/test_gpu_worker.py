@@ -52,7 +52,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Any:
 # --- a right device -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["toy", "toy-gqa", "toy-qwen3"])
+@pytest.mark.parametrize("model", ["toy", "toy-gqa", "toy-qwen3", "toy-gdn"])
 def test_a_right_device_is_measured(judge: Any, model: str) -> None:
     said: list[str] = []
     verdict = judge("Faithful", model, progress=said.append)

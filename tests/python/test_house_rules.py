@@ -36,10 +36,15 @@ PY_ARROWS = {
     "verb": set(),
     "strict_json": {"errors"},
     "safetensors": {"errors", "strict_json"},
-    "model_config": {"errors", "strict_json"},
-    "checkpoint": {"errors", "strict_json", "safetensors", "model_config"},
-    "embedded": {"errors", "model_config", "checkpoint", "safetensors"},
-    "oracle": set(),  # the judge of everything shares nothing with it
+    "config_keys": {"errors"},
+    "config_hybrid": {"config_keys"},
+    "model_config": {"config_hybrid", "config_keys", "errors", "strict_json"},
+    "weight_plan": {"model_config"},
+    "checkpoint": {"errors", "strict_json", "safetensors", "model_config", "weight_plan"},
+    "embedded": {"errors", "model_config", "checkpoint", "safetensors", "weight_plan"},
+    "oracle": {"oracle_delta"},  # the judge of everything shares nothing with it
+    "oracle_delta": set(),
+    "oracle_cache": {"oracle", "oracle_delta"},
     "_lib": {"errors", "_amk_abi"},
     "targets": {"_lib", "errors"},
     "config": {"_lib", "errors", "targets"},
@@ -52,12 +57,13 @@ PY_ARROWS = {
         *{"columns", "tables", "program_read", "program_write"},
     },
     "vm": {"_lib", "errors", "program"},
-    "exam": {"errors", "oracle"},  # the questions and the marks: no lowering, no machine
+    "history": {"model_config", "oracle"},
+    "exam": {"errors", "history", "oracle", "oracle_cache"},  # the questions and the marks: no lowering, no machine
     "verdict": {"errors"},
     "output": {"errors"},
     "evaluate": {
-        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle", "program"},
-        *{"targets", "timing", "verdict", "vm"},
+        *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle_cache"},
+        *{"program", "targets", "timing", "verdict", "vm"},
     },
     "megakernel": {"_lib", "errors", "program", "streams", "vm"},
     "streams": {"errors"},
@@ -65,14 +71,14 @@ PY_ARROWS = {
     "gdn": {"_lib", "dlpack", "errors", "streams"},
     "nvml": set(),
     "machine": {"errors", "megakernel", "program", "targets", "vm"},  # one is opened here; what it is told, elsewhere
-    "timing": {"errors", "exam"},
+    "timing": {"errors", "exam", "history"},
     "gpu_lock": {"errors"},
     "measure": {"_lib", "embedded", "errors", "exam", "gpu_lock", "megakernel", "nvml", "program", "targets", "timing"},
     "frames": {"errors"},
-    "measure_pair": {"_lib", "embedded", "errors", "exam", "gpu_lock", "measure", "program", "timing"},
+    "measure_pair": {"_lib", "embedded", "errors", "gpu_lock", "history", "measure", "program", "timing"},
     "worker": {"errors", "frames", "measure", "measure_pair", "tasks/measure"},
     "supervisor": {"errors", "frames"},  # it starts a worker, and imports none
-    "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "nvml", "program", "supervisor", "timing"},
+    "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "history", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
     "tokenizer": {"errors", "safetensors", "strict_json"},
     "generate": {
@@ -139,8 +145,8 @@ PY_ARROWS = {
     "search/ray_executor": {"errors", "search/executor", "search/pool", "supervisor"},
     "search/jobs": {"evaluate", "megakernel", "search/pair_job", "targets"},  # what runs in a worker
     "search/pair_job": {
-        *{"_lib", "config", "embedded", "errors", "evaluate", "exam", "gpu_trial", "measure_pair", "nvml", "oracle"},
-        *{"search/jobs", "search/pairs", "supervisor", "timing"},
+        *{"_lib", "config", "embedded", "errors", "evaluate", "exam", "gpu_trial", "measure_pair", "nvml"},
+        *{"history", "oracle_cache", "search/jobs", "search/pairs", "supervisor", "timing"},
     },
     "search/resume": {
         *{"config", "errors", "propose", "records", "search/campaign", "search/optuna_sampler", "search/plan"},

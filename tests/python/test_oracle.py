@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from amk import oracle
-from amk.oracle import Oracle, OracleCache, error_limit, logit_error, round_to, synthetic_kv, to_float64
+from amk.oracle import Oracle, error_limit, logit_error, round_to, synthetic_kv, to_float64
+from amk.oracle_cache import OracleCache
 
 DTYPES = ["f32", "f16", "bf16"]
 
@@ -35,6 +36,14 @@ class Config:
     qk_norm: bool = False
     rope_theta: float = 10000.0
     rope_scaling: Any = None
+    rotary_dim: int = 0
+    full_attention_interval: int = 0
+    linear_key_heads: int = 0
+    linear_value_heads: int = 0
+    linear_head_dim: int = 0
+    conv_width: int = 0
+    attention_gate: bool = False
+    norm_plus_one: bool = False
 
 
 def random_weights(cfg: Config, seed: int) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ def test_every_offered_value_changes_the_program(path: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("path", "value"), OFFERED, ids=str)
 def test_every_offered_value_is_still_correct(path: str, value: Any) -> None:
-    for model in ("toy", "toy-qwen3"):
+    for model in ("toy", "toy-qwen3", "toy-gdn"):
         verdict = amk.evaluate(model, "h200", knob(path, value))
         assert verdict.correct, (model, verdict.rejected_reason, verdict.notes)
 

@@ -11,10 +11,10 @@ import pytest
 
 import amk
 from amk import embedded
-from amk.checkpoint import weight_plan
 from amk.embedded import SHAPES, ShapeModel
 from amk.errors import InputError
 from amk.model_config import parse_config
+from amk.weight_plan import weight_plan
 
 PUBLISHED = {"0.6B": 0.596e9, "1B": 1.236e9, "8B": 8.03e9}  # parameters, as the model cards say
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -32,7 +32,7 @@ def _small_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_has_the_size_of_its_model(name: str) -> None:
     config = amk.open_model(name).config
-    count = sum(np.prod(shape, dtype=np.int64) for parts in weight_plan(config).values() for _, shape in parts)
+    count = sum(np.prod(part.shape, dtype=np.int64) for parts in weight_plan(config).values() for part in parts)
     assert count == pytest.approx(PUBLISHED[name], rel=0.002)
     program = amk.lower(config, amk.ScheduleConfig.default(), amk.TARGETS["h200"], 1024)
     assert program.validate().ok

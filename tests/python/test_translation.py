@@ -30,20 +30,28 @@ def test_every_embedded_model_is_itself_and_no_other(name):
 
 
 # Fields of ModelConfig that the library's description of a model does not hold.
-BESIDES = {"family", "rope_theta", "rope_scaling", "max_position", "bos_token_id", "eos_token_ids"}
+BESIDES = {"family", "rope_theta", "rope_scaling", "max_position", "bos_token_id", "eos_token_ids", "rotary_dim"}
 CHANGES = {
     **{"hidden": 128, "layers": 2, "n_heads": 8, "n_kv_heads": 2, "head_dim": 32, "ffn": 64, "vocab": 128},
     **{"eps": 1e-4, "dtype": "bf16", "tied": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "qk_norm": True},
+    **{"attention_gate": True, "norm_plus_one": True},
+}
+HYBRID = EMBEDDED["toy-gdn"]
+HYBRID_CHANGES = {
+    **{"full_attention_interval": 2, "linear_key_heads": 1, "linear_value_heads": 2, "linear_head_dim": 64},
+    **{"conv_width": 3},
 }
 
 
 def test_every_field_counts():
-    assert set(CHANGES) == {field.name for field in fields(ModelConfig)} - BESIDES
+    assert {*CHANGES, *HYBRID_CHANGES} == {field.name for field in fields(ModelConfig)} - BESIDES
+    for model, changes in ((TOY, CHANGES), (HYBRID, HYBRID_CHANGES)):
+        program = lowered(model)
+        for name, value in changes.items():
+            assert getattr(model, name) != value
+            report = program.validate(replace(model, **{name: value}))
+            assert not report.ok and report.rejections[0].code == "V17", name
     program = lowered()
-    for name, value in CHANGES.items():
-        assert getattr(TOY, name) != value
-        report = program.validate(replace(TOY, **{name: value}))
-        assert not report.ok and report.rejections[0].code == "V17", name
     for max_seq in (31, 33):
         report = program.validate(TOY, max_seq)
         assert str(report) == f"V17: launch.max_seq is 32, the model's is {max_seq}"

@@ -18,9 +18,10 @@ from .. import _lib
 from ..errors import AmkError, BuildMismatch, DeviceBusy, OutOfMemory, Rejected, StoreError, Unavailable
 from ..exam import Answers, ask_oracle, grade
 from ..gpu_trial import CLOCK_TOLERANCE, TIMEOUT_S, TOTAL_S
+from ..history import history_numbers
 from ..measure_pair import SIDES
 from ..nvml import held_back_by
-from ..oracle import OracleCache
+from ..oracle_cache import OracleCache
 from ..supervisor import run_job
 from ..timing import TIMED_STEPS, WARM_UP_STEPS, make_plan
 from .pairs import pair_order
@@ -47,7 +48,6 @@ def compare_pair(arguments: Mapping[str, Any], say: Callable[[str], None]) -> di
     digest, nbytes = weights.digest, weights.nbytes
     del weights
     plan = make_plan(source.config, position, max_seq, seed)
-    kv_numbers = 2 * source.config.layers * source.config.n_kv_heads * source.config.head_dim * max_seq
     device = arguments["device"]
     job = {
         "task": "pair",
@@ -62,7 +62,7 @@ def compare_pair(arguments: Mapping[str, Any], say: Callable[[str], None]) -> di
         "timeout_s": TIMEOUT_S,
         "limits": {
             "load_s": 120.0 + 2 * nbytes / 20e6,
-            "history_s": 30.0 + kv_numbers / 1e6,
+            "history_s": 30.0 + history_numbers(source.config, max_seq) / 1e6,
             "step_s": gpu_trial.STEP_S,
         },
     }
