@@ -501,7 +501,7 @@ void amk_image_destroy(amk_image* image);
  * --------------------------------------------------------------------------------------------------------- */
 
 /* The reference machine. Weights and constants are bound by source name and stay the caller's; the cache, inputs,
- * outputs and the arena belong to the machine (cache zeroed). */
+ * outputs, STATE and the arena belong to the machine (cache and STATE zeroed). */
 amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_t* options, amk_vm** out);
 /* Borrow nbytes at ptr as the storage of every buffer whose source is `name`. ptr must be 16-byte aligned. */
 amk_status amk_vm_bind(amk_vm* vm, const char* name, const void* ptr, uint64_t nbytes);
@@ -526,7 +526,7 @@ void amk_vm_destroy(amk_vm* vm);
  * device, or a task is too large for the kernel. MISMATCH: another build's image (V24). OUT_OF_MEMORY: bytes asked and
  * free. A failed or timed-out launch gives DEVICE_FAULT or TIMEOUT from the call that notices it; after a fault of the
  * device, or a step that could not be ended, every later call is POISONED. reseed is UNAVAILABLE here.
- * The cache's row `pos` is undefined after a failed step. */
+ * The cache's row `pos` is undefined after a failed step. STATE is poisoned by one, and by a NONFINITE read. */
 amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* options, int32_t device, amk_vm** out);
 /* Copies what is bound to the device, once; weights rebound later are copied by the next prepare. run does it too. */
 amk_status amk_vm_prepare(amk_vm* vm);

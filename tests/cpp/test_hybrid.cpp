@@ -132,6 +132,17 @@ TEST(a_state_lasts_from_step_to_step_and_can_be_moved) {
   CHECK(a.step(4) != want);  // the same position again is another step: the state has moved on
 }
 
+// The tables of a hybrid survive packing, opening (which proves them again) and unpacking.
+TEST(an_image_of_a_hybrid_opens_as_itself) {
+  const Image image = lowered(hybrid_model(AMK_DTYPE_BF16), kAllFusions, AMK_PAGES_GRAPH_COLOR);
+  const Image opened = Image::open(image.bytes().data(), image.bytes().size());
+  CHECK(opened.bytes() == image.bytes());
+  CHECK(validate_model(opened.program(), hybrid_model(AMK_DTYPE_BF16)).valid.has_value());
+  int states = 0;
+  for (const ImageStorage& s : opened.view().storages) states += s.kind == AMK_KIND_STATE;
+  CHECK_EQ(states, 6);
+}
+
 TEST(a_failed_step_poisons_the_states_until_a_reset) {
   Machine m, fresh;
   const std::vector<float> first = fresh.step(0);
