@@ -46,6 +46,10 @@ def test_the_1b_shape_is_that_of_the_random_checkpoint(monkeypatch: pytest.Monke
     import make_checkpoint
 
     assert SHAPES["1B"] == parse_config(json.dumps(make_checkpoint.LLAMA_3_2_1B).encode(), "config.json", "")
+    for name, table in make_checkpoint.SHAPES.items():  # dense and hybrid: it writes what a checkpoint must hold
+        plan = weight_plan(parse_config(json.dumps(table).encode(), "config.json", ""))
+        wanted = {part.tensor: part.shape for parts in plan.values() for part in parts}
+        assert make_checkpoint.tensors(table) == wanted, name
 
 
 def test_a_tensor_is_the_same_however_it_is_read() -> None:
