@@ -37,7 +37,8 @@ step() {
   fi
 }
 step 60 doctor python3 -m amk doctor
-step 240 tests python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests/python/test_gpu.py
+step 480 tests python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests/python/test_gpu.py \
+  tests/python/test_gpu_tasks.py
 
 for task in $(python3 -m amk bench kernel --list --json | python3 -c 'import json, sys
 for task in json.load(sys.stdin)["tasks"]: print(task["name"])'); do

@@ -172,6 +172,10 @@ T __ldcg(const T* p) {
   return *p;
 }
 template <class T>
+T __ldca(const T* p) {
+  return *p;
+}
+template <class T>
 void __stcs(T* p, T v) {
   *p = v;
 }
@@ -184,6 +188,9 @@ uint64_t __cvta_generic_to_shared(const void* p);  // named by functions that no
 
 typedef struct kernels_on_cpu_stream* cudaStream_t;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 4, cudaSuccess; }
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;

@@ -15,10 +15,12 @@ import fake_task_devices
 from amk import cli
 from amk.errors import InputError
 from amk.tasks import run as task_run
-from amk.tasks.judge import REASONS
+from amk.tasks.external import External
+from amk.tasks.judge import REASONS, Refused
 from amk.tasks.measure import run_action
 from amk.tasks.record import seal
 from amk.tasks.run import run_kernel_bench
+from amk.tasks.time_row import require_possible
 from amk.tasks.workloads import load_task
 from amk.tasks.write import json_lines, markdown, table
 
@@ -211,6 +213,16 @@ def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(
     assert any("after timing" in entry["message"] for entry in run_kernel_bench(TASK)["reasons"])
 
 
+def test_what_no_memory_allows_is_no_time() -> None:
+    """Up to 1.5 times the speed of the copy is believed; a copy of few bytes is latency alone, and leaves more room."""
+    assert require_possible("s", 10_000, 8.0, 10_000, 10.0) == pytest.approx(1.25)
+    assert require_possible("s", 1_000, 1.0, 1_000, 2.0) == pytest.approx(2.0)
+    for us, copy_us in ((5.0, 10.0), (0.5, 2.0)):
+        with pytest.raises(Refused) as caught:
+            require_possible("s", 1_000, us, 1_000, copy_us)
+        assert caught.value.reason == "too-fast"
+
+
 def test_zeros_within_the_tolerance_prove_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tolerance that a result of zeros would pass: the row is refused, also for a device that is right."""
     rows = copy.deepcopy(ROWS)
@@ -343,6 +355,26 @@ def test_an_invalid_result_leaves_the_files_of_the_last_one(
     answer = json.loads(capsys.readouterr().out)
     assert answer["status"] == "FAILED" and answer["files"] == [] and answer["schema"] == "amk.kernel_bench"
     assert (tmp_path / "results.md").read_text() == "as it was" and not (tmp_path / "results.jsonl").exists()
+
+
+def test_an_external_baseline_is_named_with_its_source(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = in_this_process("Honest", monkeypatch)
+    source = {"repository": "https://example.org/k.git", "branch": "main", "commit": "c0ffee", "resolved": "now",
+              "files": [{"path": "k.py", "sha256": "7" * 64}]}  # fmt: skip
+    monkeypatch.setattr(task_run, "find_external", lambda spec, task: External(spec, task, "fake:Device", source))
+    arguments = ["bench", "kernel", TASK, "--baseline", "k:f", "--output", str(tmp_path / "docs"), "--quiet"]
+    assert cli.main(arguments) == 0 and "against k:f" in capsys.readouterr().out
+    timed = [job for job in jobs if job["action"] == "time"]
+    assert {(job["external"], job["device_class"]) for job in timed} == {("k:f", "fake:Device")}
+    assert all("external" not in job for job in jobs if job["action"] == "check")  # our two sides
+    names = sorted(path.name for path in (tmp_path / "docs").iterdir())
+    assert names == ["baseline_source.md", "results_k_f.jsonl", "results_k_f.md"]
+    assert "c0ffee" in (tmp_path / "docs" / "baseline_source.md").read_text()
+    head = json.loads((tmp_path / "docs" / "results_k_f.jsonl").read_text().splitlines()[0])
+    assert head["baseline"]["commit"] == "c0ffee" and list(head["proofs"]) == ["solution"]
+    assert head["library"]["cubins"][0]["kernels"] == 3
 
 
 def test_every_reason_is_explained(folder: Path) -> None:

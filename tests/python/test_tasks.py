@@ -1,11 +1,10 @@
-"""Kernel tasks as data: loaders that refuse by name, operands in memory, comparison, machine code, the command."""
+"""Kernel tasks as data: loaders that refuse by name, the border of their library, the command, external baselines."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import amk
 from amk import cli
-from amk.errors import AmkError, BuildMismatch, InputError, Unavailable
-from amk.oracle import round_to, to_float64
+from amk.errors import AmkError, InputError, Unavailable
 from amk.tasks import external, library, torch_device, workloads
-from amk.tasks.check import make_trial
-from amk.tasks.cubins import prove, read_cubins
-from amk.tasks.judge import Refused, compare, judge_outputs
+from amk.tasks.check import call_at, make_trial
+from amk.tasks.judge import Refused, judge_outputs
 from amk.tasks.measure import load_oracle
-from amk.tasks.operands import POISON, Block, FreshInputs, stored, values_of
-from amk.tasks.stats import describe, means
+from amk.tasks.operands import Block, values_of
 from amk.tasks.time_row import bytes_moved
 from amk.tasks.workloads import Tolerance, load_task, parse_workloads, read_task
 from amk.tasks.write import baseline_source
@@ -292,167 +287,11 @@ def test_a_row_names_operands_of_the_entry(folder: Any) -> None:
         workloads.check_operands(task, OPERANDS | {"inputs": ("b",), "scalars": ()})
 
 
-# --- operands -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_rounding_is_that_of_the_oracle(dtype: str) -> None:
-    values = np.random.default_rng(3).standard_normal(4000).astype(np.float32) * np.float32(10.0) ** np.arange(-8, 8)[
-        np.arange(4000) % 16
-    ].astype(np.float32)
-    values[:3] = (0.0, -0.0, np.inf)
-    bits, want = stored(values, dtype), round_to(values, dtype)
-    np.testing.assert_array_equal(bits.view(f"u{bits.itemsize}"), want.view(f"u{want.itemsize}"))
-    np.testing.assert_array_equal(values_of(bits, dtype), to_float64(want, dtype).astype(np.float32))
-    assert np.isnan(values_of(stored(np.array([np.nan], np.float32), dtype), dtype)).all()
-
-
 def block_of(**outputs: Any) -> Block:
     inputs = {"a": spec(shape=[5, 3], stride=[0, 1]), "b": spec(shape=[7], dtype="i32")}
     (found,) = parse(row(inputs=inputs, outputs=outputs or {"y": spec()}, scalars={"eps": 0.5},
                          tolerance={"atol": 1e-5, "rtol": 0.0}))  # fmt: skip
     return Block(found, OPERANDS)
-
-
-def test_operands_lie_apart_between_guards_and_poison() -> None:
-    block = block_of(y=spec(shape=[4, 3], stride=[5, 1]))
-    assert block.outputs[1] is None and block.scalars == (0.5,)
-    a = np.arange(15, dtype=np.float32).reshape(5, 3)
-    image = block.fill({"a": a, "b": np.arange(7)})
-    np.testing.assert_array_equal(block.places["a"].view(image), np.tile(a[0], (5, 1)))  # stride 0
-    np.testing.assert_array_equal(block.places["b"].view(image), np.arange(7))
-    ends = sorted((place.offset, place.offset + place.nbytes) for place in block.places.values())
-    assert all(place.offset % 256 == 0 for place in block.places.values())
-    assert ends[0][0] >= 256 and all(b[0] - a[1] >= 256 for a, b in zip(ends, ends[1:], strict=False))
-    assert block.nbytes - ends[-1][1] >= 256
-    assert (image[block.out_begin : block.out_end] == POISON).all()
-
-
-@pytest.mark.parametrize("stride", [[3, 1], [5, 1], [1, 4]])
-def test_only_what_belongs_to_an_output_may_change(stride: list[int]) -> None:
-    block = block_of(y=spec(shape=[4, 3], stride=stride))
-    before = block.fill({"a": np.ones((5, 3)), "b": np.arange(7)})
-    after = before.copy()
-    block.places["y"].view(after)[...] = 1.5
-    begin, end = block.out_begin, block.out_end
-    assert block.damage(before[begin:end], after[begin:end]) == 0
-    mine = set(np.flatnonzero(after != before))
-    for byte in range(begin, end):
-        if byte not in mine:
-            after[byte] ^= 1
-            assert block.damage(before[begin:end], after[begin:end]) == 1, byte
-            after[byte] ^= 1
-
-
-def test_fresh_inputs_are_fresh_and_the_same_for_the_same_number() -> None:
-    one, same, other = (FreshInputs.of(7, n).standard_normal((50,), np.float32) for n in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    assert not np.intersect1d(one, other).size
-    large = FreshInputs.of(7, 0).standard_normal((3, 2_000_003), np.float32)
-    assert large.shape == (3, 2_000_003) and abs(large.std() - 1) < 0.01
-    assert not np.array_equal(large[0], large[1])
-
-
-# --- comparison -----------------------------------------------------------------------------------------------------
-
-
-def judged(**changed: Any) -> dict[str, float]:
-    block = block_of()
-    expected = {"y": np.linspace(1, 2, 6).reshape(2, 3)}
-    before = block.fill({"a": np.ones((5, 3)), "b": np.arange(7)})
-    after = before.copy()
-    view = block.places["y"].view(after)
-    view[...] = changed.get("values", expected["y"])
-    begin, end = block.out_begin, block.out_end
-    return judge_outputs(block, before[begin:end], after[begin:end], expected, changed.get("earlier"))
-
-
-def test_an_output_is_judged_element_by_element() -> None:
-    good = np.linspace(1, 2, 6).reshape(2, 3)
-    assert judged()["y"] < 1e-7
-    assert judged(values=good + 0.9e-5)["y"] == pytest.approx(0.9e-5, rel=0.1)
-    for values, reason in [
-        (good + [[0, 0, 0], [0, 0, 1e-4]], "wrong-value"),
-        (np.where(good == 2, np.inf, good), "non-finite"),
-        (np.where(good == 2, -np.inf, good), "non-finite"),
-        (np.full((2, 3), np.float32(np.nan)).view(np.float32), "non-finite"),
-    ]:
-        with pytest.raises(Refused) as caught:
-            judged(values=values)
-        assert caught.value.reason == reason
-    with pytest.raises(Refused) as caught:
-        judged(values=good + 1, earlier={"y": good + 1})
-    assert caught.value.reason == "cached-result"
-
-
-def test_another_shape_is_no_result() -> None:
-    with pytest.raises(Refused, match="expected shape"):
-        compare("y", np.zeros((2, 3), np.float32), "f32", np.zeros((3, 2)), Tolerance(1, 1))
-    with pytest.raises(Refused, match="the oracle itself"):
-        compare("y", np.zeros(2, np.float32), "f32", np.array([0.0, np.nan]), Tolerance(1, 1))
-
-
-def test_a_refusal_crosses_a_pickle() -> None:
-    import pickle
-
-    again = pickle.loads(pickle.dumps(Refused("stale-output", "why")))  # noqa: S301
-    assert (again.reason, str(again)) == ("stale-output", "why")
-
-
-# --- statistics -----------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=50))
-def test_figures_are_ordered_and_within_the_samples(samples: list[float]) -> None:
-    found = describe(samples)
-    order = [found[name] for name in ("min_us", "p10_us", "median_us", "p90_us")]
-    assert order == sorted(order) and found["samples"] == len(samples)
-    assert min(samples) <= found["median_us"] <= max(samples) and found["std_us"] >= 0
-
-
-def test_the_headline_has_equal_weights() -> None:
-    found = means([4.0, 1.0])
-    assert found["geometric_mean"] == pytest.approx(2.0) and found["arithmetic_mean"] == pytest.approx(2.5)
-
-
-# --- machine code ---------------------------------------------------------------------------------------------------
-
-KERNEL = {"name": "k", "binary_version": 90}
-CUBINS = [{"arch": arch, "sha256": arch, "kernels": ["k"]} for arch in ("sm_90a", "sm_100a")]
-
-
-def test_the_proof_names_what_ran_and_what_is_there() -> None:
-    (found,) = prove([KERNEL, {"name": "(memset)", "binary_version": 0}], CUBINS, ["sm_90a", "sm_100a"])
-    assert found == {"kernel": "k", "ran": "sm_90a", "ran_sha256": "sm_90a",
-                     "cubins": {"sm_90a": "sm_90a", "sm_100a": "sm_100a"}}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("kernels", "cubins", "said"),
-    [
-        ([], CUBINS, "no kernel"),
-        ([{"name": "(memcpy)", "binary_version": 0}], CUBINS, "no kernel"),
-        ([KERNEL], CUBINS[:1], "no sm_100a cubin"),
-        ([{**KERNEL, "name": "other"}], CUBINS, "no sm_90a, sm_100a cubin"),
-        ([{**KERNEL, "binary_version": 80}], CUBINS, "version 80"),
-    ],
-)
-def test_no_proof_is_a_sentence(kernels: Any, cubins: Any, said: str) -> None:
-    found = prove(kernels, cubins, ["sm_90a", "sm_100a"])
-    assert isinstance(found, str) and said in found
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=300), st.booleans())
-def test_any_bytes_are_code_or_a_build_mismatch(data: bytes, with_magic: bool) -> None:
-    with pytest.raises(BuildMismatch):
-        read_cubins((b"\x7fELF\x02\x01" if with_magic else b"") + data[:57] + struct.pack("<H", 9), "x")
-
-
-def test_a_library_without_cuda_code_holds_no_cubin() -> None:
-    found = read_cubins(Path(amk._lib.LIBRARY_PATH).read_bytes(), "libamk")
-    assert found == [] or {cubin.arch for cubin in found} == {"sm_90a", "sm_100a"}
 
 
 # --- the border and the command -------------------------------------------------------------------------------------
@@ -562,6 +401,30 @@ def test_torch_sees_the_operands_where_they_lie() -> None:
             np.testing.assert_array_equal(tensor.numpy(), place.view(image))
     torch_device.tensor_at(torch, buffer, block.places["y"].offset, block.places["y"].spec).fill_(1.0)
     assert (values_of(block.places["y"].view(image), "bf16") == 1.0).all()
+
+
+def test_a_callable_gets_its_operands_by_name_and_its_results_reach_the_outputs() -> None:
+    """All of an external baseline but the GPU: over torch's memory on the CPU."""
+    torch = pytest.importorskip("torch")
+    task = load_task("residual_gate_add")
+    oracle = load_oracle(task)
+    found = next(row for row in task.rows if row.name == "f32_BF1D_transposed")
+    block = Block(found, oracle.OPERANDS)
+    trial = make_trial(block, oracle, 0)
+    buffer = torch.from_numpy(trial.image.copy())
+    device = object.__new__(torch_device.TorchDevice)
+    device._torch, device._buffers = torch, {buffer.data_ptr(): buffer}
+    device._row, device._operands = found, oracle.OPERANDS
+    call = call_at(block, buffer.data_ptr())
+    device._put(call, device._enqueue(torch_device._Callable(oracle.torch_reference), call))
+    begin = block.out_begin
+    assert judge_outputs(block, trial.image[begin:], buffer.numpy()[begin:], trial.expected)["y"] < 1e-5
+    alone = device._enqueue(torch_device._Callable(lambda row, tensors: tensors["x"]), call)
+    assert list(alone) == ["y"]
+    for wrong, said in [(lambda row, tensors: {"z": tensors["x"]}, "expected the outputs"),
+                        (lambda row, tensors: tensors["x"][:, :1], "y: expected")]:  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            device._put(call, device._enqueue(torch_device._Callable(wrong), call))
 
 
 def test_errors_of_tasks_are_amk_errors() -> None:

@@ -21,8 +21,8 @@ extern "C" {
 
 /* amk-cdef-begin */
 
-#define AMK_HARNESS_VERSION 1
-#define AMK_HARNESS_NAME_BYTES 256
+#define AMK_HARNESS_VERSION 2
+#define AMK_HARNESS_NAME_BYTES 512
 
 /* ---- what the library holds -------------------------------------------------------------------------------- */
 

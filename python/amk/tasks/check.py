@@ -10,7 +10,9 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,8 +72,8 @@ def make_trials(block: Block, oracle: Any, numbers: Sequence[int], beat: Callabl
     """Several at once, as far as there are cores and memory: of a large row, they take longer than its timing. All are
     made before anything is timed, so that nothing else runs on this computer meanwhile."""
     n_values = sum(math.prod(spec.shape) for spec in (*block.row.inputs.values(), *block.row.outputs.values()))
-    room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    at_once = max(1, min(os.cpu_count() or 1, len(numbers), _MOST_AT_ONCE, room // (2 * _BYTES_PER_VALUE * n_values)))
+    fitting = _free_bytes() // (2 * _BYTES_PER_VALUE * n_values)
+    at_once = max(1, min(os.cpu_count() or 1, len(numbers), _MOST_AT_ONCE, fitting))
     with ThreadPoolExecutor(at_once) as pool:
         waiting = [pool.submit(make_trial, block, oracle, number) for number in numbers]
         for one in waiting:
@@ -79,6 +81,15 @@ def make_trials(block: Block, oracle: Any, numbers: Sequence[int], beat: Callabl
                 wait([one], timeout=_BEAT_S)
                 beat()
         return [one.result() for one in waiting]
+
+
+def _free_bytes() -> int:
+    """Memory that this process may still take: of the computer, and of its container where there is one."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no cgroup, or "max"
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(free, 0)
 
 
 def call_at(block: Block, address: int) -> Call:

@@ -21,7 +21,7 @@ from .workloads import Row, Task, check_operands, read_task
 __all__ = ["load_oracle", "run_action"]
 
 Tell = Callable[[str | None, float], None]
-STEP_S = 120.0  # the longest silence: one check of a row of a gigabyte, on a busy machine
+STEP_S = 300.0  # the longest silence: a compiler behind an external baseline, a check of a gigabyte on a busy machine
 _BEAT_S = 0.5
 
 

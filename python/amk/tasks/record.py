@@ -16,14 +16,13 @@ from .check import SIDES
 from .cubins import prove
 from .judge import REASONS, Refused
 from .stats import describe, means
-from .time_row import COPY, MODES, require_possible
+from .time_row import COPY, MODES, SMALL_COPY_US, require_possible
 from .workloads import Settings, Task
 
 __all__ = ["build_row", "preflight", "proofs", "seal", "without_times"]
 
 _TIMES = ("cold", "warm", "speed_up", "bound", "timing", "copy_ways", "launches")
 _BOUND_BY_MEMORY = 0.85  # of the copy's speed
-_SMALL_COPY_US = 4.0  # a copy that takes less is latency, not bandwidth
 
 
 def build_row(answer: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def _bound_of(cold: Mapping[str, Any]) -> str:
     """The active bound of the solution, in words."""
     share, copy_us = cold["solution"]["share_of_copy"], cold[COPY]["median_us"]
     percent = f"{100 * share:.0f} % of the best copy of the same bytes"
-    if copy_us < _SMALL_COPY_US:
+    if copy_us < SMALL_COPY_US:
         return f"launch and memory latency: a copy of so few bytes takes {copy_us:.2f} us itself ({percent})"
     if share >= _BOUND_BY_MEMORY:
         return f"memory bandwidth: {percent}"

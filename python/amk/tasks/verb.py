@@ -16,7 +16,7 @@ from ..output import WholeFiles, require_suffix
 from ..verb import Outcome, Say
 from .library import library_path
 from .workloads import STAGES, load_task, task_names
-from .write import SCHEMA, baseline_source, json_lines, markdown, table
+from .write import SCHEMA, baseline_source, json_lines, markdown, shortened, table
 
 __all__ = ["kernel_verb"]
 
@@ -80,7 +80,7 @@ def kernel_verb(arguments: Namespace, say: Say) -> Outcome:
     except _NotValid:
         paths = []
     code, status = (0, "PASSED") if record["valid"] else (1, "FAILED")
-    return Outcome(code, status, {**SCHEMA, **record, "files": paths}, table(record))
+    return Outcome(code, status, {**SCHEMA, **shortened(record), "files": paths}, table(record))
 
 
 class _NotValid(Exception):

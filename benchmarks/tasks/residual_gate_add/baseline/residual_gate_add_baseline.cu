@@ -3,13 +3,14 @@
 #include <algorithm>
 
 #include "../problem.cuh"
+#include "launch.cuh"
 #include "tile_io.cuh"
 
 namespace residual_gate_add {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxGridRows = 65535;
+constexpr int64_t kMaxBlocks = 1 << 30;
 
 // Element (b, s, d) of an operand, with the row taken apart once per thread.
 template <class T>
@@ -19,10 +20,11 @@ __device__ __forceinline__ T* at(const void* base, const int64_t (&step)[3], int
 
 template <class T, class G>
 __global__ void __launch_bounds__(kThreads) multiply(const Problem p) {
-  const int64_t d = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (d >= p.width) return;
-  for (int64_t row = blockIdx.y; row < p.batch * p.rows; row += gridDim.y) {
+  const int64_t row_blocks = (p.width + kThreads - 1) / kThreads;
+  for (int64_t i = blockIdx.x; i < p.batch * p.rows * row_blocks; i += gridDim.x) {
+    const int64_t row = i / row_blocks, d = (i - row * row_blocks) * kThreads + threadIdx.x;
     const int64_t b = row / p.rows, s = row - b * p.rows;
+    if (d >= p.width) continue;
     const float gate = amk::load(at<G>(p.gate, p.gate_step, b, s / p.frame_rows, d));
     amk::store(at<T>(p.y, p.y_step, b, s, d), gate * amk::load(at<T>(p.x, p.x_step, b, s, d)));
   }
@@ -30,10 +32,11 @@ __global__ void __launch_bounds__(kThreads) multiply(const Problem p) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) add(const Problem p) {
-  const int64_t d = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (d >= p.width) return;
-  for (int64_t row = blockIdx.y; row < p.batch * p.rows; row += gridDim.y) {
+  const int64_t row_blocks = (p.width + kThreads - 1) / kThreads;
+  for (int64_t i = blockIdx.x; i < p.batch * p.rows * row_blocks; i += gridDim.x) {
+    const int64_t row = i / row_blocks, d = (i - row * row_blocks) * kThreads + threadIdx.x;
     const int64_t b = row / p.rows, s = row - b * p.rows;
+    if (d >= p.width) continue;
     T* const y = at<T>(p.y, p.y_step, b, s, d);
     amk::store(y, amk::load(at<T>(p.residual, p.residual_step, b, s, d)) + amk::load(y));
   }
@@ -50,13 +53,12 @@ int32_t amk_task_residual_gate_add_baseline(const amk_task_tensor_t* inputs, int
   Problem p;
   const int32_t refusal = read_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, p);
   if (refusal) return refusal;
-  const dim3 grid(static_cast<unsigned>((p.width + kThreads - 1) / kThreads),
-                  static_cast<unsigned>(std::min(p.batch * p.rows, kMaxGridRows)));
+  const int64_t blocks = std::min(p.batch * p.rows * ((p.width + kThreads - 1) / kThreads), kMaxBlocks);
   return with_dtypes(p, [&](auto type, auto gate_type) -> int32_t {
     using T = typename decltype(type)::type;
     using G = typename decltype(gate_type)::type;
-    multiply<T, G><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
-    add<T><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
-    return cudaGetLastError();
+    const auto order = amk::task::Order::kPlain;
+    const int32_t status = amk::task::launch(order, multiply<T, G>, blocks, kThreads, stream, p);
+    return status ? status : amk::task::launch(order, add<T>, blocks, kThreads, stream, p);
   });
 }

@@ -4,12 +4,14 @@
 #include <algorithm>
 
 #include "../problem.cuh"
+#include "launch.cuh"
 #include "tile_io.cuh"
 
 namespace residual_gate_add {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int64_t kMaxBlocks = 1 << 30;
 constexpr int kWavesOfBlocks = 8;  // blocks per SM below which a thread takes fewer vectors
 
 enum class Gate { kWhole, kRow, kStrided };  // as large as x; one row for all; anything else
@@ -81,10 +83,11 @@ __global__ void __launch_bounds__(kThreads) contiguous(const Problem p, uint32_t
 // Rows at any stride that is a multiple of a vector; the gate may be one value for the whole row.
 template <class T, class G>
 __global__ void __launch_bounds__(kThreads) strided(const Problem p, int64_t row_vectors) {
-  const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (c >= row_vectors) return;
-  for (int64_t row = blockIdx.y; row < p.batch * p.rows; row += gridDim.y) {
+  const int64_t row_blocks = (row_vectors + kThreads - 1) / kThreads;
+  for (int64_t i = blockIdx.x; i < p.batch * p.rows * row_blocks; i += gridDim.x) {
+    const int64_t row = i / row_blocks, c = (i - row * row_blocks) * kThreads + threadIdx.x;
     const int64_t b = row / p.rows, s = row - b * p.rows, d = c * kPer<T>;
+    if (c >= row_vectors) continue;
     const auto at = [&](const void* base, const int64_t (&step)[3]) {
       return reinterpret_cast<const uint4*>(static_cast<const T*>(base) + b * step[0] + s * step[1] + d);
     };
@@ -105,10 +108,11 @@ __global__ void __launch_bounds__(kThreads) strided(const Problem p, int64_t row
 // Any layout, one element at a time.
 template <class T, class G>
 __global__ void __launch_bounds__(kThreads) single(const Problem p) {
-  const int64_t d = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (d >= p.width) return;
-  for (int64_t row = blockIdx.y; row < p.batch * p.rows; row += gridDim.y) {
+  const int64_t row_blocks = (p.width + kThreads - 1) / kThreads;
+  for (int64_t i = blockIdx.x; i < p.batch * p.rows * row_blocks; i += gridDim.x) {
+    const int64_t row = i / row_blocks, d = (i - row * row_blocks) * kThreads + threadIdx.x;
     const int64_t b = row / p.rows, s = row - b * p.rows;
+    if (d >= p.width) continue;
     const auto at = [&](const void* base, const int64_t (&step)[3]) {
       return static_cast<const T*>(base) + b * step[0] + s * step[1] + d * step[2];
     };
@@ -140,7 +144,7 @@ Gate kind_of_gate(const Problem& p) {
 }
 
 template <class T, class G, Gate kGate, int kAhead>
-void launch_contiguous(const Problem& p, uint32_t count, int sm_count, cudaStream_t stream) {
+int32_t launch_contiguous(const Problem& p, uint32_t count, int sm_count, void* stream) {
   constexpr uint32_t kPiece = kThreads * kAhead;
   const uint32_t blocks = (count + kPiece - 1) / kPiece;
   if constexpr (kAhead > 1) {
@@ -148,11 +152,12 @@ void launch_contiguous(const Problem& p, uint32_t count, int sm_count, cudaStrea
       return launch_contiguous<T, G, kGate, kAhead / 2>(p, count, sm_count, stream);
     }
   }
-  contiguous<T, G, kGate, kAhead><<<blocks, kThreads, 0, stream>>>(p, count, static_cast<uint32_t>(p.width / kPer<T>));
+  return amk::task::launch(amk::task::Order::kPlain, contiguous<T, G, kGate, kAhead>, blocks, kThreads, stream, p,
+                           count, static_cast<uint32_t>(p.width / kPer<T>));
 }
 
 template <class T, class G>
-int32_t launch(const Problem& p, cudaStream_t stream) {
+int32_t launch(const Problem& p, void* stream) {
   int device = 0, sm_count = 0;
   cudaError_t code = cudaGetDevice(&device);
   if (!code) code = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device);
@@ -161,26 +166,22 @@ int32_t launch(const Problem& p, cudaStream_t stream) {
   const bool whole_rows = p.width % kPer<T> == 0 && has_vector_rows(p, p.residual, p.residual_step, kPer<T>) &&
                           has_vector_rows(p, p.x, p.x_step, kPer<T>) && has_vector_rows(p, p.y, p.y_step, kPer<T>);
   const Gate gate = kind_of_gate(p);
-  const unsigned grid_rows = static_cast<unsigned>(std::min<int64_t>(rows, 65535));
+  const auto blocks_of = [&](int64_t of_row) {
+    return std::min(rows * ((of_row + kThreads - 1) / kThreads), kMaxBlocks);
+  };
   if (whole_rows && gate != Gate::kStrided && vectors < int64_t{1} << 31 && is_contiguous(p, p.residual_step) &&
       is_contiguous(p, p.x_step) && is_contiguous(p, p.y_step)) {
     const auto count = static_cast<uint32_t>(vectors);
-    if (gate == Gate::kWhole) {
-      launch_contiguous<T, G, Gate::kWhole, 2>(p, count, sm_count, stream);
-    } else {
-      launch_contiguous<T, G, Gate::kRow, 4>(p, count, sm_count, stream);
-    }
-  } else if (whole_rows && is_aligned(p.gate) &&
-             (p.gate_step[2] == 0 ||
-              (p.gate_step[2] == 1 && p.gate_step[0] % kPer<T> == 0 && p.gate_step[1] % kPer<T> == 0))) {
-    const int64_t row_vectors = p.width / kPer<T>;
-    const dim3 grid(static_cast<unsigned>((row_vectors + kThreads - 1) / kThreads), grid_rows);
-    strided<T, G><<<grid, kThreads, 0, stream>>>(p, row_vectors);
-  } else {
-    const dim3 grid(static_cast<unsigned>((p.width + kThreads - 1) / kThreads), grid_rows);
-    single<T, G><<<grid, kThreads, 0, stream>>>(p);
+    return gate == Gate::kWhole ? launch_contiguous<T, G, Gate::kWhole, 2>(p, count, sm_count, stream)
+                                : launch_contiguous<T, G, Gate::kRow, 4>(p, count, sm_count, stream);
   }
-  return cudaGetLastError();
+  const bool vector_gate = p.gate_step[2] == 1 && p.gate_step[0] % kPer<T> == 0 && p.gate_step[1] % kPer<T> == 0;
+  if (whole_rows && is_aligned(p.gate) && (p.gate_step[2] == 0 || vector_gate)) {
+    const int64_t row_vectors = p.width / kPer<T>;
+    return amk::task::launch(amk::task::Order::kPlain, strided<T, G>, blocks_of(row_vectors), kThreads, stream, p,
+                             row_vectors);
+  }
+  return amk::task::launch(amk::task::Order::kPlain, single<T, G>, blocks_of(p.width), kThreads, stream, p);
 }
 
 }  // namespace
@@ -197,6 +198,6 @@ int32_t amk_task_residual_gate_add_solution(const amk_task_tensor_t* inputs, int
   return with_dtypes(p, [&](auto type, auto gate_type) -> int32_t {
     using T = typename decltype(type)::type;
     using G = typename decltype(gate_type)::type;
-    return launch<T, G>(p, static_cast<cudaStream_t>(stream));
+    return launch<T, G>(p, stream);
   });
 }
