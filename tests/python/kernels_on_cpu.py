@@ -7,7 +7,6 @@ a GPU or nvcc.
 
 import ctypes
 import importlib
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from amk.tasks.workloads import DTYPES, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "benchmarks" / "tasks"
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+COMPILER = shutil.which("g++")
 STATUS = {"INVALID_ARGUMENT": -1, "UNSUPPORTED": -3}
 GUARD = 64  # elements before and behind; a multiple of every alignment
 GUARD_BYTE = 0xA7
@@ -29,7 +28,7 @@ GUARD_BYTE = 0xA7
 ROUNDING = {"f32": 0.0, "f16": 0.6 * 2.0**-10, "bf16": 0.6 * 2.0**-7}
 
 needs_compiler = pytest.mark.skipif(
-    COMPILER is None or not sys.platform.startswith("linux"), reason="needs a C++ compiler, and ucontext for coroutines"
+    COMPILER is None or not sys.platform.startswith("linux"), reason="needs g++, and ucontext for coroutines"
 )
 
 
