@@ -16,10 +16,10 @@ import numpy as np
 
 from . import _lib
 from ._lib import ffi, lib
-from .errors import InputError, show
+from .errors import InputError, InternalError, Unavailable, show
 from .program import Image
 
-__all__ = ["ImageMachine", "ReferenceVM", "checked_int32"]
+__all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_timeline"]
 
 _Self = TypeVar("_Self", bound="ImageMachine")
 
@@ -77,6 +77,7 @@ class ImageMachine:
         self._handle = _lib.owned(out, lib.amk_vm_destroy)
         program = image.program()
         self.max_seq: int = program.launch["max_seq"]
+        self._n_tasks = program.n_tasks
         self._buffers = _describe(program.tables())
         try:
             self._bind(weights)
@@ -183,6 +184,19 @@ class ImageMachine:
                 self._read(name, group * capacity * width * out.itemsize, out[group])
         return out
 
+    def timeline(self) -> np.ndarray:
+        """When each task of the last step began, had its inputs and was done: records of `amk_task_time_t`, of a
+        machine made with `timeline=True`. Unavailable on the reference machine, and where it was not built."""
+        require_timeline()
+        with self._lock:
+            out = np.zeros(self._n_tasks, _lib.table_dtype("amk_task_time_t"))
+            count = ffi.new("int64_t *")
+            records = _lib.pointer("amk_task_time_t", out)
+            _lib.check(lib.amk_vm_timeline(self._open(), records, len(out), count))
+        if count[0] != len(out):
+            raise InternalError(f"amk_vm_timeline: expected {len(out)} tasks, got {count[0]}")
+        return out
+
     def close(self) -> None:
         """Frees the machine; using it afterwards is an InputError. Closing twice is fine."""
         with self._lock:
@@ -268,6 +282,13 @@ class ReferenceVM(ImageMachine):
         """Another legal order for the next steps."""
         with self._lock:
             _lib.check(lib.amk_vm_reseed(self._open(), _uint64("seed", seed)))
+
+
+def require_timeline() -> None:
+    """Unavailable where this library keeps no timelines at all."""
+    if not _lib.has_call("amk_vm_timeline") or not _lib.has_field("amk_vm_options_t", "timeline"):
+        build = _lib.build_info().get("build_id", "")
+        raise Unavailable(f"timeline: this libamk (build {str(build)[:12]}) has no call amk_vm_timeline")
 
 
 def _describe(tables: Any) -> list[_Buffer]:

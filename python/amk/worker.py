@@ -69,6 +69,10 @@ def _task(name: str) -> Callable[..., Any]:
         from .measure_pair import measure_pair
 
         return measure_pair
+    if name == "profile":
+        from .measure_profile import measure_profile
+
+        return measure_profile
     from .measure import measure
 
     return measure
