@@ -285,6 +285,17 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _bench,
+        (
+            Tool(
+                "amk_bench",
+                "Models by contexts in one table: time per token, GB/s and share of the floor through the judge, "
+                "beside PyTorch where peers name it. Measured where a live GPU is what gpu describes, else predicted, "
+                "and each row says which. A job where it takes longer than wait_s.",
+                read_only=False,
+                wait_s=WAIT_S,
+                paged=True,
+            ),
+        ),
     ),
     Verb(
         "profile",
@@ -321,6 +332,15 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _report,
+        (
+            Tool(
+                "amk_report",
+                "Writes one self-contained HTML page of a loop's log to the file that output names: trials, plots, "
+                "provenance, the commands that redo them. Says what of the log is damaged or unverified.",
+                read_only=False,
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "loop",
