@@ -28,12 +28,12 @@ STEP_BY_STEP = """
 import sys
 from amk import vm
 from amk.cli import main
-step = vm.ReferenceVM.step
-def slowly(self, token, pos):
+run = vm.ReferenceVM._run
+def slowly(self, pos):
     print("step", file=sys.stderr, flush=True)
     sys.stdin.readline()
-    return step(self, token, pos)
-vm.ReferenceVM.step = slowly
+    return run(self, pos)
+vm.ReferenceVM._run = slowly
 sys.exit(main(sys.argv[1:]))
 """
 

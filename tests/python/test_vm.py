@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import amk
+from amk import vm
 from amk.embedded import EMBEDDED
 from program_sketch import ProgramSketch, attention_sketch
 
@@ -49,6 +51,28 @@ def test_any_order_any_threads_same_bits(model):
             assert decode(machine, TOKENS).tobytes() == expected.tobytes()
             machine.reseed(seed + 100)
             assert decode(machine, TOKENS).tobytes() == expected.tobytes()
+
+
+def test_decode_is_the_step_without_its_logits(model, monkeypatch):
+    config, image, weights = model
+    with amk.ReferenceVM(image, weights) as one, amk.ReferenceVM(image, weights) as two:
+        for pos, token in enumerate(TOKENS):
+            chosen = one.decode(token, pos)
+            assert type(chosen) is int and chosen == int(np.argmax(two.step(token, pos)))
+        for layer in range(config.layers):
+            pairs = zip(one.get_kv(layer), two.get_kv(layer), strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs), "the cache grows the same"
+        one.relaunch()
+        for bad in ((1.5, 0), (True, 0), (10**9, 0), (1, MAX_SEQ), (1, "0")):
+            with pytest.raises(amk.InputError):
+                one.decode(*bad)
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "_run", lambda pos: one._token_out.__setitem__(0, -1))
+            patch.setattr(vm, "lib", SimpleNamespace(amk_vm_write=lambda *_: 0, amk_vm_read=lambda *_: 0))
+            with pytest.raises(amk.NonFinite, match="NaN"):
+                one.decode(1, 0)
+    with pytest.raises(amk.InputError, match="closed"):
+        one.decode(1, 0)
 
 
 def test_an_image_reopened_from_bytes_is_the_same_machine(toy):
