@@ -8,10 +8,10 @@ loop itself costs (a machine that answers at once in the GPU's place), and ends 
 
 Loops, greedy, from one prompt of one token, in turns: `generate` is amk.generate's iterator without log probabilities,
 `generate_logprobs` with them (all logits cross to the host), `step` is machine.step and an argmax, `decode` is
-machine.decode, `vm_api` are the C calls that it makes (amk_vm_write, amk_vm_run, amk_vm_read) with nothing around
-them, and `vm_run` is amk_vm_run alone. Kernel time is amk_vm_time of the same tokens at the same positions: CUDA events
-around all that a step enqueues. The host's cost of a token is the median over rounds of (wall time of a loop - kernel
-time of its steps) / tokens. Prints one JSON object.
+machine.decode, `vm_decode` is the C call amk_vm_decode with nothing around it, `vm_calls` are amk_vm_write, amk_vm_run
+and amk_vm_read, and `vm_run` is amk_vm_run alone. Kernel time is amk_vm_time of the same tokens at the same positions:
+CUDA events around all that a step enqueues. The host's cost of a token is the median over rounds of (wall time of a
+loop - kernel time of its steps) / tokens. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -69,12 +69,22 @@ def decode_loop(machine: Any, tokens: int) -> list[int]:
     return found
 
 
-def vm_api_loop(machine: Any, tokens: int) -> list[int]:
+def vm_decode_loop(machine: Any, tokens: int) -> list[int]:
+    handle, token, found, decode = machine._handle, ffi.new("int32_t *", 1), [], lib.amk_vm_decode
+    for pos in range(tokens):
+        if status := decode(handle, token[0], pos, token):
+            _lib.check(status)
+        found.append(token[0])
+    return found
+
+
+def vm_calls_loop(machine: Any, tokens: int) -> list[int]:
     handle, token, found = machine._handle, ffi.new("int32_t *", 1), []
     write, run, read = lib.amk_vm_write, lib.amk_vm_run, lib.amk_vm_read
     for pos in range(tokens):
-        if write(handle, b"token", 0, token, 4) or run(handle, pos) or read(handle, b"next_token", 0, token, 4):
-            _lib.check(-70)
+        _lib.check(write(handle, b"token", 0, token, 4))
+        _lib.check(run(handle, pos))
+        _lib.check(read(handle, b"next_token", 0, token, 4))
         found.append(token[0])
     return found
 
@@ -120,7 +130,8 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         "generate_logprobs": lambda machine: generate(model, machine, tokens, logprobs=True),
         "step": lambda machine: step_loop(machine, tokens),
         "decode": lambda machine: decode_loop(machine, tokens),
-        "vm_api": lambda machine: vm_api_loop(machine, tokens),
+        "vm_decode": lambda machine: vm_decode_loop(machine, tokens),
+        "vm_calls": lambda machine: vm_calls_loop(machine, tokens),
         "vm_run": lambda machine: vm_run_loop(machine, tokens),
     }
     walls: dict[str, list[float]] = {name: [] for name in loops}

@@ -474,6 +474,9 @@ amk_status amk_vm_read(amk_vm* vm, const char* name, uint64_t offset, void* data
 /* One launch at position pos. INVALID_ARGUMENT: pos outside [0, max_seq), something not bound, a token outside the
  * table it indexes. */
 amk_status amk_vm_run(amk_vm* vm, int32_t pos);
+/* One greedy token of a decoder: as write of input "token", run, and read of output "next_token", in one call that
+ * copies nothing else. INVALID_ARGUMENT for a program without them; NONFINITE where a logit is NaN. */
+amk_status amk_vm_decode(amk_vm* vm, int32_t token, int32_t pos, int32_t* next);
 /* Legal order: another seed for the next runs. */
 amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed);
 void amk_vm_destroy(amk_vm* vm);

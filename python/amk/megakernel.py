@@ -99,10 +99,6 @@ class MegakernelVM(ImageMachine):
 
     # ---- the lock is held ----
 
-    def _run(self, pos: int) -> None:
-        self._prepare()
-        super()._run(pos)
-
     def _prepare(self) -> None:
         machine = self._open()
         if not self._is_prepared:

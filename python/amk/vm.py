@@ -16,14 +16,13 @@ import numpy as np
 
 from . import _lib
 from ._lib import ffi, lib
-from .errors import InputError, InternalError, NonFinite, Unavailable, show
+from .errors import InputError, InternalError, Unavailable, show
 from .program import Image
 
 __all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_timeline"]
 
 _Self = TypeVar("_Self", bound="ImageMachine")
 
-_TOKEN_BYTES = ffi.sizeof("int32_t")
 _ALIGNMENT = _lib.limit("VECTOR_BYTES")  # what amk_vm_bind asks of a pointer
 _KINDS = {name: number for number, name in _lib.enum_names("amk_buffer_kind", "AMK_KIND_").items()}
 _BOUND = {_KINDS["WEIGHT"], _KINDS["CONST"]}
@@ -72,7 +71,7 @@ class ImageMachine:
         self._handle = None
         self._bound: list[object] = []
         self._last_pos: int | None = None
-        self._token_in, self._token_out = ffi.new("int32_t *"), ffi.new("int32_t *")
+        self._chosen = ffi.new("int32_t *")
         options.struct_size = ffi.sizeof("amk_vm_options_t")
         out = ffi.new("amk_vm **")
         _lib.check(create(options, out))
@@ -104,16 +103,12 @@ class ImageMachine:
     def decode(self, token: int, pos: int) -> int:
         """The greedy choice after `token` at position `pos`: the step that `step` runs, but the logits stay where they
         are, and only the token comes back. NonFinite where a logit is NaN."""
+        token_id, position = checked_int32("token", token), checked_int32("pos", pos)
         with self._lock:
-            machine = self._open()
-            self._token_in[0] = checked_int32("token", token)
-            _lib.check(lib.amk_vm_write(machine, b"token", 0, self._token_in, _TOKEN_BYTES))
-            self._run(pos)
-            _lib.check(lib.amk_vm_read(machine, b"next_token", 0, self._token_out, _TOKEN_BYTES))
-            found: int = self._token_out[0]
-        if found < 0:
-            raise NonFinite(f"next_token: expected a token at position {pos}, got {found}: a logit is NaN")
-        return found
+            self._prepare()
+            _lib.check(lib.amk_vm_decode(self._open(), token_id, position, self._chosen))
+            self._last_pos = position
+            return self._chosen[0]
 
     @property
     def next_token(self) -> int:
@@ -236,7 +231,11 @@ class ImageMachine:
             raise InputError("the machine is closed")
         return self._handle
 
+    def _prepare(self) -> None:
+        """What has to happen once, before the first step."""
+
     def _run(self, pos: int) -> None:
+        self._prepare()
         _lib.check(lib.amk_vm_run(self._open(), checked_int32("pos", pos)))
         self._last_pos = int(pos)
 

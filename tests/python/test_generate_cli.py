@@ -28,12 +28,10 @@ STEP_BY_STEP = """
 import sys
 from amk import vm
 from amk.cli import main
-run = vm.ReferenceVM._run
-def slowly(self, pos):
+def slowly(self):
     print("step", file=sys.stderr, flush=True)
     sys.stdin.readline()
-    return run(self, pos)
-vm.ReferenceVM._run = slowly
+vm.ReferenceVM._prepare = slowly
 sys.exit(main(sys.argv[1:]))
 """
 
