@@ -88,6 +88,8 @@ def close_overlaps(timeline: Timeline, program: Program, where: str) -> Timeline
             raise InputError(f"{where}: {name} of task {bad[0]}: expected microseconds, got {values[bad[0]]}")
     if not (np.isfinite(timeline.step_us) and timeline.step_us > 0):
         raise InputError(f"{where}: the step: expected microseconds, got {timeline.step_us}")
+    if not timeline.span_us > 0:
+        raise InputError(f"{where}: expected tasks that took time, got none")
     start, ready, finish = timeline.start_us, timeline.ready_us, timeline.finish_us
     bad = np.flatnonzero(~((start <= ready) & (ready <= finish)))
     if len(bad):

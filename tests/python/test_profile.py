@@ -363,6 +363,9 @@ def test_a_timeline_of_another_program_is_refused() -> None:
         require_program(timeline.with_meta(image_hash=None), PROGRAM, PROGRAM.pack().hash)
     with pytest.raises(InputError, match="tasks"):  # whatever it says of itself
         require_program(timeline.with_meta(image_hash=other.pack().hash), other, other.pack().hash)
+    nothing = dict.fromkeys(("start_us", "ready_us", "finish_us"), np.zeros(PROGRAM.n_tasks))
+    with pytest.raises(InputError, match="took time"):
+        require_program(Timeline(**{**vars(timeline), **nothing}), PROGRAM, PROGRAM.pack().hash)
     with pytest.raises(InputError, match="position"):
         explain(PROGRAM, None, timeline.with_meta(position=64))
     with pytest.raises(InputError, match="position"):
