@@ -94,7 +94,7 @@ def run_python(session, script: Path, wheels: Path, checkpoints: Path, load: Pat
     output.mkdir(parents=True, exist_ok=True)
     arguments = [str(wheels), str(checkpoints), str(output), *([str(load)] if load else [])]
     print(session.python(script, arguments, PYTHON_LIMIT_S), end="", flush=True)
-    names = ("python_on_gpu", "generations", *(["load_time"] if load else []))
+    names = ("python_on_gpu", "generations", *(["load_time", "host_cost"] if load else []))
     return {name: read_json(output / f"{name}.json") for name in names}
 
 
@@ -141,6 +141,10 @@ def marks(result: dict) -> list[dict]:
         out.append(mark if loaded["cold"] else mark | {"met": False})
         peak = {"got": loaded["peak_over_weights"], "limit": loaded["marks"]["peak_over_weights"]}
         out.append({"mark": "1B: peak host memory of a load / checkpoint", **peak})
+    host = result.get("python", {}).get("host_cost")
+    if host and "host_us_per_token" in host:
+        title = "1B: host cost of a generated token, us (amk.generate)"
+        out.append({"mark": title, "got": host["host_us_per_token"]["generate"], "limit": host["mark_us"]})
     return [{"met": mark["got"] <= mark["limit"]} | mark for mark in out]
 
 

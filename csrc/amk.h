@@ -539,6 +539,9 @@ amk_status amk_vm_read(amk_vm* vm, const char* name, uint64_t offset, void* data
 amk_status amk_vm_run(amk_vm* vm, int32_t pos);
 /* Every STATE zero, as in a new machine, and no longer poisoned. Nothing to do without STATE buffers. */
 amk_status amk_vm_reset_state(amk_vm* vm);
+/* One greedy token of a decoder: as write of input "token", run, and read of output "next_token", in one call that
+ * copies nothing else. INVALID_ARGUMENT for a program without them; NONFINITE where a logit is NaN. */
+amk_status amk_vm_decode(amk_vm* vm, int32_t token, int32_t pos, int32_t* next);
 /* Legal order: another seed for the next runs. */
 amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed);
 void amk_vm_destroy(amk_vm* vm);

@@ -392,6 +392,14 @@ amk_status amk_vm_reset_state(amk_vm* vm) {
   });
 }
 
+amk_status amk_vm_decode(amk_vm* vm, int32_t token, int32_t pos, int32_t* next) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    AMK_REQUIRE(next);
+    *next = vm->vm->decode(token, pos);
+  });
+}
+
 amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed) {
   return guarded([&] {
     AMK_REQUIRE(vm);

@@ -116,7 +116,8 @@ LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant
 struct Mailbox {
   LaunchScalars scalars;
   std::atomic<uint32_t> cancel;
-  uint32_t pad[11];
+  int32_t token;  // of decode, on its way
+  uint32_t pad[10];
 };
 static_assert(sizeof(Mailbox) == 64 && sizeof(std::atomic<uint32_t>) == 4);
 
@@ -211,6 +212,26 @@ class CudaVm final : public Vm {
     finish();
   }
 
+  // The token goes ahead of the step on its stream, and the choice comes back with the proof: nothing else is waited
+  // for.
+  int32_t decode(int32_t token, int32_t pos) override {
+    if (!decodes_) return Vm::decode(token, pos);
+    require_usable();
+    require_idle();
+    Token& input = tokens_[0];
+    require_token(input, token);
+    prepare();
+    const CurrentDevice current(device_);
+    mailbox().token = token;  // no copy of an earlier one is under way: its step was finished
+    check(cudaMemcpyAsync(memory_->at(input.buffer), &mailbox().token, sizeof token, cudaMemcpyHostToDevice,
+                          stream_.get()),
+          "token");
+    input.value = token;
+    launch(pos, nullptr);
+    finish();
+    return choice_values()[0];
+  }
+
   void launch(int32_t pos, void* caller_stream) override {
     require_usable();
     check_request(pos);
@@ -292,6 +313,11 @@ class CudaVm final : public Vm {
         tokens_.push_back({t.inputs[0], t.params.vocab, 0});
       if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back(t.outputs[0]);
     }
+    const auto is_named = [&](int32_t buffer, std::string_view name) {
+      return image_.buffer_name.at(static_cast<size_t>(buffer)) == name;
+    };
+    decodes_ = tokens_.size() == 1 && is_named(tokens_[0].buffer, "token") && choices_.size() == 1 &&
+               is_named(choices_[0], "next_token");
   }
 
   // Every CUDA call of a built machine: a sticky error poisons it.
@@ -331,10 +357,11 @@ class CudaVm final : public Vm {
               pos, image_.launch().max_seq);
     const std::string unbound = memory_->unbound();
     AMK_CHECK(unbound.empty(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", unbound.c_str());
-    for (const Token& t : tokens_)
-      AMK_CHECK(t.value >= 0 && t.value < t.vocab, AMK_ERR_INVALID_ARGUMENT,
-                "%s holds token %d, expected 0 <= token < %d",
-                std::string(image_.buffer_name.at(static_cast<size_t>(t.buffer))).c_str(), t.value, t.vocab);
+    for (const Token& t : tokens_) require_token(t, t.value);
+  }
+  void require_token(const Token& t, int32_t value) const {
+    AMK_CHECK(value >= 0 && value < t.vocab, AMK_ERR_INVALID_ARGUMENT, "%s holds token %d, expected 0 <= token < %d",
+              std::string(image_.buffer_name.at(static_cast<size_t>(t.buffer))).c_str(), value, t.vocab);
   }
 
   char* range(const char* verb, const std::string& name, uint64_t offset, const void* data, uint64_t nbytes,
@@ -516,6 +543,7 @@ class CudaVm final : public Vm {
   size_t ledger_bytes_ = 0, scalars_offset_ = 0, choice_bytes_ = 0;
   std::vector<Token> tokens_;
   std::vector<int32_t> choices_;  // buffers that ARGMAX_COMBINE writes
+  bool decodes_ = false;          // one token in, one choice out, by their usual names
   std::unique_ptr<DeviceImage> memory_;
   DeviceMemory device_ledger_;  // Ledger, counters, LaunchScalars
   PinnedMemory mailbox_;        // Mailbox, Ledger, counters, choices

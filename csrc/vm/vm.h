@@ -29,6 +29,15 @@ class Vm {
   // Zeroes every STATE and forgets that a failed step poisoned it: until then, or until each is written whole, reading
   // one and running are POISONED.
   virtual void reset_state() = 0;
+  // One greedy token: writes input "token", runs, and reads output "next_token". NONFINITE where that is none.
+  virtual int32_t decode(int32_t token, int32_t pos) {
+    int32_t next = -1;
+    write("token", 0, &token, sizeof token);
+    run(pos);
+    read("next_token", 0, &next, sizeof next);
+    AMK_CHECK(next >= 0, AMK_ERR_NONFINITE, "next_token[0] is %d: a logit is NaN", next);
+    return next;
+  }
   virtual void reseed(uint64_t seed) = 0;
 
   // What only a machine with a device offers; amk.h says what each does. UNAVAILABLE from any other machine.

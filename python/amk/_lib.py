@@ -30,6 +30,8 @@ __all__ = [
     "enum_names",
     "exception_of",
     "ffi",
+    "has_call",
+    "has_field",
     "lib",
     "limit",
     "owned",
@@ -148,6 +150,15 @@ def text_of(address: Any) -> str:
 def owned(handle: Any, destroy: Any) -> Any:
     """The handle behind an out pointer, destroyed with the Python object."""
     return ffi.gc(handle[0], destroy)
+
+
+def has_call(name: str) -> bool:
+    """Whether the header that this package was built with has a call of this name."""
+    return hasattr(lib, name)
+
+
+def has_field(ctype: str, name: str) -> bool:
+    return any(field == name for field, _ in ffi.typeof(ctype).fields)
 
 
 def build_info() -> dict[str, Any]:

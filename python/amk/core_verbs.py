@@ -138,7 +138,7 @@ def compile_verb(arguments: Namespace, say: Say) -> Outcome:
             "cost": {"kind": "predicted", "position": position, **vars_of(cost)},
         }
         files.write_image(data)
-        files.write_report(json.dumps({"schema": "amk.report", "schema_version": 1, **report}, indent=2) + "\n")
+        files.write_report(json.dumps({"schema": "amk.image-report", "schema_version": 1, **report}, indent=2) + "\n")
     result = {**report, "image": files.image_path, "report": files.report_path}
     text = f"{files.image_path}: {len(data)} bytes, {_size_text(result)}\n"
     text += f"{files.report_path}: image {image.hash}"
@@ -202,7 +202,9 @@ def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConf
     model = arguments.MODEL if "MODEL" in arguments else arguments.INPUT
     source = open_model(model)
     target = resolve_target(pick_gpu(arguments.gpu, say))
-    config = None if arguments.config is None else read_json(arguments.config, "config")
+    config = arguments.config  # a path, or the schedule itself, where a file that was read already holds it
+    if isinstance(config, str):
+        config = read_json(config, "config")
     schedule, notes = freeze_config(config, arguments.strict)
     for note in notes:
         say(note)

@@ -34,12 +34,13 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]] | None
 @dataclass(frozen=True)
 class GeneratedToken:
     """One chosen token. `text` is what became certain with it: empty in the middle of a character, for the token that
-    ends the generation, and for a model without a tokenizer. `logprob` is the model's own, before any cut."""
+    ends the generation, and for a model without a tokenizer. `logprob` is the model's own, before any cut; None where
+    it was not asked for."""
 
     token: int
     text: str
     index: int
-    logprob: float
+    logprob: float | None
 
 
 class Generation(Iterator[GeneratedToken]):
@@ -56,6 +57,7 @@ class Generation(Iterator[GeneratedToken]):
         endings: Mapping[int, str],
         has_state: bool = False,
         text: TextStream | None = None,
+        logprobs: bool = True,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """Use `generate`."""
@@ -64,7 +66,8 @@ class Generation(Iterator[GeneratedToken]):
         self.has_text = text is not None
         self.finish_reason: str | None = None
         self._on_close = on_close
-        self._tokens = self._decode(machine, sampling, max_new_tokens, endings, has_state, text)
+        chooser = _chooser(machine, sampling, logprobs)
+        self._tokens = self._decode(machine, chooser, max_new_tokens, endings, has_state, text)
 
     def __next__(self) -> GeneratedToken:
         try:
@@ -91,22 +94,21 @@ class Generation(Iterator[GeneratedToken]):
     def _decode(
         self,
         machine: Machine,
-        sampling: Sampling,
+        chooser: Chooser,
         max_new_tokens: int,
         endings: Mapping[int, str],
         has_state: bool,
         text: TextStream | None,
     ) -> Iterator[GeneratedToken]:
-        from .sampling import choose
-
         if has_state:  # whatever the machine did before
             machine.reset_state()
         pos = len(self.prompt_tokens) - 1
+        feed = getattr(machine, "decode", machine.step)  # nobody looks at the logits of a prompt
         for before, token in enumerate(self.prompt_tokens[:-1]):
-            machine.step(token, before)
+            feed(token, before)
         token = self.prompt_tokens[-1]
         for index in range(max_new_tokens):
-            token, logprob = choose(machine.step(token, pos), sampling, index)
+            token, logprob = chooser(token, pos, index)
             pos += 1
             if token in endings:
                 self.finish_reason = endings[token]
@@ -118,6 +120,22 @@ class Generation(Iterator[GeneratedToken]):
             yield GeneratedToken(token, told, index, logprob)
             if self.finish_reason is not None:
                 return
+
+
+Chooser = Callable[[int, int, int], tuple[int, "float | None"]]
+
+
+def _chooser(machine: Machine, sampling: Sampling, logprobs: bool) -> Chooser:
+    """(token, pos, index) -> the next token and its log probability. The logits cross to the host only where somebody
+    needs them: not for a greedy choice without one, which the machine has made itself."""
+    from .sampling import choose, choose_token
+
+    step, decode = machine.step, getattr(machine, "decode", None)
+    if logprobs:
+        return lambda token, pos, index: choose(step(token, pos), sampling, index)
+    if decode is None or sampling.temperature > 0:
+        return lambda token, pos, index: (choose_token(step(token, pos), sampling, index), None)
+    return lambda token, pos, index: (decode(token, pos), None)
 
 
 def generate(
@@ -135,6 +153,7 @@ def generate(
     seed: int = 0,
     stop_at_eos: bool = True,
     stop_tokens: Sequence[int] = (),
+    logprobs: bool = True,
     machine: Machine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Generation:
@@ -142,9 +161,10 @@ def generate(
 
     temperature 0 is greedy; otherwise temperature, top_k and top_p cut, in this order, and `seed` draws. `max_seq` is
     the capacity of the cache, prompt included (default: 1,024, more if the request needs it, within what the model was
-    made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). A `machine` that
-    already holds the model is used from position 0, its states cleared, and stays open; gpu, config and device are then
-    not used.
+    made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). `logprobs=False`
+    leaves out the log probabilities, which cost more than a step of a small model: each needs all logits on the host,
+    while a greedy choice is the machine's own. A `machine` that already holds the model is used from position 0, its
+    states cleared, and stays open; gpu, config and device are then not used.
     """
     from .embedded import open_model
     from .sampling import Sampling
@@ -153,6 +173,8 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, seed)
     if type(max_new_tokens) is not int or not 1 <= max_new_tokens < 1 << 31:
         raise InputError(f"max_new_tokens: expected an integer of at least 1, got {show(max_new_tokens)}")
+    if type(logprobs) is not bool:
+        raise InputError(f"logprobs: expected True or False, got {show(logprobs)}")
     if machine is None:
         device = choose_device(device)
     elif max_seq is not None:
@@ -174,9 +196,16 @@ def generate(
         on_close = opened.close
     text = None if tokenizer is None else tokenizer.stream(ids)
     return Generation(
-        machine, ids, sampling, max_new_tokens=max_new_tokens, endings=endings, has_state=source.config.has_state,
-        text=text, on_close=on_close,
-    )  # fmt: skip
+        machine,
+        ids,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        endings=endings,
+        has_state=source.config.has_state,
+        text=text,
+        logprobs=logprobs,
+        on_close=on_close,
+    )
 
 
 def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int, say: Callable[[str], None]) -> Any:

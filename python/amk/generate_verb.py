@@ -33,6 +33,7 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        logprobs=getattr(arguments, "json", True),  # only the record shows them
         progress=say,
     )
     loaded = time.perf_counter()

@@ -34,16 +34,21 @@ class CudaDevice:
     def __init__(self, index: int) -> None:
         self._index = index
 
-    def open(self, image: Image, weights: Mapping[str, np.ndarray], timeout_s: float) -> Any:
+    def open(self, image: Image, weights: Mapping[str, np.ndarray], timeout_s: float, *, timeline: bool = False) -> Any:
         from .megakernel import MegakernelVM
 
-        machine = MegakernelVM(image, weights, device=self._index, timeout_s=timeout_s, guard=True)
+        machine = MegakernelVM(image, weights, device=self._index, timeout_s=timeout_s, guard=True, timeline=timeline)
         try:
             machine.prepare()
         except BaseException:
             machine.close()
             raise
         return machine
+
+    def require_timeline(self) -> None:
+        from .vm import require_timeline
+
+        require_timeline()
 
     def read_bandwidth(self) -> float:
         from .megakernel import read_bandwidth

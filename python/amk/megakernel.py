@@ -18,7 +18,7 @@ from ._lib import ffi, lib
 from .errors import InputError, show
 from .program import Image
 from .streams import stream_handle
-from .vm import ImageMachine, checked_int32
+from .vm import ImageMachine, checked_int32, require_timeline
 
 __all__ = ["MegakernelVM", "device_count", "device_uuid", "read_bandwidth"]
 
@@ -29,6 +29,7 @@ class MegakernelVM(ImageMachine):
     """Runs an image on GPU `device`. Refused before anything is launched when the image does not fit that device.
 
     `timeout_s`: a step without progress for so long is ended. guard=True poisons scratch and outputs before each step.
+    timeline=True keeps the times of the last step's tasks (see `timeline`), which slows the step a little.
     """
 
     def __init__(
@@ -39,12 +40,17 @@ class MegakernelVM(ImageMachine):
         device: int = 0,
         timeout_s: float = 2.0,
         guard: bool = False,
+        timeline: bool = False,
     ) -> None:
         self._handle = None
         self._is_prepared = False
+        if timeline:
+            require_timeline()
         index = checked_int32("device", device)
         options = ffi.new("amk_vm_options_t *")
         options.deadline_ms, options.guard = _milliseconds(timeout_s), bool(guard)
+        if timeline:
+            options.timeline = 1
         super().__init__(
             image, weights, lambda given, out: lib.amk_vm_create_cuda(image._handle, given, index, out), options
         )
@@ -92,10 +98,6 @@ class MegakernelVM(ImageMachine):
         return out.astype(np.float64)
 
     # ---- the lock is held ----
-
-    def _run(self, pos: int) -> None:
-        self._prepare()
-        super()._run(pos)
 
     def _prepare(self) -> None:
         machine = self._open()

@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import InputError, NonFinite, show
 
-__all__ = ["Sampling", "choose", "kept_tokens", "uniform"]
+__all__ = ["Sampling", "choose", "choose_token", "kept_tokens", "uniform"]
 
 _LN2_HIGH = 6.93147180369123816490e-01  # 32 bits of ln 2, so that k * _LN2_HIGH is exact; the rest is below
 _LN2_LOW = 1.90821492927058770002e-10
@@ -51,14 +51,22 @@ class Sampling:
 def choose(logits: np.ndarray, sampling: Sampling, index: int) -> tuple[int, float]:
     """The token number `index` of a generation, and its log probability under the model."""
     values = _checked(logits)
-    if sampling.temperature == 0.0:
-        token = int(np.argmax(values))
-    else:
-        kept, weights = _kept_weights(values, sampling)
-        mass = np.cumsum(weights)  # in order of id, so that a cut that keeps everything changes nothing
-        at = int(np.searchsorted(mass, uniform(sampling.seed, index) * mass[-1], side="right"))
-        token = int(kept[min(at, int(np.searchsorted(mass, mass[-1])))])  # the product may round up to the whole mass
+    token = _pick(values, sampling, index)
     return token, _log_probability(values, token)
+
+
+def choose_token(logits: np.ndarray, sampling: Sampling, index: int) -> int:
+    """As `choose`, without the log probability."""
+    return _pick(_checked(logits), sampling, index)
+
+
+def _pick(values: np.ndarray, sampling: Sampling, index: int) -> int:
+    if sampling.temperature == 0.0:
+        return int(np.argmax(values))
+    kept, weights = _kept_weights(values, sampling)
+    mass = np.cumsum(weights)  # in order of id, so that a cut that keeps everything changes nothing
+    at = int(np.searchsorted(mass, uniform(sampling.seed, index) * mass[-1], side="right"))
+    return int(kept[min(at, int(np.searchsorted(mass, mass[-1])))])  # the product may round up to the whole mass
 
 
 def kept_tokens(logits: np.ndarray, sampling: Sampling) -> np.ndarray:

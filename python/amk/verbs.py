@@ -49,6 +49,12 @@ def _bench(arguments: Namespace, say: Say) -> Outcome:
     return bench_verb(arguments, say)
 
 
+def _profile(arguments: Namespace, say: Say) -> Outcome:
+    from .profile_verb import profile_verb
+
+    return profile_verb(arguments, say)
+
+
 def _report(arguments: Namespace, say: Say) -> Outcome:
     from .report_verb import report_verb
 
@@ -188,10 +194,15 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "explain",
-        "say where the predicted time goes: critical path, waits, bytes against the floor, the next bottleneck",
+        "say where the time goes, predicted or of a timeline: critical path, waits, bytes, the next bottleneck",
         (
             *(_INPUT, *_LOWERING),
-            Option("--position", "context that the time is for (default: half of the cache)", "int"),
+            Option("--position", "context that the time is for (default: half of the cache, or the timeline's)", "int"),
+            Option(
+                "--timeline",
+                "what `amk profile` wrote (--trace or --output-file): explain that measured step; options of the "
+                "lowering that are not given are taken from it",
+            ),
             *_COMMON,
         ),
         _explain,
@@ -199,7 +210,8 @@ VERBS: tuple[Verb, ...] = (
             Tool(
                 "amk_explain",
                 "Where the predicted time of a model, program file or image goes: critical path, time waiting per "
-                "producer, bytes against the floor, share per opcode, and the next bottleneck in words. No GPU needed.",
+                "producer, bytes against the floor, share per opcode, and the next bottleneck in words. No GPU needed. "
+                "With timeline (a file that amk_profile wrote): the same of a measured step.",
                 wait_s=WAIT_S,
             ),
         ),
@@ -282,6 +294,43 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _bench,
+        (
+            Tool(
+                "amk_bench",
+                "Models by contexts in one table: time per token, GB/s and share of the floor through the judge, "
+                "beside PyTorch where peers name it. Measured where a live GPU is what gpu describes, else predicted, "
+                "and each row says which. A job where it takes longer than wait_s.",
+                read_only=False,
+                wait_s=WAIT_S,
+                paged=True,
+            ),
+        ),
+    ),
+    Verb(
+        "profile",
+        "one decode step task by task: a Chrome trace with a row per SM, and where its time went",
+        (
+            *(_MODEL, *_LOWERING),
+            Option("--device", "auto, cpu (predicts), cuda or cuda:N (measures)", default="auto"),
+            Option("--context", "rows attended to, its own included (default: half of the cache)", "int"),
+            Option("--steps", "steps to record, of which the one of median duration is given", "int", default=20),
+            Option("--seed", "draws the tokens and the cache", "int", default=0),
+            Option("--trace", "a .json or .json.gz file for the trace (chrome://tracing, ui.perfetto.dev)"),
+            Option("--output-file", "a .json file for the summary with the times of every task"),
+            *_COMMON,
+        ),
+        _profile,
+        (
+            Tool(
+                "amk_profile",
+                "One decode step task by task: time waiting and working per op, the longest waits per producer, GB/s "
+                "against the floor; a Chrome trace where trace names a file. latency_kind says measured-gpu or "
+                "predicted. amk_explain takes the file as its timeline. A job where it takes longer than wait_s.",
+                read_only=False,
+                wait_s=WAIT_S,
+                paged=True,
+            ),
+        ),
     ),
     Verb(
         "report",
@@ -292,6 +341,15 @@ VERBS: tuple[Verb, ...] = (
             *_COMMON,
         ),
         _report,
+        (
+            Tool(
+                "amk_report",
+                "Writes one self-contained HTML page of a loop's log to the file that output names: trials, plots, "
+                "provenance, the commands that redo them. Says what of the log is damaged or unverified.",
+                read_only=False,
+                wait_s=WAIT_S,
+            ),
+        ),
     ),
     Verb(
         "loop",

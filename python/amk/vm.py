@@ -18,10 +18,10 @@ import numpy as np
 
 from . import _lib
 from ._lib import ffi, lib
-from .errors import InputError, show
+from .errors import InputError, InternalError, Unavailable, show
 from .program import Image
 
-__all__ = ["ImageMachine", "ReferenceVM", "checked_int32"]
+__all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_timeline"]
 
 _Self = TypeVar("_Self", bound="ImageMachine")
 
@@ -73,12 +73,14 @@ class ImageMachine:
         self._handle = None
         self._bound: list[object] = []
         self._last_pos: int | None = None
+        self._chosen = ffi.new("int32_t *")
         options.struct_size = ffi.sizeof("amk_vm_options_t")
         out = ffi.new("amk_vm **")
         _lib.check(create(options, out))
         self._handle = _lib.owned(out, lib.amk_vm_destroy)
         program = image.program()
         self.max_seq: int = program.launch["max_seq"]
+        self._n_tasks = program.n_tasks
         self._buffers = _describe(program.tables())
         try:
             self._bind(weights)
@@ -100,6 +102,16 @@ class ImageMachine:
             self._run(pos)
             self._read("logits", 0, logits)
         return logits
+
+    def decode(self, token: int, pos: int) -> int:
+        """The greedy choice after `token` at position `pos`: the step that `step` runs, but the logits stay where they
+        are, and only the token comes back. NonFinite where a logit is NaN."""
+        token_id, position = checked_int32("token", token), checked_int32("pos", pos)
+        with self._lock:
+            self._prepare()
+            _lib.check(lib.amk_vm_decode(self._open(), token_id, position, self._chosen))
+            self._last_pos = position
+            return self._chosen[0]
 
     @property
     def next_token(self) -> int:
@@ -203,6 +215,19 @@ class ImageMachine:
                 self._read(name, group * capacity * width * out.itemsize, out[group])
         return out
 
+    def timeline(self) -> np.ndarray:
+        """When each task of the last step began, had its inputs and was done: records of `amk_task_time_t`, of a
+        machine made with `timeline=True`. Unavailable on the reference machine, and where it was not built."""
+        require_timeline()
+        with self._lock:
+            out = np.zeros(self._n_tasks, _lib.table_dtype("amk_task_time_t"))
+            count = ffi.new("int64_t *")
+            records = _lib.pointer("amk_task_time_t", out)
+            _lib.check(lib.amk_vm_timeline(self._open(), records, len(out), count))
+        if count[0] != len(out):
+            raise InternalError(f"amk_vm_timeline: expected {len(out)} tasks, got {count[0]}")
+        return out
+
     def close(self) -> None:
         """Frees the machine; using it afterwards is an InputError. Closing twice is fine."""
         with self._lock:
@@ -226,7 +251,11 @@ class ImageMachine:
             raise InputError("the machine is closed")
         return self._handle
 
+    def _prepare(self) -> None:
+        """What has to happen once, before the first step."""
+
     def _run(self, pos: int) -> None:
+        self._prepare()
         _lib.check(lib.amk_vm_run(self._open(), checked_int32("pos", pos)))
         self._last_pos = int(pos)
 
@@ -292,6 +321,13 @@ class ReferenceVM(ImageMachine):
 
 def _state_names(layer: int) -> tuple[str, str]:
     return f"layers.{layer}.conv_state", f"layers.{layer}.gdn_state"
+
+
+def require_timeline() -> None:
+    """Unavailable where this library keeps no timelines at all."""
+    if not _lib.has_call("amk_vm_timeline") or not _lib.has_field("amk_vm_options_t", "timeline"):
+        build = _lib.build_info().get("build_id", "")
+        raise Unavailable(f"timeline: this libamk (build {str(build)[:12]}) has no call amk_vm_timeline")
 
 
 def _describe(tables: Any) -> list[_Buffer]:

@@ -73,6 +73,10 @@ def _task(name: str) -> Callable[..., Any]:
         from .tasks.measure import run_action
 
         return run_action
+    if name == "profile":
+        from .measure_profile import measure_profile
+
+        return measure_profile
     from .measure import measure
 
     return measure

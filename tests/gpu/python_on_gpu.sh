@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Python side on a GPU machine that has no network: the wheels are installed from files into a folder of their own,
-# then `pytest -m gpu`, `amk eval`, 256-token generations against the oracle's, and the time of a load run. Anything that
-# fails, or no GPU, is a failure of this script; each step has a limit.
+# then `pytest -m gpu`, `amk eval`, 256-token generations against the oracle's, and the times of a load and of a plain
+# decode loop run. Anything that fails, or no GPU, is a failure of this script; each step has a limit.
 #
 #   tests/gpu/python_on_gpu.sh WHEELS [CHECKPOINTS] [RESULTS] [LOAD]
 #
@@ -71,6 +71,8 @@ if [ -n "$load" ]; then
   step 240 "load to first token" sh -c 'python3 benchmarks/load_time.py "$1" --device cuda:0 --rounds 2 >"$2"' \
     sh "$load" "$results/load_time.json"
   cat "$results/load_time.json"
+  step 120 "host cost of a token" python3 benchmarks/host_cost.py "$load" --device cuda:0 \
+    --output "$results/host_cost.json"
 fi
 echo "results in $results; $([ $status = 0 ] && echo all passed || echo FAILED)"
 exit $status

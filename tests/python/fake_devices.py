@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import made_timelines
 from amk import measure, timing, vm, worker
 from amk.errors import DeviceTimeout, OutOfMemory, Rejected, Unavailable
 
@@ -29,13 +30,24 @@ class FakeMachine(vm.ReferenceVM):
     """A reference machine that can be timed, as the GPU's can."""
 
     n_timed = 0
+    tasks: np.ndarray  # of the image's program
+    took_us = 0.0
 
     def time(self, pos: int, n: int) -> np.ndarray:
         self.n_timed += 1
         start = time.perf_counter()
         with self._lock:
             self._run(pos)
-        return np.full(n, 1e6 * (time.perf_counter() - start))
+        self.took_us = 1e6 * (time.perf_counter() - start)
+        return np.full(n, self.took_us)
+
+    def timeline(self) -> np.ndarray:
+        """A replay of the last step with durations of its own, within what the step took."""
+        records = made_timelines.replay(self.tasks, seed=self.n_timed)
+        share = 0.9 * self.took_us / records["finish_us"].max()
+        for name in ("start_us", "ready_us", "finish_us"):
+            records[name] *= share
+        return records
 
 
 class Faithful:
@@ -46,8 +58,13 @@ class Faithful:
     def __init__(self, index: int) -> None:
         self.index = index
 
-    def open(self, image: Any, weights: Any, timeout_s: float) -> Any:
-        return self.machine(image, weights, guard=True)
+    def open(self, image: Any, weights: Any, timeout_s: float, *, timeline: bool = False) -> Any:
+        machine = self.machine(image, weights, guard=True)
+        machine.tasks = image.program().tables().tasks
+        return machine
+
+    def require_timeline(self) -> None:
+        pass
 
     def read_bandwidth(self) -> float:
         return 4000.0
@@ -295,3 +312,58 @@ Bug = with_methods(read_bandwidth=_raise(ZeroDivisionError("a bug in the worker"
 Refuses = with_methods(open=_raise(Rejected("V10: the grid has 132 blocks, Fake holds 1")))
 Gone = with_methods(open=_raise(Unavailable("no machine code for Fake")))
 Full = with_methods(open=_raise(OutOfMemory("weights: 9 bytes asked, 1 free")))
+
+
+# --- timelines
+
+
+def _other_logits(self: Any, name: str) -> Any:
+    found = FakeMachine.read(self, name)
+    return found if self.n_timed < 5 or not self.took_us else np.nextafter(found, np.float32(self.n_opened))
+
+
+class _Differs(Faithful):
+    """Two machines that agree for a while."""
+
+    n_opened = 0
+
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        machine = super().open(*arguments, **options)
+        self.n_opened += 1
+        machine.n_opened = 1000.0 * self.n_opened * (-1) ** self.n_opened
+        return machine
+
+
+def _spoiled(change: Any) -> Any:
+    """Records that `change` spoils."""
+
+    def timeline(self: Any) -> np.ndarray:
+        records = FakeMachine.timeline(self)
+        return change(records)
+
+    return timeline
+
+
+def _set(field: str, value: Any) -> Any:
+    def change(records: np.ndarray) -> np.ndarray:
+        records[field][len(records) // 2] = value
+        return records
+
+    return change
+
+
+def _stretch(records: np.ndarray) -> np.ndarray:
+    for name in ("start_us", "ready_us", "finish_us"):
+        records[name] *= 2.0
+    return records
+
+
+OtherLogits = type("Device", (_Differs,), {"machine": type("Machine", (FakeMachine,), {"read": _other_logits})})
+NoTimeline = with_methods(require_timeline=_raise(Unavailable("timeline: this libamk has no call amk_vm_timeline")))
+HangInTimeline = with_machine(timeline=_hang)
+ExitInTimeline = with_machine(timeline=_exit)
+ShortTimeline = with_machine(timeline=_spoiled(lambda records: records[1:]))
+DoubleTimeline = with_machine(timeline=_spoiled(_set("task", 0)))
+NotANumberTimeline = with_machine(timeline=_spoiled(_set("ready_us", np.nan)))
+OtherQueueTimeline = with_machine(timeline=_spoiled(_set("queue", 7000)))
+LongTimeline = with_machine(timeline=_spoiled(_stretch))

@@ -200,7 +200,7 @@ def test_compile_writes_an_image_and_a_report(run: Any, tmp_path: Path) -> None:
         data = run("compile", "toy", "--gpu", "h200", "--max-seq", 64, "--output", output, "--json").json
         assert data["image"] == str(image) and data["status"] == "PASSED"
         written = json.loads(report.read_text())
-        assert written["schema"] == "amk.report" and written["cost"]["kind"] == "predicted"
+        assert written["schema"] == "amk.image-report" and written["cost"]["kind"] == "predicted"
         assert amk.Image.from_bytes(image.read_bytes()).hash == written["image_hash"] == toy_program().pack().hash
         assert written["image_bytes"] == image.stat().st_size and written["rejections"] == []
         assert (image.stat().st_mode & 0o777) == (report.stat().st_mode & 0o777) == 0o666 & ~umask()

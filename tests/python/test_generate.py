@@ -46,6 +46,40 @@ def test_the_loop_feeds_each_token_at_its_position() -> None:
     assert all(token.text == "" and token.logprob == pytest.approx(-np.log1p(255 * np.exp(-9.0))) for token in tokens)
 
 
+class Decoding(Scripted):
+    """One that can also choose by itself."""
+
+    def decode(self, token: int, pos: int) -> int:
+        return int(Scripted.step(self, token, pos).argmax())
+
+    def step(self, token: int, pos: int) -> np.ndarray:
+        raise AssertionError("the logits are nobody's business")
+
+
+def test_a_greedy_choice_without_logprobs_leaves_the_logits_where_they_are() -> None:
+    told = []
+    for kind in (Scripted, Decoding):  # the first has nothing but `step`
+        machine = kind()
+        tokens = list(amk.generate("toy", [5, 6, 7], machine=machine, max_new_tokens=3, logprobs=False))
+        assert [token.token for token in tokens] == [102, 103, 104] and {token.logprob for token in tokens} == {None}
+        told.append(machine.told)
+    assert told[0] == told[1] == [(5, 0), (6, 1), (7, 2), (102, 3), (103, 4)]
+    for arguments in ({}, {"temperature": 1.0, "logprobs": False}):
+        with pytest.raises(AssertionError, match="nobody's business"):
+            list(amk.generate("toy", [7], machine=Decoding(), max_new_tokens=1, **arguments))
+
+
+@pytest.mark.parametrize("model", ["toy", "toy-qwen3"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_k": 20, "seed": 3}])
+def test_the_same_tokens_with_and_without_logprobs(model: str, sampling: dict[str, Any]) -> None:
+    found = [
+        list(amk.generate(model, [5, 6, 7], device="cpu", max_new_tokens=12, logprobs=wanted, **sampling))
+        for wanted in (True, False)
+    ]
+    assert [token.token for token in found[0]] == [token.token for token in found[1]]
+    assert all(token.logprob <= 0 for token in found[0]) and all(token.logprob is None for token in found[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "count", "reason"),
     [
@@ -117,6 +151,7 @@ def test_a_long_prompt_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatc
         ({"seed": -1}, InputError, "seed"),
         ({"stop_tokens": [256]}, InputError, r"stop_tokens\[0\]"),
         ({"stop_tokens": 5}, InputError, "stop_tokens"),
+        ({"logprobs": 1}, InputError, "logprobs"),
         ({"device": "cuda"}, Unavailable, "CUDA"),
         ({"device": "cuda:1"}, Unavailable, "CUDA"),
         ({"device": "tpu"}, InputError, "device"),

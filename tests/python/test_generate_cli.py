@@ -28,12 +28,10 @@ STEP_BY_STEP = """
 import sys
 from amk import vm
 from amk.cli import main
-step = vm.ReferenceVM.step
-def slowly(self, token, pos):
+def slowly(self):
     print("step", file=sys.stderr, flush=True)
     sys.stdin.readline()
-    return step(self, token, pos)
-vm.ReferenceVM.step = slowly
+vm.ReferenceVM._prepare = slowly
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -146,6 +146,27 @@ def test_other_schedules_equal_the_reference(schedule: dict[str, Any]) -> None:
             assert logit_error(got.astype(float), want.astype(float)) <= 2 * error_limit("bf16", config, position=pos)
 
 
+@pytest.mark.parametrize("model", ["toy", "toy-gqa"])
+def test_decode_is_the_step_without_its_logits(model: str) -> None:
+    config, reference, gpu = open_both(model, 64)
+    with reference, gpu:
+        token = 7
+        for pos in range(24):
+            chosen = gpu.decode(token, pos)
+            assert chosen == gpu.next_token == int(np.argmax(gpu.read("logits")))
+            assert chosen == int(np.argmax(gpu.step(token, pos)))
+            token = (chosen + pos) % config.vocab
+        with pytest.raises(InputError, match="token"):
+            gpu.decode(config.vocab, 3)
+        with pytest.raises(InputError, match="position"):
+            gpu.decode(1, 64)
+        before = gpu.step(7, 24)
+        gpu.decode(9, 24)
+        gpu.write("token", np.array([7], np.int32))
+        gpu.relaunch()
+        assert np.array_equal(gpu.read("logits"), before), "a token written after a decode is the one that counts"
+
+
 def test_run_by_name_gives_what_step_gives() -> None:
     _, reference, gpu = open_both("toy", 64)
     with reference, gpu:
@@ -307,6 +328,26 @@ def test_the_command_line_takes_the_live_device() -> None:
     judged = run("eval", "toy", "--quiet")
     assert judged["device"] == "cuda:0" and judged["latency_kind"] == "measured-gpu"
     assert judged["gpu"] == found["gpu"]["devices"][0]["target"] or judged["gpu"] == live
+
+
+@pytest.mark.parametrize("model", ["toy", "toy-gqa"])
+def test_profile_then_explain(model: str) -> None:
+    """The timeline of a real step, which the checks of `read_machine` hold for, in both forms."""
+    from amk.explanation import explain
+    from amk.profile import run_profile
+    from amk.timeline import require_program
+    from amk.trace import read_timeline, trace_bytes
+
+    found = run_profile(model, "local", device="cuda", context=100, steps=5)
+    timeline, summary = found.timeline, found.summary
+    assert summary["latency_kind"] == timeline.kind == "measured-gpu" and summary["overhead"]["off_us"] > 0
+    assert 0 < timeline.span_us <= 1.05 * timeline.step_us
+    again = read_timeline(trace_bytes(timeline, found.program, compress=True), "t.json.gz")
+    require_program(again, found.program, found.program.pack().hash)
+    for each in (timeline, again):
+        explained = explain(found.program, None, each)
+        assert sum(explained.critical_path["us"].values()) == pytest.approx(explained.latency_us)
+        assert explained.critical_path["signals"] > 0 and explained.waiting["total_us"] > 0
 
 
 def test_what_the_driver_says() -> None:

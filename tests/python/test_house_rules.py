@@ -73,10 +73,13 @@ PY_ARROWS = {
     "machine": {"errors", "megakernel", "program", "targets", "vm"},  # one is opened here; what it is told, elsewhere
     "timing": {"errors", "exam", "history"},
     "gpu_lock": {"errors"},
-    "measure": {"_lib", "embedded", "errors", "exam", "gpu_lock", "megakernel", "nvml", "program", "targets", "timing"},
+    "measure": {
+        *{"_lib", "embedded", "errors", "exam", "gpu_lock", "megakernel", "nvml", "program", "targets", "timing", "vm"},
+    },
     "frames": {"errors"},
     "measure_pair": {"_lib", "embedded", "errors", "gpu_lock", "history", "measure", "program", "timing"},
-    "worker": {"errors", "frames", "measure", "measure_pair", "tasks/measure"},
+    "measure_profile": {"_lib", "embedded", "errors", "gpu_lock", "history", "measure", "program"},
+    "worker": {"errors", "frames", "measure", "measure_pair", "measure_profile", "tasks/measure"},
     "supervisor": {"errors", "frames"},  # it starts a worker, and imports none
     "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "history", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
@@ -87,8 +90,15 @@ PY_ARROWS = {
     },
     "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
     "schema": {"config", "errors", "records/trial", "verdict"},
-    "explanation": {"_lib", "errors", "program"},
-    "explain_verb": {"core_verbs", "errors", "explanation", "verb"},
+    "timeline": {"errors", "program", "verdict"},
+    "trace": {"_lib", "errors", "program", "strict_json", "timeline"},
+    "explanation": {"errors", "program", "timeline", "trace"},
+    "explain_verb": {"core_verbs", "errors", "explanation", "safetensors", "timeline", "trace", "verb"},
+    "profile": {
+        *{"_lib", "checkpoint", "embedded", "errors", "evaluate", "exam", "explanation", "gpu_trial", "machine"},
+        *{"measure_profile", "program", "supervisor", "targets", "timeline", "trace"},
+    },
+    "profile_verb": {"errors", "output", "profile", "timeline", "trace", "verb", "verbs"},
     "agent": set(),
     "agent/processes": set(),
     "agent/job_folder": set(),

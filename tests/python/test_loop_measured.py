@@ -15,8 +15,9 @@ import pytest
 import amk
 import loop_jobs
 from amk import gpu_trial
-from amk.errors import DeviceBusy, InputError
+from amk.errors import DeviceBusy, InputError, Unavailable
 from amk.gpu_lock import gpu_lock
+from amk.search.executor import InlineExecutor
 from amk.search.plan import Plan
 
 RUN = "amk.search.run"
@@ -183,6 +184,63 @@ def test_three_losses_of_the_device_stop_the_loop(search: Any) -> None:
     assert len(result.trials) == 3 and all(t.tag == "crash" for t in result.trials)
     assert "lost 3 times in a row" in result.stopped and "cuda:0" in result.stopped
     assert sum("does not answer" in text for text in said) == 3
+
+
+class TwoDevices:
+    """Two workers in turns, in this process; the device of worker 1 is gone after its first look."""
+
+    def __init__(self) -> None:
+        self.workers, self.inline, self.ran_on, self.looks = 2, InlineExecutor(), {}, [0, 0]
+
+    def submit(self, job: Any, say: Any) -> int:
+        ticket = self.inline.submit(job, say)
+        self.ran_on[ticket] = ticket % 2
+        return ticket
+
+    def wait(self, ticket: int) -> Any:
+        return self.inline.wait(ticket)
+
+    def probe(self, ticket: int, job: Any) -> Any:
+        worker = self.ran_on[ticket]
+        self.looks[worker] += 1
+        return worker, Unavailable("it is gone") if worker and self.looks[1] > 1 else None
+
+    def close(self) -> None:
+        self.inline.close()
+
+
+def test_each_worker_has_a_device_of_its_own(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of one are not undone by the good health of another."""
+    executor, said = TwoDevices(), []
+    monkeypatch.setattr(f"{RUN}.open_executor", lambda *_, **__: executor)
+    space = {"tiling.gemv.N_tile": [0, 8, 16, 32, 64, 128], "tiling.attention.kv_block": [16, 32, 64]}
+    result = search(space, 16, device="CrashAtOpen", engine="ray", workers=2, progress=said.append)
+    assert "lost 3 times in a row" in result.stopped and "of worker 1" in result.stopped
+    assert executor.looks[1] == 4 and executor.looks[0] in (3, 4) and len(result.trials) in (8, 9)
+    assert sum("of worker 1 does not answer" in text for text in said) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alive", [1, 1000])
+def test_losses_under_ray(search: Any, monkeypatch: pytest.MonkeyPatch, alive: int) -> None:
+    """One Ray worker with what Ray takes for a GPU, a device of the tests in its place, and looks at it after each
+    trial."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in (("DEVICE", "Gone"), ("ALIVE", str(alive))):  # inherited by Ray's processes
+        monkeypatch.setenv(f"LOOP_JOBS_{name}", value)
+    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    try:
+        said: list[str] = []
+        result = search({"tiling.gemv.N_tile": [0, 64, 128, 256]}, 6, engine="ray", progress=said.append)
+    finally:
+        ray.shutdown()
+    lost = [text for text in said if "of worker 0 does not answer" in text]
+    if alive == 1:
+        assert "lost 3 times in a row" in result.stopped and "of worker 0" in result.stopped
+        assert len(result.trials) == 4 and len(lost) == 3
+    else:
+        assert not lost and all(trial.tag == "crash" for trial in result.trials) and "nothing new" in result.stopped
 
 
 def test_a_crash_of_a_device_that_answers_is_no_loss(search: Any) -> None:

@@ -75,7 +75,8 @@ def test_the_tools_are_the_table(environment):
     with connect(environment, [sys.executable, "-m", "amk", "mcp"]) as session:
         tools = session.tools()
     wanted = {tool.name: (verb, tool) for verb in verbs.VERBS for tool in verb.tools}
-    agreed = "doctor targets propose validate evaluate loop_start job_status job_result job_cancel results explain"
+    agreed = "doctor targets propose validate evaluate loop_start job_status job_result job_cancel results explain "
+    agreed += "bench profile report"
     assert set(tools) == set(wanted) >= {f"amk_{name}" for name in agreed.split()}
     for name, (verb, tool) in wanted.items():
         shown, notes = tools[name], tools[name].annotations
@@ -101,6 +102,8 @@ def test_input_schemas_say_what_is_taken(session):
         for option, schema in tool.input_schema["properties"].items():
             if "enum" in schema and option in fine:
                 fine[option] = schema["enum"][0]
+            elif schema["type"] == "array" and option in fine:
+                fine[option] = ["toy"]
         jsonschema.validate(fine, tool.input_schema)
         bound.read(fine)
     schema = session.tools()["amk_evaluate"].input_schema["properties"]
@@ -123,6 +126,10 @@ CALLS = [
      ["explain", "toy-gqa", "--gpu", "h200", "--position", "3"]),
     ("amk_evaluate", {"model": "toy", "gpu": "h200", "device": "cpu", "token": None, "strict": True},
      ["eval", "toy", "--gpu", "h200", "--device", "cpu", "--strict"]),
+    ("amk_profile", {"model": "toy", "gpu": "h200", "device": "cpu", "context": 9},
+     ["profile", "toy", "--gpu", "h200", "--device", "cpu", "--context", "9"]),
+    ("amk_bench", {"model": ["toy", "toy-gqa"], "gpu": "h200", "device": "cpu", "contexts": "1,16", "wait_s": 50.0},
+     ["bench", "toy", "toy-gqa", "--gpu", "h200", "--device", "cpu", "--contexts", "1,16"]),
 ]  # fmt: skip
 
 
@@ -173,6 +180,16 @@ BAD = [
     ("amk_evaluate", {"model": "toy", "json": True}, "unknown argument 'json'"),
     ("amk_explain", {"input": "toy", "gpu": "h200", "position": -1}, "position"),
     ("amk_explain", {"input": ""}, ""),
+    ("amk_bench", {"gpu": "h200"}, "expected the argument 'model'"),
+    ("amk_bench", {"model": "toy"}, "model: expected an array"),
+    ("amk_bench", {"model": []}, "model: expected at least 1"),
+    ("amk_bench", {"model": ["toy", 3]}, "model[1]: expected a string"),
+    ("amk_bench", {"model": ["toy", "--help"], "gpu": "h200", "wait_s": 50.0}, "--help"),
+    ("amk_bench", {"model": ["toy"], "gpu": "h200", "contexts": "1,x", "wait_s": 50.0}, "contexts"),
+    ("amk_profile", {"model": "toy", "gpu": "h200", "context": 0, "wait_s": 50.0}, "context"),
+    ("amk_profile", {"model": "toy", "trace": "t.txt", "wait_s": 50.0}, "trace"),
+    ("amk_report", {"results": "results.tsv"}, "expected the argument 'output'"),
+    ("amk_report", {"results": "/no/such/results.tsv", "output": "/tmp/x.txt", "wait_s": 50.0}, ".html"),
     ("amk_loop_start", {"gpu": "h200"}, "expected the argument 'model'"),
     ("amk_loop_start", {"model": "toy", "budget": "8"}, "budget: expected an integer"),
     ("amk_loop_start", {"model": "toy", "gpu": "h200", "budget": -1, "wait_s": 50.0}, "budget"),
@@ -257,6 +274,10 @@ def test_a_loop_and_its_records(session, tmp_path, capsys):
         best == json.loads(capsys.readouterr().out) and best["best"][0]["schedule_id"] == found["best"]["schedule_id"]
     )
     assert session.call("amk_results", action="check", results=results)["status"] == "OK"
+    page = tmp_path / "page.html"
+    written = session.call("amk_report", results=results, output=str(page), wait_s=50.0)
+    assert written["schema"] == "amk.report" and written["trials"] == 3
+    assert page.stat().st_size == written["page_bytes"]
 
 
 def test_a_job_outlives_its_server(session, environment, tmp_path):

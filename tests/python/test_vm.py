@@ -52,6 +52,26 @@ def test_any_order_any_threads_same_bits(model):
             assert decode(machine, TOKENS).tobytes() == expected.tobytes()
 
 
+def test_decode_is_the_step_without_its_logits(model):
+    config, image, weights = model
+    with amk.ReferenceVM(image, weights) as one, amk.ReferenceVM(image, weights) as two:
+        for pos, token in enumerate(TOKENS):
+            chosen = one.decode(token, pos)
+            assert type(chosen) is int and chosen == int(np.argmax(two.step(token, pos)))
+        for layer in range(config.layers):
+            pairs = zip(one.get_kv(layer), two.get_kv(layer), strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs), "the cache grows the same"
+        for bad in ((1.5, 0), (True, 0), (10**9, 0), (1, MAX_SEQ), (1, "0")):
+            with pytest.raises(amk.InputError):
+                one.decode(*bad)
+        one.decode(7, 2)
+        two.step(7, 2)
+        one.relaunch()
+        assert one.next_token == two.next_token, "relaunch repeats a decode"
+    with pytest.raises(amk.InputError, match="closed"):
+        one.decode(1, 0)
+
+
 def test_an_image_reopened_from_bytes_is_the_same_machine(toy):
     _, image, weights = toy
     with amk.ReferenceVM(image, weights) as one, amk.ReferenceVM(amk.Image.from_bytes(image.bytes), weights) as two:

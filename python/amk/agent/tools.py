@@ -24,7 +24,10 @@ MAX_LIMIT = 1000
 MAX_WAIT_S = 50.0  # clients give up on a call after about a minute
 
 _TYPES = {"str": "string", "int": "integer", "float": "number", "flag": "boolean"}
-_KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list, tuple),
+    "object": (Mapping,),
+}  # fmt: skip
 _ALWAYS = ("--json", "--quiet")
 
 
@@ -84,7 +87,7 @@ class VerbTool:
                 write_json(path, value)
                 value = path
             if not option.flag.startswith("-"):
-                positionals.append(value)
+                positionals += value if option.many else [value]
             else:
                 flags.append(option.flag if option.kind == "flag" else f"{option.flag}={value}")
         return [*flags, "--", *positionals] if positionals else flags
@@ -100,6 +103,9 @@ class VerbTool:
         choices = self.tool.choices.get(option.flag, option.choices)
         if choices:
             found["enum"] = list(choices)
+        if option.many:
+            items = {name: found[name] for name in ("type", "enum") if name in found}
+            return {"type": "array", "items": items, "minItems": 1, "description": option.help}
         default = False if option.kind == "flag" else option.default
         return found if default is None else {**found, "default": default}
 
@@ -116,10 +122,12 @@ class VerbTool:
 
     def _check(self, name: str, value: Any, schema: Mapping[str, Any]) -> None:
         kind = schema["type"]
-        if kind == "object":
-            fits = isinstance(value, Mapping)
-        else:
-            fits = isinstance(value, _KINDS[kind]) and (isinstance(value, bool) == (kind == "boolean"))
+        fits = isinstance(value, _KINDS[kind]) and (isinstance(value, bool) == (kind == "boolean"))
+        if kind == "array" and fits:
+            if len(value) < schema.get("minItems", 0):
+                raise InputError(f"{self.tool.name}: {name}: expected at least {schema['minItems']}, got none")
+            for index, item in enumerate(value):
+                self._check(f"{name}[{index}]", item, schema["items"])
         fits = fits and value == value and ("enum" not in schema or value in schema["enum"])
         if not fits:
             article = "an" if kind[0] in "aio" else "a"

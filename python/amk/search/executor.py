@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ..errors import AmkError, InputError, OutOfMemory, WorkerDied, show
 
-__all__ = ["ENGINES", "Executor", "InlineExecutor", "Job", "Say", "call_entry", "open_executor"]
+__all__ = ["ENGINES", "Executor", "InlineExecutor", "Job", "Say", "call_entry", "open_executor", "trouble_of"]
 
 ENGINES = ("inline", "process", "ray")
 
@@ -37,7 +37,20 @@ class Executor(Protocol):
     def wait(self, ticket: int) -> Any:
         """The job's result, or the error that stands for it; each ticket once."""
 
+    def probe(self, ticket: int, job: Job) -> tuple[int, AmkError | None]:
+        """The number of the worker that ran a ticket, and what became of a job that it runs now: None where it ended
+        well. Asked once, after the ticket was waited for."""
+
     def close(self) -> None: ...
+
+
+def trouble_of(executor: Executor, job: Job) -> AmkError | None:
+    """What became of a job, where its result does not matter."""
+    try:
+        executor.wait(executor.submit(job, lambda text: None))
+    except AmkError as error:
+        return error
+    return None
 
 
 class InlineExecutor:
@@ -64,6 +77,9 @@ class InlineExecutor:
             raise OutOfMemory(str(error) or "out of memory") from error
         except Exception as bug:  # in a worker it would end the worker
             raise WorkerDied(f"the trial failed: {type(bug).__name__}: {bug}") from bug
+
+    def probe(self, ticket: int, job: Job) -> tuple[int, AmkError | None]:
+        return 0, trouble_of(self, job)
 
     def close(self) -> None:
         self._waiting.clear()

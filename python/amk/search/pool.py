@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import AmkError, InputError, Unavailable, WorkerDied
 from ..frames import FrameReader, encode
 from ..supervisor import error_of
-from .executor import Job, Say
+from .executor import Job, Say, trouble_of
 from .zygote import how_it_ended
 
 __all__ = ["ProcessExecutor"]
@@ -74,6 +74,10 @@ class ProcessExecutor:
         if is_result:
             return value
         raise value
+
+    def probe(self, ticket: int, job: Job) -> tuple[int, AmkError | None]:
+        """The workers share one computer and its devices: each speaks for all."""
+        return 0, trouble_of(self, job)
 
     def close(self) -> None:
         self._queue.clear()

@@ -51,6 +51,7 @@ class RayExecutor:
         self._queue: deque[tuple[int, Job, Say]] = deque()
         self._running: dict[Any, tuple[int, int, float]] = {}  # by reference: ticket, actor, deadline
         self._done: dict[int, Any] = {}
+        self._ran_on: dict[int, int] = {}  # by ticket: the actor, until it is asked for
         self._next = 0
 
     def submit(self, job: Job, say: Say) -> int:
@@ -67,6 +68,17 @@ class RayExecutor:
             raise value
         return value
 
+    def probe(self, ticket: int, job: Job) -> tuple[int, AmkError | None]:
+        """On the actor that ran the ticket, which has the device that the ticket used: a host sees only its own."""
+        index = self._ran_on.pop(ticket)
+        reference = self._actors[index].run.remote(job.entry, dict(job.arguments), job.timeout_s)
+        ready, _ = self._ray.wait([reference], timeout=START_S + job.timeout_s + _SLACK_S)
+        if not ready:
+            self._ray.kill(self._actors[index], no_restart=False)
+            return index, WorkerDied(f"Ray worker {index} did not answer in time and was killed")
+        value = self._result(reference, index)
+        return index, value if isinstance(value, AmkError) else None
+
     def close(self) -> None:
         for actor in self._actors:
             self._ray.kill(actor, no_restart=True)
@@ -80,6 +92,7 @@ class RayExecutor:
         while self._free and self._queue:
             ticket, job, say = self._queue.popleft()
             index = self._free.popleft()
+            self._ran_on[ticket] = index
             say(f"on Ray worker {index}")
             reference = self._actors[index].run.remote(job.entry, dict(job.arguments), job.timeout_s)
             self._running[reference] = ticket, index, time.monotonic() + START_S + job.timeout_s + _SLACK_S

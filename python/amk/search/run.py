@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AmkError, BuildMismatch, DeviceError, InputError, StoreError, Unavailable, UnsupportedModel
+from ..errors import AmkError, BuildMismatch, DeviceError, InputError, StoreError, UnsupportedModel
 from ..exam import draw
 from ..gpu_lock import gpu_lock, name_lock
 from ..records import RecordStore, Trial
@@ -57,14 +57,13 @@ class _Running:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What became of a trial, before it is compared with anything. `loss`: the device was not there."""
+    """What became of a trial, before it is compared with anything."""
 
     correctness: str
     verdict: dict[str, Any]
     latency_us: float | None
     pct_of_roofline: float | None
     reason: str
-    loss: bool = False
 
 
 def run_loop(
@@ -119,7 +118,7 @@ class _Run:
         self._sampler: Sampler = make_sampler(plan, beginning)
         self._on_trial, self._say, self._say_more = on_trial, say, say_more
         self._running: deque[_Running] = deque()
-        self._losses = 0
+        self._losses: dict[int, int] = {}  # of the device, in a row, by worker
 
     def run(self) -> str | None:
         """None when the budget is spent, else why not."""
@@ -138,9 +137,11 @@ class _Run:
             if not self._running:
                 return "the search space holds nothing new" if exhausted else None
             self._finish_oldest()
-            if self._losses >= MAX_LOSSES:
-                self.end_running("the device was lost")
-                return f"the device was lost {MAX_LOSSES} times in a row: {self._plan.device} does not answer"
+            for worker, losses in self._losses.items():
+                if losses >= MAX_LOSSES:
+                    self.end_running("the device was lost")
+                    of = f" of worker {worker}" if self._plan.engine == "ray" else ""
+                    return f"the device was lost {MAX_LOSSES} times in a row: {self._plan.device}{of} does not answer"
 
     def result(self, stopped: str | None) -> LoopResult:
         return LoopResult(
@@ -215,7 +216,7 @@ class _Run:
         self._sampler.tell(trial)
         self._on_trial(trial)
         if self._plan.on_gpu:
-            self._check_health(judged.loss)
+            self._check_health(running.ticket)
 
     def _record(self, trial: Trial) -> None:
         with unbroken():
@@ -264,7 +265,7 @@ class _Run:
         except (InputError, BuildMismatch, UnsupportedModel, StoreError):
             raise
         except AmkError as error:
-            return _crashed(f"{error.code}: {error}", loss=isinstance(error, Unavailable))
+            return _crashed(f"{error.code}: {error}")
         try:
             verdict = verdict_of(answer["verdict"])
         except (InputError, TypeError, KeyError) as error:
@@ -355,21 +356,22 @@ class _Run:
 
     # ---- the device ----
 
-    def _check_health(self, lost: bool) -> None:
-        """Between trials: is the device still there? A worker on another host sees its own only when it uses it."""
-        if self._plan.engine != "ray":
-            try:
-                self._executor.wait(self._executor.submit(_probe_job(self._plan), lambda text: None))
-                lost = False
-            except DeviceError as error:
-                self._say(f"the device does not answer: {error}")
-                lost = True
-                time.sleep(LOSS_PAUSE_S)
-        self._losses = self._losses + 1 if lost else 0
+    def _check_health(self, ticket: int) -> None:
+        """Between trials: is the device that this one ran on still there? Asked of the worker that ran it."""
+        worker, error = self._executor.probe(ticket, _probe_job(self._plan))
+        if error is None:
+            self._losses[worker] = 0
+            return
+        if not isinstance(error, DeviceError):
+            raise error
+        of = f" of worker {worker}" if self._plan.engine == "ray" else ""
+        self._say(f"the device{of} does not answer: {error}")
+        self._losses[worker] = self._losses.get(worker, 0) + 1
+        time.sleep(LOSS_PAUSE_S)
 
 
-def _crashed(reason: str, loss: bool = False) -> _Judged:
-    return _Judged("CRASH", {}, None, None, reason, loss)
+def _crashed(reason: str) -> _Judged:
+    return _Judged("CRASH", {}, None, None, reason)
 
 
 def _probe_job(plan: Plan) -> Job:
