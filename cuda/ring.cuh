@@ -3,8 +3,8 @@
 // waits for no counter: it runs ahead across tasks and their dependencies as far as slots are free. It keeps at most
 // `window` copies on their way, because whatever is asked for beyond what the memory needs to stay busy only delays
 // everybody else's loads.
-// Ordering: `full` is completed by the copy engine's bytes and acquired by try_wait; `empty` is arrived at by the
-// slot's warp after its last read, and the producer's wait for it orders those reads before the next copy.
+// Ordering: `full` is completed by the copy engine's bytes and acquired by try_wait; `empty` is arrived at by every
+// lane of the slot's warp after its reads, and the producer's wait for it orders those reads before the next copy.
 #pragma once
 
 #include "ops/ring.h"
@@ -26,7 +26,7 @@ struct RingBarriers {
   __device__ void init(int slots) {
     for (int i = 0; i < slots; ++i) {
       ptx::mbarrier_init(full + i, 1);
-      ptx::mbarrier_init(empty + i, 1);
+      ptx::mbarrier_init(empty + i, kWarpThreads);
     }
     stop = 0;
     ptx::fence_mbarrier_init();
@@ -52,8 +52,7 @@ class RingReader {
     const uint4* at = reinterpret_cast<const uint4*>(slots_ + slot * kSlotBytes) + threadIdx.x % kWarpThreads;
 #pragma unroll
     for (int u = 0; u < kSlotUnits; ++u) f.v[u] = at[u * kUnitVectors];
-    __syncwarp();
-    if (threadIdx.x % kWarpThreads == 0) ptx::mbarrier_arrive(barriers_.empty + slot);
+    ptx::mbarrier_arrive(barriers_.empty + slot);
     if (++stage_ == stages_) {
       stage_ = 0;
       parity_ ^= 1;

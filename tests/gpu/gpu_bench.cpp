@@ -106,6 +106,7 @@ int main(int argc, char** argv) {
     std::sscanf(argv[i], "cpa_stages=%d", &schedule.cpa_stages);
     std::sscanf(argv[i], "sm_policy=%d", &schedule.sm_policy);
     std::sscanf(argv[i], "fusion=%d", &schedule.fusion);
+    std::sscanf(argv[i], "page_policy=%d", &schedule.page_policy);
   }
   if (chosen.empty())
     for (const Shape& s : kShapes) chosen.push_back(&s);
