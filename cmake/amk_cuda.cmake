@@ -35,10 +35,13 @@ if(AMK_CUDA_ENABLED)
   # target's kernels, one file per variant; further arguments are compile definitions.
   function(amk_add_kernels target)
     foreach(threads IN LISTS AMK_CUDA_VARIANTS)
-      set(variant ${CMAKE_CURRENT_BINARY_DIR}/${target}_${threads}.cu)
-      file(CONFIGURE OUTPUT ${variant} CONTENT
-        "#define AMK_THREADS ${threads}\n#include \"${PROJECT_SOURCE_DIR}/cuda/megakernel.cu\"\n")
-      target_sources(${target} PRIVATE ${variant})
+      foreach(timed "" "#define AMK_TIMED\n") # without a timeline and with one
+        string(REGEX REPLACE ".+" "_timed" suffix "${timed}")
+        set(variant ${CMAKE_CURRENT_BINARY_DIR}/${target}_${threads}${suffix}.cu)
+        file(CONFIGURE OUTPUT ${variant} CONTENT
+          "#define AMK_THREADS ${threads}\n${timed}#include \"${PROJECT_SOURCE_DIR}/cuda/megakernel.cu\"\n")
+        target_sources(${target} PRIVATE ${variant})
+      endforeach()
     endforeach()
     list(TRANSFORM AMK_CUDA_VARIANTS REPLACE "(.+)" "X(\\1)" OUTPUT_VARIABLE table)
     string(JOIN " " table ${table})

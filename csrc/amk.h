@@ -389,6 +389,12 @@ typedef struct amk_task_cost_t {
   int32_t producer; /* the task that completed that counter; -1: none */
 } amk_task_cost_t;
 
+/* One task of a step as the device ran it: microseconds since the first task of the step began. */
+typedef struct amk_task_time_t {
+  int32_t task, queue;
+  double start_us, ready_us, finish_us;
+} amk_task_time_t;
+
 typedef struct amk_vm_options_t {
   uint64_t struct_size;
   uint64_t seed;       /* which legal order; 0 = program order */
@@ -396,6 +402,8 @@ typedef struct amk_vm_options_t {
   int32_t guard;       /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
                           (a GPU machine poisons and has no canaries) */
   int32_t deadline_ms; /* GPU: a step without progress for so long is ended; 0 = 2,000 */
+  int32_t reserved;    /* 0 */
+  int32_t timeline;    /* GPU: 1 = each step leaves a timeline (amk_vm_timeline), from a kernel compiled with one */
 } amk_vm_options_t;
 
 /* One task as the library sees it: its operands' byte ranges at a position. rows ranges of row_bytes, stride apart. */
@@ -442,8 +450,8 @@ const char* amk_status_name(int32_t status);
  * per block of each kernel)}. Static. */
 const char* amk_build_info(void);
 /* sizeof of params, buffer, instruction, counter, binding, page, launch, target, program_tables, model, schedule,
- * rejection, cost, vm_options, access, strings, task_cost, gdn_decode: in this order. n = room in out; returns how many
- * there are. */
+ * rejection, cost, vm_options, access, strings, task_cost, gdn_decode, task_time: in this order. n = room in out;
+ * returns how many there are. */
 int32_t amk_struct_sizes(uint64_t* out, int32_t n);
 /* 1 where the opcode has a law and an implementation in this build. */
 int32_t amk_op_supported(int32_t op);
@@ -566,6 +574,10 @@ amk_status amk_vm_aim(amk_vm* vm, int32_t pos);
 amk_status amk_vm_finish(amk_vm* vm);
 /* n steps at position pos, each launched and finished alone; us[i] = CUDA events around all that step i enqueues. */
 amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us);
+/* When the tasks of the last finished step began to wait (start), had what they wait for, and had signalled: entry i is
+ * task i. Writes at most `room`, and how many there are to *n. INVALID_ARGUMENT: no step, or made without `timeline`.
+ */
+amk_status amk_vm_timeline(amk_vm* vm, amk_task_time_t* out, int64_t room, int64_t* n);
 /* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
 amk_status amk_vm_cancel(amk_vm* vm);
 

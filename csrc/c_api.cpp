@@ -72,6 +72,18 @@ void require_size(const T* s, const char* what) {
             what, (unsigned long long)s->struct_size, sizeof(T));
 }
 
+// Options of callers of any age: fields that the caller's header did not have are zero.
+amk_vm_options_t read_options(const amk_vm_options_t* options) {
+  constexpr uint64_t kFirstBytes = 32;  // of ABI 1.0, `reserved` included
+  AMK_CHECK(options != nullptr, AMK_ERR_INVALID_ARGUMENT, "options is NULL");
+  AMK_CHECK(options->struct_size >= kFirstBytes, AMK_ERR_INVALID_ARGUMENT,
+            "options: struct_size is %llu, expected at least %llu", (unsigned long long)options->struct_size,
+            (unsigned long long)kFirstBytes);
+  amk_vm_options_t out{};
+  std::memcpy(&out, options, static_cast<size_t>(std::min<uint64_t>(options->struct_size, sizeof out)));
+  return out;
+}
+
 // The two halves of a judgement, each where somebody asked for it.
 void hand_out(amk::Judgement judgement, amk_report** report, amk_valid_program** valid) {
   std::unique_ptr<amk_valid_program> proof;
@@ -108,12 +120,12 @@ const char* amk_status_name(int32_t status) {
 }
 
 int32_t amk_struct_sizes(uint64_t* out, int32_t n) {
-  static constexpr uint64_t kSizes[] = {sizeof(amk_params_t),  sizeof(amk_buffer_t),     sizeof(amk_instruction_t),
-                                        sizeof(amk_counter_t), sizeof(amk_binding_t),    sizeof(amk_page_t),
-                                        sizeof(amk_launch_t),  sizeof(amk_target_t),     sizeof(amk_program_tables_t),
-                                        sizeof(amk_model_t),   sizeof(amk_schedule_t),   sizeof(amk_rejection_t),
-                                        sizeof(amk_cost_t),    sizeof(amk_vm_options_t), sizeof(amk_access_t),
-                                        sizeof(amk_strings_t), sizeof(amk_task_cost_t),  sizeof(amk_gdn_decode_t)};
+  static constexpr uint64_t kSizes[] = {
+      sizeof(amk_params_t),         sizeof(amk_buffer_t),     sizeof(amk_instruction_t), sizeof(amk_counter_t),
+      sizeof(amk_binding_t),        sizeof(amk_page_t),       sizeof(amk_launch_t),      sizeof(amk_target_t),
+      sizeof(amk_program_tables_t), sizeof(amk_model_t),      sizeof(amk_schedule_t),    sizeof(amk_rejection_t),
+      sizeof(amk_cost_t),           sizeof(amk_vm_options_t), sizeof(amk_access_t),      sizeof(amk_strings_t),
+      sizeof(amk_task_cost_t),      sizeof(amk_gdn_decode_t), sizeof(amk_task_time_t)};
   constexpr int32_t kCount = sizeof(kSizes) / sizeof(kSizes[0]);
   for (int32_t i = 0; out && i < n && i < kCount; ++i) out[i] = kSizes[i];
   return kCount;
@@ -344,10 +356,10 @@ amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_
   return guarded([&] {
     AMK_REQUIRE(image);
     AMK_REQUIRE(out);
-    require_size(options, "options");
+    const amk_vm_options_t read = read_options(options);
     // The machine keeps the image alive: the caller may destroy its handle first.
     std::shared_ptr<const std::vector<uint8_t>> bytes(image->image, &image->image->bytes());
-    *out = new amk_vm{amk::make_reference_vm(std::move(bytes), *options)};
+    *out = new amk_vm{amk::make_reference_vm(std::move(bytes), read)};
   });
 }
 
@@ -413,9 +425,9 @@ amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* op
   return guarded([&] {
     AMK_REQUIRE(image);
     AMK_REQUIRE(out);
-    require_size(options, "options");
+    const amk_vm_options_t read = read_options(options);
     std::shared_ptr<const std::vector<uint8_t>> bytes(image->image, &image->image->bytes());
-    *out = new amk_vm{amk::make_cuda_vm(std::move(bytes), *options, device)};
+    *out = new amk_vm{amk::make_cuda_vm(std::move(bytes), read, device)};
   });
 }
 
@@ -452,6 +464,18 @@ amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us) {
     AMK_REQUIRE(vm);
     AMK_REQUIRE(us);
     vm->vm->time(pos, n, us);
+  });
+}
+
+amk_status amk_vm_timeline(amk_vm* vm, amk_task_time_t* out, int64_t room, int64_t* n) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    AMK_REQUIRE(n);
+    AMK_CHECK(room >= 0 && (out || room == 0), AMK_ERR_INVALID_ARGUMENT, "timeline: room is %lld, out is %p",
+              (long long)room, static_cast<void*>(out));
+    const std::vector<amk_task_time_t> times = vm->vm->timeline();
+    *n = static_cast<int64_t>(times.size());
+    std::copy_n(times.begin(), std::min(room, *n), out);
   });
 }
 

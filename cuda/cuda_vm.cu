@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "device_memory.h"
 #include "ops/ring.h"
+#include "timeline.h"
 #include "variants.h"
 #include "vm/states.h"
 #include "vm/vm.h"
@@ -79,11 +80,11 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
 }
 
 // Grid, threads and shared memory against the live device (V10).
-LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant, int device) {
+LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant, const void* kernel, int device) {
   cudaDeviceProp d{};
   AMK_CUDA_CHECK(cudaGetDeviceProperties(&d, device));
   cudaFuncAttributes f{};
-  const cudaError_t found = cudaFuncGetAttributes(&f, variant.kernel());
+  const cudaError_t found = cudaFuncGetAttributes(&f, kernel);
   if (found == cudaErrorNoKernelImageForDevice || found == cudaErrorInvalidDeviceFunction) {
     cudaGetLastError();
     throw Error(AMK_ERR_UNAVAILABLE, text("no machine code for %s (compute capability %d.%d); built for %s", d.name,
@@ -100,10 +101,10 @@ LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant
             d.major, d.minor);
   const LaunchShape shape = divide_shared(image, variant, room, d.name);
   // One value for all machines on this device: the attribute is the kernel's, not a launch's.
-  AMK_CUDA_CHECK(cudaFuncSetAttribute(variant.kernel(), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room));
+  AMK_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room));
   int blocks = 0;
-  AMK_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, variant.kernel(), block_threads(variant),
-                                                               shape.shared_bytes));
+  AMK_CUDA_CHECK(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block_threads(variant), shape.shared_bytes));
   AMK_CHECK(
       image.launch().grid >= 1 && image.launch().grid <= blocks * d.multiProcessorCount, AMK_ERR_REJECTED,
       "V10: the grid has %d blocks, %s holds %d (%d SMs x %d blocks of %d threads and %zu bytes of shared memory)",
@@ -130,14 +131,16 @@ class CudaVm final : public Vm {
         guard_(options.guard == 1),
         deadline_ms_(options.deadline_ms ? options.deadline_ms : kDefaultDeadlineMs),
         variant_(find_variant(image_.launch().threads_per_block)),
+        kernel_(variant_.kernel(options.timeline == 1)),
         states_(image_) {
     const CurrentDevice current(device_);
-    shape_ = prove_occupancy(image_, variant_, device_);
+    shape_ = prove_occupancy(image_, variant_, kernel_, device_);
     stream_ = make_stream();
     done_ = make_event(cudaEventDisableTiming);
     begin_ = make_event(cudaEventDefault);
     end_ = make_event(cudaEventDefault);
     memory_ = std::make_unique<DeviceImage>(image_, stream_.get());
+    if (options.timeline == 1) timeline_ = std::make_unique<Timeline>(image_);
     ledger_bytes_ = sizeof(Ledger) + image_.producers.size_bytes();
     find_tokens();
     choice_bytes_ = choices_.size() * sizeof(int32_t);
@@ -265,7 +268,9 @@ class CudaVm final : public Vm {
     const CurrentDevice current(device_);
     or_poison_states([&] {
       if (in_flight_) wait_for_step();
+      has_step_ = false;
       check_proof();
+      has_step_ = true;
     });
   }
 
@@ -285,6 +290,15 @@ class CudaVm final : public Vm {
       check(cudaEventElapsedTime(&ms, begin_.get(), end_.get()), "cudaEventElapsedTime");
       out_us[i] = ms * 1000;
     }
+  }
+
+  std::vector<amk_task_time_t> timeline() override {
+    AMK_CHECK(timeline_, AMK_ERR_INVALID_ARGUMENT,
+              "timeline: the machine was made without one (options.timeline is 0)");
+    require_usable();
+    require_idle();
+    AMK_CHECK(has_step_, AMK_ERR_INVALID_ARGUMENT, "timeline: no step has been finished");
+    return timeline_->read();
   }
 
   void cancel() override { mailbox().cancel.store(1, std::memory_order_relaxed); }
@@ -426,13 +440,16 @@ class CudaVm final : public Vm {
                          memory_->stream_start(),
                          shape_.ring_stages,
                          shape_.ring_window,
-                         shape_.task_bytes};
+                         shape_.task_bytes,
+                         timeline_ ? timeline_->tasks() : nullptr,
+                         timeline_ ? timeline_->blocks() : nullptr};
     void* arguments[] = {&tables};
-    check(cudaLaunchCooperativeKernel(variant_.kernel(), dim3(static_cast<unsigned>(image_.launch().grid)),
+    check(cudaLaunchCooperativeKernel(kernel_, dim3(static_cast<unsigned>(image_.launch().grid)),
                                       dim3(static_cast<unsigned>(block_threads(variant_))), arguments,
                                       shape_.shared_bytes, stream),
           "launch");
     if (stream == stream_.get()) check(cudaEventRecord(end_.get(), stream), "cudaEventRecord");
+    if (timeline_) guarded([&] { timeline_->enqueue_copy(stream); });
     check(cudaMemcpyAsync(static_cast<void*>(ledger()), device_ledger, ledger_bytes_, cudaMemcpyDeviceToHost, stream),
           "completion proof");
     for (size_t i = 0; i < choices_.size(); ++i)
@@ -524,6 +541,7 @@ class CudaVm final : public Vm {
   }
   void abandon() {
     memory_->abandon();
+    if (timeline_) timeline_->abandon();
     device_ledger_.abandon();
     mailbox_.abandon();
     stream_.abandon();
@@ -538,6 +556,7 @@ class CudaVm final : public Vm {
   const bool guard_;
   const int32_t deadline_ms_;
   const KernelVariant& variant_;
+  const void* const kernel_;
   States states_;
   LaunchShape shape_;
   size_t ledger_bytes_ = 0, scalars_offset_ = 0, choice_bytes_ = 0;
@@ -550,7 +569,8 @@ class CudaVm final : public Vm {
   Stream stream_;
   Event done_, begin_, end_;
   uint64_t nonce_ = 0;
-  bool in_flight_ = false, is_captured_ = false, never_ends_ = false;
+  std::unique_ptr<Timeline> timeline_;
+  bool has_step_ = false, in_flight_ = false, is_captured_ = false, never_ends_ = false;
   std::string poison_reason_;  // not empty: every further call is refused with it
 };
 
@@ -563,6 +583,8 @@ std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> ima
             "seed and threads choose an order of tasks, which is the hardware's here: both must be 0");
   AMK_CHECK(options.guard == 0 || options.guard == 1, AMK_ERR_INVALID_ARGUMENT, "guard is %d, expected 0 or 1",
             options.guard);
+  AMK_CHECK(options.timeline == 0 || options.timeline == 1, AMK_ERR_INVALID_ARGUMENT, "timeline is %d, expected 0 or 1",
+            options.timeline);
   AMK_CHECK(options.deadline_ms >= 0 && options.deadline_ms <= kMaxDeadlineMs, AMK_ERR_INVALID_ARGUMENT,
             "deadline_ms is %d, expected 0..%d", options.deadline_ms, kMaxDeadlineMs);
   int count = 0;

@@ -67,6 +67,9 @@ struct Ledger {
 };
 static_assert(sizeof(Ledger) == 64, "counters start on a line of their own");
 
+struct TaskClocks;
+struct BlockClocks;
+
 // All that the kernel is given. `cancel` is host memory.
 struct MachineTables {
   const DeviceTask* tasks;
@@ -82,6 +85,8 @@ struct MachineTables {
   int32_t ring_stages;           // of one slot per warp; 0: no task streams
   int32_t ring_window;           // slots that may be on their way at a time
   int32_t task_bytes;            // dynamic shared memory behind the ring
+  TaskClocks* task_clocks;       // in queue order; null without a timeline
+  BlockClocks* block_clocks;     // [grid]
 };
 
 }  // namespace amk

@@ -35,6 +35,7 @@ class TaskQueue {
   // The record behind front() has arrived in this thread; a barrier must follow before another reads it.
   __device__ void arrived() { ptx::copy_async_wait<kRecordRing - 2>(); }
   __device__ void pop() { ++next_; }
+  __device__ uint32_t index() const { return next_; }  // of front() in queue order
 
  private:
   DeviceTask* ring_;
@@ -49,11 +50,13 @@ __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTa
   const int32_t pos = machine.scalars->pos;
   uint32_t done = 0;
   for (TaskQueue<kThreads> queue(records, machine); !queue.empty(); queue.pop(), ++done) {
+    mark_start();
     queue.fetch();
     const DeviceTask& task = queue.front();
     if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos, ring})) return false;
     queue.arrived();
     if (signals(task)) signal<kThreads>(task, machine);
+    mark_finish(machine.task_clocks + queue.index());
   }
   // The completion proof (K4).
   if (threadIdx.x == 0) {
@@ -66,13 +69,14 @@ __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTa
 // Registers of a thread, by role: at most as many in all as the block starts with.
 constexpr int kTaskRegisters = 232, kProducerRegisters = 40;
 
-template <int kThreads>
+template <int kThreads, bool kHasTimeline>
 __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(const MachineTables machine) {
   extern __shared__ __align__(128) char shared[];  // the ring, then what a task may use
   __shared__ DeviceTask records[kRecordRing];
   __shared__ float reduce_scratch[kReduceScratch];
   __shared__ RingBarriers barriers;
   constexpr int kWarps = kThreads / kWarpThreads;
+  static_assert(kHasTimeline == kTimed, "the name of the kernel says what it is");
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   const int slots = machine.ring_stages * kWarps;
   if (threadIdx.x == 0) barriers.init(slots);
@@ -88,7 +92,9 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
   } else {
     ptx::take_registers<kTaskRegisters>();
     RingReader ring(shared, barriers, machine.ring_stages, kWarps);
+    mark_block(machine.block_clocks + blockIdx.x, false);
     const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, shared + slots * kSlotBytes, ring);
+    mark_block(machine.block_clocks + blockIdx.x, true);
     if (!ended) barriers.stop = 1;
   }
 }

@@ -10,6 +10,7 @@
 
 #include "device_task.h"
 #include "ptx.cuh"
+#include "timeline.cuh"
 
 namespace amk {
 
@@ -117,7 +118,9 @@ struct TaskContext {
   __device__ __forceinline__ bool await_inputs() const {
     const bool polls = threadIdx.x / kWarpThreads == kPollWarp && task.n_waits > 0;
     const bool gave_up = polls && !poll_waits(task, machine);
-    return !ptx::barrier_or(kTaskBarrier, kThreads, gave_up);
+    const bool any_gave_up = ptx::barrier_or(kTaskBarrier, kThreads, gave_up);
+    mark_ready();
+    return !any_gave_up;
   }
 };
 

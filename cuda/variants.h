@@ -10,19 +10,24 @@
 
 namespace amk {
 
-#define X(threads) const void* kernel_##threads();
+// Without a timeline and with one.
+#define X(threads)                \
+  const void* kernel_##threads(); \
+  const void* kernel_##threads##_timed();
 AMK_CUDA_VARIANTS
 #undef X
 
 struct KernelVariant {
   int threads;
-  const void* (*kernel)();
+  const void* (*kernels[2])();  // without a timeline, with one
+
+  const void* kernel(bool timed) const { return kernels[timed](); }
 };
 // Threads of a launch: those of the tasks and the producer's.
 constexpr int block_threads(const KernelVariant& v) { return v.threads + kProducerThreads; }
 
 constexpr KernelVariant kKernelVariants[] = {
-#define X(threads) {threads, kernel_##threads},
+#define X(threads) {threads, {kernel_##threads, kernel_##threads##_timed}},
     AMK_CUDA_VARIANTS
 #undef X
 };

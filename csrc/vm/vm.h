@@ -46,6 +46,7 @@ class Vm {
   virtual void aim(int32_t /*pos*/) { no_device(); }
   virtual void finish() { no_device(); }
   virtual void time(int32_t /*pos*/, int32_t /*iterations*/, float* /*out_us*/) { no_device(); }
+  virtual std::vector<amk_task_time_t> timeline() { no_device(); }
   virtual void cancel() { no_device(); }
 
  private:
