@@ -28,7 +28,7 @@ extern "C" {
 /* amk-cdef-begin */
 
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 3
+#define AMK_ABI_VERSION_MINOR 4
 #define AMK_IR_VERSION 1
 
 /* ---- limits ------------------------------------------------------------------------------------------------ */
@@ -43,13 +43,15 @@ extern "C" {
 #define AMK_MAX_QUEUES 1024      /* SMs of one device */
 #define AMK_MAX_SEQ 16777216     /* 2^24 positions */
 #define AMK_MAX_LAYERS 1024
-#define AMK_MAX_HIDDEN 1048576 /* 2^20 */
-#define AMK_MAX_VOCAB 4194304  /* 2^22 */
-#define AMK_ROW_GROUP 8        /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
-#define AMK_VECTOR_BYTES 16    /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
-#define AMK_PAGE_ALIGN 256     /* alignment of pages that the lowering places */
-#define AMK_MAX_REPORTED 64    /* rejections kept in a report; the count goes on */
-#define AMK_HASH_BYTES 32      /* BLAKE2b-256 (RFC 7693) */
+#define AMK_MAX_HIDDEN 1048576   /* 2^20 */
+#define AMK_MAX_VOCAB 4194304    /* 2^22 */
+#define AMK_ROW_GROUP 8          /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
+#define AMK_MIN_WEIGHT_GROUP 64  /* elements of a row that share a scale in a quantised model: this many */
+#define AMK_MAX_WEIGHT_GROUP 128 /* or this many */
+#define AMK_VECTOR_BYTES 16      /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
+#define AMK_PAGE_ALIGN 256       /* alignment of pages that the lowering places */
+#define AMK_MAX_REPORTED 64      /* rejections kept in a report; the count goes on */
+#define AMK_HASH_BYTES 32        /* BLAKE2b-256 (RFC 7693) */
 /* Bytes touched plus floating-point operations of one queue in a step (V23): what a minute at 1 GB/s amounts to. One SM
  * of today's GPUs streams over 20 GB/s, and the share of a model that fills the device's memory is a tenth of this. */
 #define AMK_MAX_QUEUE_WORK 60000000000
@@ -121,7 +123,10 @@ typedef enum amk_opcode {
   /* in: x T, weight T [N, K], then in this order where the flag is set: NORM weight T [K], BIAS T [N],
    * RESIDUAL T [N]. out (T or f32): y[n] = sum_k weight[n, k] * x[m_off + k] (+ bias[n]) (+ residual[n]) for
    * n in [n_off, n_off + N_tile). NORM: x is first RMS-normalised over its K elements (eps) and rounded to T.
-   * SILU_PAIR: weight is [2N, K], bias [2N]: y[n] = silu(row n) * (row N + n). In-place residual is allowed. */
+   * SILU_PAIR: weight is [2N, K], bias [2N]: y[n] = silu(row n) * (row N + n). In-place residual is allowed.
+   * qdtype AMK_DTYPE_I8 (0: not quantised): weight is I8 and behind it comes scale T [N, K / group] ([2N, K / group]
+   * with SILU_PAIR); group is a multiple of 16 that divides K. Element (n, k) then stands for
+   * weight[n, k] * scale[n, k / group], where -128 counts as -127. */
   AMK_OP_GEMV_TILE = 5,
   AMK_OP_GEMM_TILE = 6,
   /* in: q T (rotated; head h at m_off + h*D), k and v caches T [G, S=K, D]. out: part_o f32 [Q, T=M, D],
@@ -279,13 +284,17 @@ typedef enum amk_model_feature {
  *   embed [V,H]; layers.{i}.attn_norm [H]; layers.{i}.wqkv [(Q+2G)*D, H] (q, k, v rows); layers.{i}.bqkv;
  *   layers.{i}.q_norm, layers.{i}.k_norm [D]; layers.{i}.wo [H, Q*D]; layers.{i}.bo [H]; layers.{i}.mlp_norm [H];
  *   layers.{i}.w_gate_up [2F, H] (gate, then up rows); layers.{i}.b_gate_up [2F]; layers.{i}.w_down [H, F];
- *   layers.{i}.b_down [H]; final_norm [H]; lm_head [V,H] (absent when tied: embed is read); rope_inv_freq f32 [D/2]. */
+ *   layers.{i}.b_down [H]; final_norm [H]; lm_head [V,H] (absent when tied: embed is read); rope_inv_freq f32 [D/2].
+ * With weight_group g > 0 the matrices wqkv, wo, w_gate_up, w_down and lm_head are I8, and each `m` of them comes with
+ * `m_scale` [rows, columns / g] in `dtype`: an element is its integer times the scale of its row and of the g columns
+ * that it lies in. embed stays in `dtype`, and so does a tied head. */
 typedef struct amk_model_t {
   uint64_t struct_size;
   int32_t dtype; /* F32, F16 or BF16 */
   int32_t layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_seq;
   int32_t features; /* amk_model_feature bits */
   float eps;
+  int32_t weight_group; /* 0: not quantised; else AMK_MIN_WEIGHT_GROUP or AMK_MAX_WEIGHT_GROUP */
 } amk_model_t;
 
 typedef enum amk_fusion {

@@ -44,6 +44,7 @@ struct Node {
   int32_t k_cache = kNoTensor, v_cache = kNoTensor;
   int32_t inv_freq = kNoTensor;  // kRope; kKvAppend and kAttention that rotate first
   int32_t norm = kNoTensor;      // x is RMS-normalised first: all of it, or each head
+  int32_t scale = kNoTensor;     // kLinear: of a quantised weight
   int32_t k_norm = kNoTensor;    // kAttention that rotates first: of the key, where norm is of the queries
   int32_t bias = kNoTensor;
   int32_t residual = kNoTensor;  // kAdd; kLinear that adds it
@@ -56,6 +57,7 @@ struct Node {
 struct Graph {
   int32_t dtype = AMK_DTYPE_F32;
   int32_t hidden = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0, max_seq = 0;
+  int32_t weight_group = 0;  // of the quantised weights; 0: none are
   float eps = 0;
   std::vector<Tensor> tensors;
   std::vector<Node> nodes;  // in an order of computation: producers first
@@ -70,8 +72,8 @@ struct Graph {
 // The tensors a node reads: fn(id) for each, a reference where the node is not const.
 template <class N, class Fn>
 void for_inputs(N& node, Fn fn) {
-  for (auto* id : {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.k_norm,
-                   &node.bias, &node.residual})
+  for (auto* id : {&node.x, &node.weight, &node.scale, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm,
+                   &node.k_norm, &node.bias, &node.residual})
     if (*id != kNoTensor) fn(*id);
 }
 

@@ -39,6 +39,7 @@ inline double read_number(int dtype, const uint8_t* p, int64_t i) {
     case AMK_DTYPE_F32: return get(float{});
     case AMK_DTYPE_BF16: return amk::bf16_to_f32(get(uint16_t{}));
     case AMK_DTYPE_F16: return amk::f16_to_f32(get(uint16_t{}));
+    case AMK_DTYPE_I8: return get(int8_t{});
     default: return get(int32_t{});
   }
 }
@@ -49,6 +50,7 @@ inline void write_number(int dtype, uint8_t* p, int64_t i, double value) {
     case AMK_DTYPE_F32: return put(static_cast<float>(value));
     case AMK_DTYPE_BF16: return put(amk::f32_to_bf16(static_cast<float>(value)));
     case AMK_DTYPE_F16: return put(amk::f32_to_f16(static_cast<float>(value)));
+    case AMK_DTYPE_I8: return put(static_cast<int8_t>(value));
     default: return put(static_cast<int32_t>(value));
   }
 }
@@ -85,7 +87,7 @@ class OpLab {
 
   // Runs the task, then once more with every byte it may not read made NaN: it must write the same again, and only
   // where its footprint says.
-  void run(int op, std::initializer_list<int> inputs, std::initializer_list<int> outputs, const amk_params_t& params,
+  void run(int op, const std::vector<int>& inputs, const std::vector<int>& outputs, const amk_params_t& params,
            int pos = 0) {
     amk_instruction_t task{};
     task.op = op;
