@@ -4,7 +4,7 @@ In: config.json with model.safetensors, or with shards and model.safetensors.ind
 storage dtype (bf16 as uint16), operands of one fused instruction concatenated. Every tensor is accounted for when the
 directory is opened; each byte is then read once, straight into its final place, where it is scanned for NaN and
 infinity and hashed while it is hot, on several threads. This file must never convert a weight or keep a second copy of
-one.
+one; who does (quantize.py) takes the chunks through a `Sink` of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .model_config import ModelConfig, parse_config, rope_inv_freq
 from .safetensors import MAX_TENSORS, SafetensorsFile, TensorEntry, read_regular_file
 from .strict_json import parse_strict_json
 
-__all__ = ["STORAGE", "Checkpoint", "WeightSource", "Weights", "weight_plan"]
+__all__ = ["STORAGE", "Checkpoint", "Sink", "WeightSource", "Weights", "weight_plan"]
 
 STORAGE = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 FILE_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -55,8 +55,11 @@ class Weights(Mapping[str, np.ndarray]):
     """Canonical name -> array in storage dtype. `digest` covers names, dtypes, shapes and bytes; asking for it is an
     error where it was not computed."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], dtype: str, digest: str | None) -> None:
+    def __init__(
+        self, arrays: dict[str, np.ndarray], dtype: str, digest: str | None, *, plain_digest: str | None = None
+    ) -> None:
         self._arrays = arrays
+        self.plain_digest = plain_digest  # of quantised weights: of what they were made from, where it was hashed
         self.dtype = dtype
         self._digest = digest
         self.nbytes = sum(array.nbytes for array in arrays.values())
@@ -108,6 +111,20 @@ def weight_plan(config: ModelConfig) -> Plan:
     return plan
 
 
+class Sink:
+    """Takes the elements of one operand a chunk at a time, in any order, from several threads."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._flat = array.reshape(-1)
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Room for elements [start, start + count), one-dimensional, in storage dtype."""
+        return self._flat[start : start + count]
+
+    def put(self, start: int, chunk: np.ndarray) -> None:
+        """The room that `take` gave is filled."""
+
+
 class WeightSource(ABC):
     """What files and embedded models share: a configuration, tensors by Hugging Face name, and the weight table."""
 
@@ -148,16 +165,15 @@ class WeightSource(ABC):
         try:
             for name, parts in weight_plan(self.config).items():
                 shape = (sum(part_shape[0] for _, part_shape in parts), *parts[0][1][1:])
-                arrays[name] = _allocate(shape, STORAGE[dtype], name)
+                sink = self._sink(name, shape, arrays)
                 leaves.append(_label(name, dtype, shape))
-                flat, start = arrays[name].reshape(-1), 0
+                start, step = 0, _CHUNK_BYTES // STORAGE[dtype].itemsize
                 for tensor, part_shape in parts:
-                    end = start + math.prod(part_shape)
-                    whole, step = flat[start:end], _CHUNK_BYTES // flat.itemsize
-                    for first in range(0, whole.size, step):
-                        chunk = whole[first : first + step]
-                        leaves.append(pool.submit(self._read_chunk, tensor, first, chunk, check_finite, hashed))
-                    start = end
+                    size = math.prod(part_shape)
+                    for first in range(0, size, step):
+                        span = (start + first, min(step, size - first))
+                        leaves.append(pool.submit(self._read_chunk, tensor, first, sink, span, check_finite, hashed))
+                    start += size
             frequencies = arrays["rope_inv_freq"] = rope_inv_freq(self.config)
             leaves += [_label("rope_inv_freq", "f32", frequencies.shape), _leaf_digest(frequencies)]
             root = hashlib.blake2b(digest_size=32)
@@ -169,8 +185,16 @@ class WeightSource(ABC):
             self._require_tied_head(arrays["embed"].reshape(-1))
         return Weights(arrays, dtype, root.hexdigest() if hashed else None)
 
-    def _read_chunk(self, tensor: str, start: int, chunk: np.ndarray, check_finite: bool, hashed: bool) -> bytes:
-        """Fills `chunk` with the elements of a tensor from `start` on; its digest, if it is wanted."""
+    def _sink(self, name: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> Sink:
+        """Where one operand goes; its arrays are in `arrays` from now on."""
+        arrays[name] = _allocate(shape, STORAGE[self.config.dtype], name)
+        return Sink(arrays[name])
+
+    def _read_chunk(
+        self, tensor: str, start: int, sink: Sink, span: tuple[int, int], check_finite: bool, hashed: bool
+    ) -> bytes:
+        """Elements of a tensor from `start` on go into `span` of an operand; their digest, if it is wanted."""
+        chunk = sink.take(*span)
         self._read_range(tensor, start, chunk)
         if check_finite:
             view, mask = _EXPONENT[self.config.dtype]
@@ -180,7 +204,13 @@ class WeightSource(ABC):
                 raise InputError(
                     f"{self.name}: tensor {tensor!r}: expected finite values, got NaN or infinity at flat index {index}"
                 )
-        return _leaf_digest(chunk) if hashed else b""
+        digest = _leaf_digest(chunk) if hashed else b""
+        sink.put(span[0], chunk)
+        return digest
+
+    def _check_unchanged(self) -> None:
+        """InputError where what was read from has changed since it was opened."""
+        return
 
     def _require_tied_head(self, embed: np.ndarray) -> None:
         head = np.empty(min(_CHUNK_BYTES // embed.itemsize, embed.size), dtype=embed.dtype)
@@ -250,9 +280,12 @@ class Checkpoint(WeightSource):
 
     def weights(self, *, check_finite: bool = True, hashed: bool = True) -> Weights:
         weights = super().weights(check_finite=check_finite, hashed=hashed)
+        self._check_unchanged()
+        return weights
+
+    def _check_unchanged(self) -> None:
         for file in self._files:
             file.check_unchanged()
-        return weights
 
     def _check_tensors(self) -> None:
         """Names, shapes and dtypes against the configuration: nothing missing, nothing left over."""

@@ -55,12 +55,14 @@ class Generation(Iterator[GeneratedToken]):
         max_new_tokens: int,
         endings: Mapping[int, str],
         text: TextStream | None = None,
+        quantize: str | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """Use `generate`."""
         self.prompt_tokens = tuple(prompt)
         self.max_seq: int = machine.max_seq
         self.has_text = text is not None
+        self.quantize = quantize  # "int8-g128"; None: the plain model, or a machine of the caller's
         self.finish_reason: str | None = None
         self._on_close = on_close
         self._tokens = self._decode(machine, sampling, max_new_tokens, endings, text)
@@ -131,6 +133,8 @@ def generate(
     seed: int = 0,
     stop_at_eos: bool = True,
     stop_tokens: Sequence[int] = (),
+    quantize: str | None = None,
+    group: int | None = None,
     machine: Machine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Generation:
@@ -139,7 +143,9 @@ def generate(
     temperature 0 is greedy; otherwise temperature, top_k and top_p cut, in this order, and `seed` draws. `max_seq` is
     the capacity of the cache, prompt included (default: 1,024, more if the request needs it, within what the model was
     made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). A `machine` that
-    already holds the model is used as it is, from position 0, and stays open; gpu, config and device are then not used.
+    already holds the model is used as it is, from position 0, and stays open; gpu, config, device, quantize and group
+    are then not used. `quantize="int8"` quantises the matrices at load (`group`: 64 or 128 elements of a row share a
+    scale).
     """
     from .embedded import open_model
     from .sampling import Sampling
@@ -152,7 +158,7 @@ def generate(
         device = choose_device(device)
     elif max_seq is not None:
         raise InputError(f"max_seq: expected None with a machine, which has its own, got {show(max_seq)}")
-    source = open_model(model)
+    source = open_model(model, quantize, group)
     vocab = source.config.vocab
     endings = dict.fromkeys(_token_ids("stop_tokens", stop_tokens, vocab), "stop")
     if stop_at_eos:
@@ -169,8 +175,9 @@ def generate(
         on_close = opened.close
     text = None if tokenizer is None else tokenizer.stream(ids)
     return Generation(
-        machine, ids, sampling, max_new_tokens=max_new_tokens, endings=endings, text=text, on_close=on_close
-    )
+        machine, ids, sampling, max_new_tokens=max_new_tokens, endings=endings, text=text,
+        quantize=getattr(source, "scheme", None), on_close=on_close,
+    )  # fmt: skip
 
 
 def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int, say: Callable[[str], None]) -> Any:

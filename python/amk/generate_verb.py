@@ -33,6 +33,8 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        quantize=arguments.quantize,
+        group=arguments.group,
         progress=say,
     )
     loaded = time.perf_counter()
@@ -53,6 +55,7 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
     say(_summary(generation, timings))
     result = {
         "model": arguments.MODEL,
+        "quantize": generation.quantize,
         "prompt_tokens": list(generation.prompt_tokens),
         "tokens": [token.token for token in tokens],
         "text": "".join(token.text for token in tokens) if generation.has_text else None,

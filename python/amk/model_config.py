@@ -68,6 +68,7 @@ class ModelConfig:
     max_position: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    weight_group: int = 0  # elements of a row that share a scale in a quantised model (quantize.py); 0: none is
 
 
 @dataclass(frozen=True)

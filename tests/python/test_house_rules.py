@@ -34,7 +34,8 @@ PY_ARROWS = {
     "safetensors": {"errors", "strict_json"},
     "model_config": {"errors", "strict_json"},
     "checkpoint": {"errors", "strict_json", "safetensors", "model_config"},
-    "embedded": {"errors", "model_config", "checkpoint", "safetensors"},
+    "quantize": {"checkpoint", "errors", "safetensors"},
+    "embedded": {"errors", "model_config", "checkpoint", "quantize", "safetensors"},
     "oracle": set(),  # the judge of everything shares nothing with it
     "_lib": {"errors", "_amk_abi"},
     "targets": {"_lib", "errors"},
@@ -53,7 +54,7 @@ PY_ARROWS = {
     "output": {"errors"},
     "evaluate": {
         *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle", "program"},
-        *{"targets", "timing", "verdict", "vm"},
+        *{"quantize", "targets", "timing", "verdict", "vm"},
     },
     "megakernel": {"_lib", "errors", "program", "vm"},
     "nvml": set(),
