@@ -41,7 +41,7 @@ const KernelVariant& find_variant(int threads) {
 // What a launch on the live device looks like.
 struct LaunchShape {
   size_t shared_bytes = 0;  // dynamic
-  int32_t ring_stages = 0, ring_window = 0, task_bytes = 0;
+  int32_t ring_stages = 0, ring_window = 0, ring_slot_bytes = 0, task_bytes = 0;
 };
 
 bool has_packed(const ImageView& image) {
@@ -62,16 +62,18 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
   s.shared_bytes = static_cast<size_t>(tasks);
   if (!has_packed(image)) return s;
   const int warps = variant.threads / kWarpThreads;
-  s.ring_stages = ring_stages(launch, warps, limit, tasks);
+  s.ring_slot_bytes = ring_slot_bytes(image.tasks);
+  const int64_t stage = ring_stage_bytes(warps, s.ring_slot_bytes);
+  s.ring_stages = ring_stages(launch, warps, limit, tasks, s.ring_slot_bytes);
   AMK_CHECK(s.ring_stages >= std::max(1, launch.cpa_stages), AMK_ERR_REJECTED,
             "V20: %lld bytes of shared memory hold %d stages of the ring (%lld bytes each) beside the tasks' %lld, "
             "cpa_stages asks for %d",
-            (long long)limit, s.ring_stages, (long long)ring_stage_bytes(warps), (long long)tasks, launch.cpa_stages);
+            (long long)limit, s.ring_stages, (long long)stage, (long long)tasks, launch.cpa_stages);
   const int slots = s.ring_stages * warps;
   AMK_CHECK(launch.pipelining_depth <= slots, AMK_ERR_REJECTED, "V20: pipelining_depth is %d, the ring has %d slots",
             launch.pipelining_depth, slots);
   s.ring_window = launch.pipelining_depth;
-  const int64_t ring = s.ring_stages * ring_stage_bytes(warps);
+  const int64_t ring = s.ring_stages * stage;
   s.task_bytes = static_cast<int32_t>(limit - ring);  // what is left makes longer panels
   s.shared_bytes = static_cast<size_t>(limit);
   return s;
@@ -372,6 +374,7 @@ class CudaVm final : public Vm {
                          memory_->stream_start(),
                          shape_.ring_stages,
                          shape_.ring_window,
+                         shape_.ring_slot_bytes,
                          shape_.task_bytes};
     void* arguments[] = {&tables};
     check(cudaLaunchCooperativeKernel(variant_.kernel(), dim3(static_cast<unsigned>(image_.launch().grid)),

@@ -82,13 +82,14 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     ptx::give_registers<kProducerRegisters>();
     if (threadIdx.x == kThreads && slots > 0) {
       const uint32_t* start = machine.stream_start + blockIdx.x;
-      Producer(shared, barriers, slots, machine.ring_window)
+      Producer(shared, barriers, slots, machine.ring_window, machine.ring_slot_bytes)
           .run(machine.streams + start[0], machine.streams + start[1]);
     }
   } else {
     ptx::take_registers<kTaskRegisters>();
-    RingReader ring(shared, barriers, machine.ring_stages, kWarps);
-    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, shared + slots * kSlotBytes, ring);
+    RingReader ring(shared, barriers, machine.ring_stages, kWarps, machine.ring_slot_bytes);
+    char* behind = shared + slots * machine.ring_slot_bytes;
+    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring);
     if (!ended) barriers.stop = 1;
   }
 }

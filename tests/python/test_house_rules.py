@@ -24,7 +24,9 @@ CXX_ARROWS = {
     "vm": {"ops"},
 }
 VM_MAY_ALSO = {"pack/layout.h"}
-CUDA_MAY = {"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h", "ops/packing.h", "ops/ring.h"}
+CUDA_MAY = {
+    *{"pack/layout.h", "vm/vm.h", "vm/device.h", "ops/op_spec.h", "ops/packing.h", "ops/packing_int8.h", "ops/ring.h"},
+}
 
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
 PY_ARROWS = {
