@@ -26,16 +26,14 @@ struct Int8Slots {
     uint32_t scale[kHalves];
   };
 
-  __device__ static __forceinline__ void take(const TaskContext& c, Held& f, int slot) {
-    const amk_params_t& p = c.params();
-    int units = kSlotUnits;
-    if (p.K % kInt8SlotElements != 0 && (slot + 1) % int8_slots(p.K) == 0) units = int8_tail_units(p.K);
-    c.ring.take(f.q, [&](const char* first) {
-      const int lane = threadIdx.x % kWarpThreads, units_per_scale = p.group / kInt8UnitElements;
+  __device__ static void take(RingReader& ring, Held& f, const StreamShape& s, int slot) {
+    const int units = s.tail_units < kSlotUnits && (slot + 1) % s.chunks == 0 ? s.tail_units : kSlotUnits;
+    ring.take(f.q, [&](const char* first) {
+      const int lane = threadIdx.x % kWarpThreads;
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
         const int unit = h * kHalfUnits + lane / kUnitRowVectors;
-        const char* at = first + units * kUnitBytes + (unit >> (units_per_scale - 1)) * kInt8GroupScaleBytes;
+        const char* at = first + units * kUnitBytes + (unit >> s.scale_shift) * kInt8GroupScaleBytes;
         f.scale[h] = unit < units ? reinterpret_cast<const uint32_t*>(at)[lane % kUnitRowVectors] : 0;
       }
     });
@@ -47,26 +45,30 @@ struct Int8Slots {
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape&, int chunk) {
       const int lane = threadIdx.x % kWarpThreads, row = lane / kUnitRowVectors;
       const uint4* x = xs + (chunk * kSlotUnits + row) * kUnitX + lane % kUnitRowVectors * 2;
-      const uint4 a = x[0], b = x[1], c = x[kHalfUnits * kUnitX], d = x[kHalfUnits * kUnitX + 1];
-      const uint32_t quads[4][4] = {
-          {a.x, c.x, a.y, c.y}, {a.z, c.z, a.w, c.w}, {b.x, d.x, b.y, d.y}, {b.z, d.z, b.w, d.w}};
-      float2 own[kHalves] = {};
+      uint4 own[kHalves][2];
 #pragma unroll
-      for (int u = 0; u < kSlotUnits; ++u) {
-        const uint4 w = f.q.v[u];
-        float acc[4] = {};
-        multiply(acc, quads[0], w.x);
-        multiply(acc, quads[1], w.y);
-        multiply(acc, quads[2], w.z);
-        multiply(acc, quads[3], w.w);
-        const int h = u / kHalfUnits;
-        if (row == u % kHalfUnits) own[h] = {acc[2 * h], acc[2 * h + 1]};
+      for (int h = 0; h < kHalves; ++h) {
+        own[h][0] = x[h * kHalfUnits * kUnitX];
+        own[h][1] = x[h * kHalfUnits * kUnitX + 1];
+      }
+      float acc[kHalves][2][4] = {};
+#pragma unroll
+      for (int u = 0; u < kHalfUnits; ++u) {
+        const bool is_own = row == u;
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) {
+          const uint4 w = f.q.v[h * kHalfUnits + u], a = own[h][0], b = own[h][1];
+          multiply(acc[h][0], is_own, a.x, a.y, w.x);
+          multiply(acc[h][1], is_own, a.z, a.w, w.y);
+          multiply(acc[h][0], is_own, b.x, b.y, w.z);
+          multiply(acc[h][1], is_own, b.z, b.w, w.w);
+        }
       }
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
         const float2 scale = unpack_pair<T>(f.scale[h]);
-        sum_.x = fmaf(own[h].x, scale.x, sum_.x);
-        sum_.y = fmaf(own[h].y, scale.y, sum_.y);
+        sum_.x = fmaf(acc[h][0][0] + acc[h][1][0], scale.x, sum_.x);
+        sum_.y = fmaf(acc[h][0][1] + acc[h][1][1], scale.y, sum_.y);
       }
     }
     // Rows of A, one per four lanes, are added in one order, in every lane.
@@ -81,13 +83,10 @@ struct Int8Slots {
     }
 
    private:
-    __device__ static __forceinline__ void multiply(float (&acc)[4], const uint32_t (&x)[4], uint32_t word) {
-      const uint32_t w0 = word & kInt8Mask, w1 = __funnelshift_r(word, word, 8) & kInt8Mask;
-      if constexpr (kIsBf16) {
-        ptx::mma_bf16(acc, x, w0, w1);
-      } else {
-        ptx::mma_f16(acc, x, w0, w1);
-      }
+    __device__ static __forceinline__ void multiply(float (&acc)[4], bool is_own, uint32_t x0, uint32_t x1,
+                                                    uint32_t word) {
+      const uint32_t turned = __funnelshift_r(word, word, 8);
+      multiply_add<T>(acc, is_own ? x0 : 0, is_own ? x1 : 0, word & kInt8Mask, turned & kInt8Mask);
     }
 
     float2 sum_ = {};

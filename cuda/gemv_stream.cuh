@@ -15,9 +15,10 @@ namespace amk {
 constexpr int kPanelPartials = 256;  // groups x partials that a task likes to keep before it adds them up
 
 // Row groups of a tile, slots of a row group, and partials of one. x is `vectors` of 16 bytes, and zeros up to
-// `padded`.
+// `padded`. The last slot of a row group has tail_units.
 struct StreamShape {
-  int vectors, padded, groups, chunks, partials;
+  int vectors, padded, groups, chunks, tail_units, partials;
+  int scale_shift;  // units of a quantised slot that share a scale: two to this power
   bool is_pair;
 };
 __host__ __device__ inline StreamShape stream_shape(const amk_params_t& p, int warps) {
@@ -27,10 +28,14 @@ __host__ __device__ inline StreamShape stream_shape(const amk_params_t& p, int w
   s.groups = p.N_tile / kGroupRows * (s.is_pair ? 2 : 1);
   if (p.qdtype == AMK_DTYPE_I8) {
     s.chunks = int8_slots(p.K);
+    s.tail_units = int8_tail_units(p.K);
     s.padded = s.chunks * kInt8SlotElements * 2 / kVectorBytes;
+    s.scale_shift = p.group > kInt8UnitElements;
   } else {
     s.chunks = ceil_div_int(s.vectors, kSlotRowVectors);
+    s.tail_units = s.vectors / kUnitRowVectors - (s.chunks - 1) * kSlotUnits;
     s.padded = s.vectors;
+    s.scale_shift = 0;
   }
   s.partials = s.chunks < warps ? s.chunks : warps;
   return s;
@@ -64,7 +69,7 @@ struct PlainSlots {
   static constexpr int kExponent = 0;  // x is staged times two to this power
   using Held = SlotFragment;
 
-  __device__ static __forceinline__ void take(const TaskContext& c, Held& f, int) { c.ring.take(f); }
+  __device__ static void take(RingReader& ring, Held& f, const StreamShape&, int) { ring.take(f); }
 
   // What a warp's slots of one row group add up to.
   class Sum {
@@ -107,7 +112,7 @@ class StreamedGemv {
   __device__ bool run() {
     // Zero where there is none: registers that no path sets would be kept alive through every other op.
     Held held{};
-    if (next_ < slots_) Slots::take(c_, held, next_);
+    if (next_ < slots_) Slots::take(c_.ring, held, s_, next_);
     norm_.prefetch();
     if (!c_.template await_inputs<kThreads>()) return false;
     const RowTerms terms = load_terms<T>(c_, threadIdx.x);
@@ -143,7 +148,7 @@ class StreamedGemv {
       for (int chunk = first; chunk < s_.chunks; chunk += kWarps) {
         sum.add(held, xs_, s_, chunk);
         next_ += kWarps;
-        if (next_ < slots_) Slots::take(c_, held, next_);
+        if (next_ < slots_) Slots::take(c_.ring, held, s_, next_);
       }
       const float2 rows = sum.rows();
       if (lane < kUnitRowVectors)
