@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
   constexpr int kWarps = kThreads / kWarpThreads;
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   const int slots = machine.ring_stages * kWarps;
-  if (threadIdx.x == 0) barriers.init(slots);
+  if (threadIdx.x == 0) barriers.init(slots, machine.ring_slot_bytes);
   __syncthreads();
 
   if (threadIdx.x >= kThreads) {
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     }
   } else {
     ptx::take_registers<kTaskRegisters>();
-    RingReader ring(shared, barriers, machine.ring_stages, kWarps, machine.ring_slot_bytes);
+    RingReader ring(shared, barriers, machine.ring_stages, kWarps);
     char* behind = shared + slots * machine.ring_slot_bytes;
     const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring);
     if (!ended) barriers.stop = 1;

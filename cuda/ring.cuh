@@ -20,15 +20,17 @@ struct SlotFragment {
 // In static shared memory.
 struct RingBarriers {
   uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];
-  uint32_t stop;  // the tasks have ended early: copy no more
+  uint32_t stop;   // the tasks have ended early: copy no more
+  int slot_bytes;  // from one slot to the next: here, as a register of it would live through every op
 
   // One thread, before the block's first barrier.
-  __device__ void init(int slots) {
+  __device__ void init(int slots, int bytes_apart) {
     for (int i = 0; i < slots; ++i) {
       ptx::mbarrier_init(full + i, 1);
       ptx::mbarrier_init(empty + i, 1);
     }
     stop = 0;
+    slot_bytes = bytes_apart;
     ptx::fence_mbarrier_init();
   }
 };
@@ -36,8 +38,8 @@ struct RingBarriers {
 // A warp's place in the ring. Every warp of the tasks has one, and all go through the same tasks.
 class RingReader {
  public:
-  __device__ RingReader(const char* slots, RingBarriers& barriers, int stages, int warps, int slot_bytes)
-      : slots_(slots), barriers_(barriers), stages_(stages), warps_(warps), slot_bytes_(slot_bytes) {}
+  __device__ RingReader(const char* slots, RingBarriers& barriers, int stages, int warps)
+      : slots_(slots), barriers_(barriers), stages_(stages), warps_(warps) {}
 
   // The first slot of the next task that is this warp's: slot i of a launch is warp i % warps'.
   __device__ int first_slot() const {
@@ -54,7 +56,7 @@ class RingReader {
     const int slot = stage_ * warps_ + warp();
     while (!ptx::mbarrier_try_wait(barriers_.full + slot, parity_)) {
     }
-    const char* first = slots_ + slot * slot_bytes_;
+    const char* first = slots_ + slot * barriers_.slot_bytes;
     const uint4* at = reinterpret_cast<const uint4*>(first) + threadIdx.x % kWarpThreads;
 #pragma unroll
     for (int u = 0; u < kSlotUnits; ++u) f.v[u] = at[u * kUnitVectors];
@@ -74,7 +76,7 @@ class RingReader {
 
   const char* slots_;
   RingBarriers& barriers_;
-  int stages_, warps_, slot_bytes_, stage_ = 0, next_owner_ = 0;
+  int stages_, warps_, stage_ = 0, next_owner_ = 0;
   uint32_t parity_ = 0;
 };
 
