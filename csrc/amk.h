@@ -44,16 +44,18 @@ extern "C" {
 #define AMK_MAX_QUEUES 1024      /* SMs of one device */
 #define AMK_MAX_SEQ 16777216     /* 2^24 positions */
 #define AMK_MAX_LAYERS 1024
-#define AMK_MAX_HIDDEN 1048576 /* 2^20 */
-#define AMK_MAX_VOCAB 4194304  /* 2^22 */
-#define AMK_ROW_GROUP 8        /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
-#define AMK_MAX_CONV_WIDTH 8   /* taps of a causal convolution */
-#define AMK_VECTOR_BYTES 16    /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
-#define AMK_PAGE_ALIGN 256     /* alignment of pages that the lowering places */
-#define AMK_MAX_GDN_BATCH 512  /* batch rows of amk_gdn_decode */
-#define AMK_MAX_GDN_HEADS 256  /* value heads of amk_gdn_decode */
-#define AMK_MAX_REPORTED 64    /* rejections kept in a report; the count goes on */
-#define AMK_HASH_BYTES 32      /* BLAKE2b-256 (RFC 7693) */
+#define AMK_MAX_HIDDEN 1048576   /* 2^20 */
+#define AMK_MAX_VOCAB 4194304    /* 2^22 */
+#define AMK_ROW_GROUP 8          /* output rows of a matrix-vector product are dealt to SMs in groups of this many */
+#define AMK_MIN_WEIGHT_GROUP 64  /* elements of a row that share a scale in a quantised model: this many */
+#define AMK_MAX_WEIGHT_GROUP 128 /* or this many */
+#define AMK_MAX_CONV_WIDTH 8     /* taps of a causal convolution */
+#define AMK_VECTOR_BYTES 16      /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
+#define AMK_PAGE_ALIGN 256       /* alignment of pages that the lowering places */
+#define AMK_MAX_GDN_BATCH 512    /* batch rows of amk_gdn_decode */
+#define AMK_MAX_GDN_HEADS 256    /* value heads of amk_gdn_decode */
+#define AMK_MAX_REPORTED 64      /* rejections kept in a report; the count goes on */
+#define AMK_HASH_BYTES 32        /* BLAKE2b-256 (RFC 7693) */
 /* Bytes touched plus floating-point operations of one queue in a step (V23): what a minute at 1 GB/s amounts to. One SM
  * of today's GPUs streams over 20 GB/s, and the share of a model that fills the device's memory is a tenth of this. */
 #define AMK_MAX_QUEUE_WORK 60000000000
@@ -129,7 +131,10 @@ typedef enum amk_opcode {
   /* in: x T, weight T [N, K], then in this order where the flag is set: NORM weight T [K], BIAS T [N],
    * RESIDUAL T [N]. out (T or f32): y[n] = sum_k weight[n, k] * x[m_off + k] (+ bias[n]) (+ residual[n]) for
    * n in [n_off, n_off + N_tile). NORM: x is first RMS-normalised over its K elements (eps) and rounded to T.
-   * SILU_PAIR: weight is [2N, K], bias [2N]: y[n] = silu(row n) * (row N + n). In-place residual is allowed. */
+   * SILU_PAIR: weight is [2N, K], bias [2N]: y[n] = silu(row n) * (row N + n). In-place residual is allowed.
+   * qdtype AMK_DTYPE_I8 (0: not quantised): weight is I8 and behind it comes scale T [N, K / group] ([2N, K / group]
+   * with SILU_PAIR); group is a multiple of 16 that divides K. Element (n, k) then stands for
+   * weight[n, k] * scale[n, k / group], where -128 counts as -127. */
   AMK_OP_GEMV_TILE = 5,
   AMK_OP_GEMM_TILE = 6,
   /* in: q T (rotated; head h at m_off + h*D), k and v caches T [G, S=K, D]. out: part_o f32 [Q, T=M, D],
@@ -249,10 +254,8 @@ typedef struct amk_page_t {
   int64_t space, offset, nbytes;
 } amk_page_t;
 
-/* How counters get back to zero between steps. */
-typedef enum amk_counter_reset {
-  AMK_COUNTER_RESET_HOST = 0 /* the host clears them before each launch */
-} amk_counter_reset;
+/* How counters get back to zero between steps: the host clears them before each launch. */
+typedef enum amk_counter_reset { AMK_COUNTER_RESET_HOST = 0 } amk_counter_reset;
 
 /* Launch facts carried by a program and its image. */
 typedef struct amk_launch_t {
@@ -317,15 +320,18 @@ typedef enum amk_model_feature {
  * v, z, b, a rows), layers.{i}.conv_w [C, W], layers.{i}.a_log f32 [Hv], layers.{i}.dt_bias f32 [Hv],
  * layers.{i}.gdn_norm [E] and layers.{i}.w_gdn_out [H, Hv*E]. Its STATE buffers are layers.{i}.conv_state [C, W-1] and
  * layers.{i}.gdn_state f32 [Hv, E, E] (of v, of k). q and k are l2-normalised with eps 1e-6, and scale is 1/sqrt(E).
- * The last five fields are 0 in a dense decoder; a struct_size that ends before them means that. */
+ * With weight_group g > 0 the matrices wqkv, wo, w_gdn_in, w_gdn_out, w_gate_up, w_down and lm_head are I8, and each
+ * `m` of them comes with `m_scale` [rows, columns / g] in `dtype`: an element is its integer times the scale of its row
+ * and of the g columns that it lies in. embed stays in `dtype`, and so does a tied head.
+ * A struct_size that ends before the fields of a hybrid, or before weight_group, means 0 there. */
 typedef struct amk_model_t {
   uint64_t struct_size;
   int32_t dtype; /* F32, F16 or BF16 */
   int32_t layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_seq;
   int32_t features; /* amk_model_feature bits */
   float eps;
-  int32_t linear_key_heads, linear_value_heads, linear_head_dim, conv_width; /* Hq, Hv, E, W */
-  int32_t full_attention_interval;
+  int32_t linear_key_heads, linear_value_heads, linear_head_dim, conv_width, full_attention_interval; /* Hq Hv E W n */
+  int32_t weight_group; /* 0: not quantised; else AMK_MIN_WEIGHT_GROUP or AMK_MAX_WEIGHT_GROUP */
 } amk_model_t;
 
 typedef enum amk_fusion {
@@ -471,8 +477,7 @@ amk_status amk_device_uuid(int32_t index, char out[41]);
 /* Measures how fast the device only reads, 1e9 bytes per second. Takes up to half of the free memory while it runs. */
 amk_status amk_device_read_bandwidth(int32_t index, double* gb_per_s);
 
-/* ---- schedule and lowering ----------------------------------------------------------------------------------------
- */
+/* ---- schedule and lowering ------------------------------------------------------------------------------------- */
 
 /* Fills the default schedule. */
 amk_status amk_schedule_default(amk_schedule_t* out);
@@ -482,8 +487,7 @@ amk_status amk_schedule_check(const amk_schedule_t* schedule, const amk_target_t
 amk_status amk_program_lower(const amk_model_t* model, const amk_schedule_t* schedule, const amk_target_t* target,
                              amk_program** out);
 
-/* ---- programs ------------------------------------------------------------------------------------------------------
- */
+/* ---- programs -------------------------------------------------------------------------------------------------- */
 
 /* Copies the tables; judges nothing (amk_program_validate does). INVALID_ARGUMENT only for NULLs, counts over the
  * caps and string tables that are not monotonic. */
@@ -513,8 +517,7 @@ int64_t amk_report_count(const amk_report* report);
 amk_status amk_report_entry(const amk_report* report, int32_t i, amk_rejection_t* out);
 void amk_report_destroy(amk_report* report);
 
-/* ---- images ---------------------------------------------------------------------------------------------------------
- */
+/* ---- images ---------------------------------------------------------------------------------------------------- */
 
 /* One flat, hashed blob with offsets for pointers; only a valid program packs. */
 amk_status amk_image_pack(const amk_valid_program* program, amk_image** out);
@@ -528,8 +531,7 @@ amk_status amk_image_hash(const amk_image* image, char out[65]);
 amk_status amk_image_program(const amk_image* image, amk_program** out);
 void amk_image_destroy(amk_image* image);
 
-/* ---- machines
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- machines -------------------------------------------------------------------------------------------------- */
 
 /* The reference machine. Weights and constants are bound by source name and stay the caller's; the cache, inputs,
  * outputs, STATE and the arena belong to the machine (cache and STATE zeroed). */
@@ -575,16 +577,14 @@ amk_status amk_vm_finish(amk_vm* vm);
 /* n steps at position pos, each launched and finished alone; us[i] = CUDA events around all that step i enqueues. */
 amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us);
 /* When the tasks of the last finished step began to wait (start), had what they wait for, and had signalled: entry i is
- * task i. Writes at most `room`, and how many there are to *n. INVALID_ARGUMENT: no step, or made without `timeline`.
- */
+ * task i. Writes at most `room`, and how many there are to *n. INVALID_ARGUMENT: no step, or no `timeline` asked. */
 amk_status amk_vm_timeline(amk_vm* vm, amk_task_time_t* out, int64_t room, int64_t* n);
 /* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
 amk_status amk_vm_cancel(amk_vm* vm);
 
 /* One decode step of a gated delta net, the law of AMK_OP_GDN_DECODE for each batch row. On a device: enqueued on
  * `stream` (a cudaStream_t, NULL: the default one), no allocation, no synchronisation, and what the pointers point to
- * is not looked at. INVALID_ARGUMENT names the operand; UNSUPPORTED: head_dim, a dtype; UNAVAILABLE: as for a machine.
- */
+ * is not looked at. INVALID_ARGUMENT names the operand; UNSUPPORTED: head_dim, a dtype; UNAVAILABLE: as a machine. */
 amk_status amk_gdn_decode(const amk_gdn_decode_t* args, void* stream);
 
 /* amk-cdef-end */

@@ -80,6 +80,10 @@ int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_b
   int64_t most = 0;
   for (size_t i = 0; i < image.tasks.size(); ++i) {
     const amk_instruction_t& t = image.tasks[i];
+    AMK_CHECK(!is_quantised(t) || is_streamed(image, t), AMK_ERR_REJECTED,
+              "task %zu (%s): quantised weights come through the ring alone, and these do not: that takes cpasync = 1, "
+              "an f16 or bf16 model, rows in whole groups of %d and a group of %d or %d",
+              i, std::string(image.task_label.at(i)).c_str(), kGroupRows, AMK_MIN_WEIGHT_GROUP, AMK_MAX_WEIGHT_GROUP);
     const int64_t bytes = shared_bytes(image, t, threads);
     AMK_CHECK(bytes <= limit_bytes, AMK_ERR_REJECTED,
               "V10: task %zu (%s) needs %lld bytes of shared memory per block, the device offers %lld", i,
@@ -98,12 +102,33 @@ int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_b
   return most;
 }
 
+// A quantised matrix that is packed has its scales in its slots: in its region, and none of their own.
+void DeviceImage::plan_regions() {
+  for (size_t i = 0; i < regions_.size(); ++i) regions_[i].nbytes = image_.storages[i].nbytes;
+  for (size_t b = 0; b < image_.buffers.size(); ++b) {
+    const size_t s = static_cast<size_t>(image_.places[b].storage);
+    if (image_.storages[s].packing == 0 || image_.buffers[b].rank != 2) continue;
+    regions_[s].rows = image_.buffers[b].shape[0];
+    regions_[s].columns = image_.buffers[b].shape[1];
+    regions_[s].row_bytes = storage_bytes(image_.buffers[b].dtype, image_.buffers[b].shape[1]);
+  }
+  for (const amk_instruction_t& t : image_.tasks) {
+    if (!is_quantised(t) || !is_streamed(image_, t)) continue;
+    const int32_t q = image_.places[t.inputs[1]].storage, scales = image_.places[t.inputs[2]].storage;
+    regions_[q].group = regions_[scales].group = t.params.group;
+    regions_[q].nbytes = image_.storages[q].nbytes + image_.storages[scales].nbytes;
+    regions_[scales].nbytes = 0;
+    regions_[scales].matrix = q;
+  }
+}
+
 DeviceImage::DeviceImage(const ImageView& image, cudaStream_t stream) : image_(image), regions_(image.storages.size()) {
+  plan_regions();
   int64_t total = 0;
   std::vector<int64_t> offset(regions_.size());
   for (size_t i = 0; i < regions_.size(); ++i) {
     offset[i] = total;
-    AMK_CHECK(checked_add(total, image.storages[i].nbytes, &total) && total <= INT64_MAX - kRegionAlign, AMK_ERR_INPUT,
+    AMK_CHECK(checked_add(total, regions_[i].nbytes, &total) && total <= INT64_MAX - kRegionAlign, AMK_ERR_INPUT,
               "image: the storages are larger than 2^63 bytes");
     total = round_up(total, kRegionAlign);
   }
@@ -112,13 +137,6 @@ DeviceImage::DeviceImage(const ImageView& image, cudaStream_t stream) : image_(i
     regions_[i].base = static_cast<char*>(memory_.get()) + offset[i];
     if (!is_borrowed(image.storages[i].kind) && image.storages[i].nbytes)
       AMK_CUDA_CHECK(cudaMemsetAsync(regions_[i].base, 0, static_cast<size_t>(image.storages[i].nbytes), stream));
-  }
-  for (size_t b = 0; b < image.buffers.size(); ++b) {
-    Region& r = regions_[static_cast<size_t>(image.places[b].storage)];
-    if (image.storages[static_cast<size_t>(image.places[b].storage)].packing == 0 || image.buffers[b].rank != 2)
-      continue;
-    r.rows = image.buffers[b].shape[0];
-    r.row_vectors = storage_bytes(image.buffers[b].dtype, image.buffers[b].shape[1]) / kVectorBytes;
   }
   upload_tables(stream);
 }
@@ -132,11 +150,14 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
       const amk_instruction_t& t = image_.tasks[id];
       if (!is_streamed(image_, t)) continue;
       const StreamShape s = stream_shape(t.params, image_.launch().threads_per_block / kWarpThreads);
-      const int64_t row_bytes = int64_t{s.vectors} * kVectorBytes;
+      const bool is_int8 = is_quantised(t);
+      const int64_t row_bytes =
+          is_int8 ? int8_row_bytes(t.params.K, t.params.group) : int64_t{s.vectors} * kVectorBytes;
       const int64_t first = int64_t{t.params.n_off} * (s.is_pair ? 2 : 1);  // rows before it, in packed order
-      const int tail_vectors = s.vectors - (s.chunks - 1) * kSlotRowVectors;
+      const int chunk_bytes = is_int8 ? int8_slot_bytes(t.params.group) : kSlotBytes;
+      const int64_t tail_bytes = kGroupRows * row_bytes - int64_t{s.chunks - 1} * chunk_bytes;
       streamed.push_back(
-          {at(t.inputs[1]) + first * row_bytes, s.groups, s.chunks, tail_vectors * kGroupRows * kVectorBytes, 0});
+          {at(t.inputs[1]) + first * row_bytes, s.groups, s.chunks, chunk_bytes, static_cast<int32_t>(tail_bytes)});
     }
     stream_start.push_back(static_cast<uint32_t>(streamed.size()));
   }
@@ -246,6 +267,18 @@ std::string DeviceImage::unbound() const {
   return names;
 }
 
+// Rows of storage `i`, which lie plainly at `plain`, to where they belong.
+void DeviceImage::repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const {
+  const Region &r = regions_[i], &m = r.matrix < 0 ? r : regions_[static_cast<size_t>(r.matrix)];
+  const Packing packing =
+      static_cast<Packing>(image_.storages[r.matrix < 0 ? i : static_cast<size_t>(r.matrix)].packing);
+  if (m.group == 0)
+    return enqueue_repack({packing, m.rows, m.row_bytes / kVectorBytes}, plain, m.base, first_row, row_count, stream);
+  const Int8Matrix matrix{packing, m.rows, m.columns, m.group};
+  r.matrix < 0 ? enqueue_repack_int8(matrix, plain, m.base, first_row, row_count, stream)
+               : enqueue_repack_scales(matrix, plain, m.base, first_row, row_count, stream);
+}
+
 void DeviceImage::upload(cudaStream_t stream) {
   if (std::none_of(regions_.begin(), regions_.end(), [](const Region& r) { return r.is_dirty; })) return;
   constexpr int kStages = 2;  // the copy of one to the device overlaps the filling of the other
@@ -264,7 +297,7 @@ void DeviceImage::upload(cudaStream_t stream) {
     if (!r.is_dirty) continue;
     const ImageStorage& storage = image_.storages[i];
     const size_t total = static_cast<size_t>(storage.nbytes);
-    const size_t row_bytes = static_cast<size_t>(r.row_vectors) * kVectorBytes;
+    const size_t row_bytes = static_cast<size_t>(r.row_bytes);
     const bool is_packed = r.rows > 0;
     AMK_CHECK(row_bytes <= kStagingBytes, AMK_ERR_UNSUPPORTED, "%s: rows of %zu bytes, at most %zu are staged",
               std::string(image_.storage_name.at(i)).c_str(), row_bytes, kStagingBytes);
@@ -276,8 +309,7 @@ void DeviceImage::upload(cudaStream_t stream) {
       void* to = is_packed ? plain[stage].get() : r.base + at;
       AMK_CUDA_CHECK(cudaMemcpyAsync(to, staging[stage].get(), nbytes, cudaMemcpyHostToDevice, stream));
       if (is_packed)
-        enqueue_repack({static_cast<Packing>(storage.packing), r.rows, r.row_vectors}, to, r.base,
-                       static_cast<int64_t>(at / row_bytes), static_cast<int64_t>(nbytes / row_bytes), stream);
+        repack(i, to, static_cast<int64_t>(at / row_bytes), static_cast<int64_t>(nbytes / row_bytes), stream);
       AMK_CUDA_CHECK(cudaEventRecord(done[stage].get(), stream));
     }
   }

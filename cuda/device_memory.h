@@ -41,14 +41,19 @@ class DeviceImage {
     char* base = nullptr;
     const void* source = nullptr;  // bound host memory
     bool is_dirty = false;
-    int64_t rows = 0, row_vectors = 0;  // of a packed matrix
+    int64_t nbytes = 0;                            // on the device
+    int64_t rows = 0, columns = 0, row_bytes = 0;  // of what is packed, as it is bound
+    int32_t group = 0;                             // of a packed quantised matrix and of its scales
+    int32_t matrix = -1;                           // of such scales: the storage in whose slots they lie
   };
   template <class T>
   const T* table(size_t offset_bytes) const {
     return reinterpret_cast<const T*>(static_cast<const char*>(tables_.get()) + offset_bytes);
   }
   std::vector<DeviceTask> relocate() const;
+  void plan_regions();
   void upload_tables(cudaStream_t stream);
+  void repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const;
 
   const ImageView image_;
   std::vector<Region> regions_;  // per storage

@@ -32,11 +32,11 @@ struct alignas(16) DeviceTask {
 };
 static_assert(sizeof(DeviceTask) == 304 && sizeof(DeviceTask) % 16 == 0, "the kernel fetches tasks 16 bytes at a time");
 
-// What the producer copies for one task: groups of packed rows, each in `chunks` slots of kSlotBytes, the last of
+// What the producer copies for one task: groups of packed rows, each in `chunks` slots of chunk_bytes, the last of
 // tail_bytes.
 struct alignas(8) StreamTask {
   const char* weights;
-  int32_t groups, chunks, tail_bytes, pad;
+  int32_t groups, chunks, chunk_bytes, tail_bytes;
 };
 static_assert(sizeof(StreamTask) == 24);
 
@@ -84,6 +84,7 @@ struct MachineTables {
   const uint32_t* stream_start;  // [grid + 1]
   int32_t ring_stages;           // of one slot per warp; 0: no task streams
   int32_t ring_window;           // slots that may be on their way at a time
+  int32_t ring_slot_bytes;       // from one slot to the next
   int32_t task_bytes;            // dynamic shared memory behind the ring
   TaskClocks* task_clocks;       // in queue order; null without a timeline
   BlockClocks* block_clocks;     // [grid]

@@ -6,6 +6,7 @@
 // shared memory, normalised where flagged, in T.
 #pragma once
 
+#include "gemv_int8.cuh"
 #include "gemv_rows.cuh"
 #include "gemv_stream.cuh"
 
@@ -215,6 +216,7 @@ class GemvTile {
 
 template <int kThreads>
 __device__ bool gemv(const TaskContext& c) {
+  if (c.params().qdtype != 0) return streamed_int8_gemv<kThreads>(c);
   if (c.task.packing != static_cast<int32_t>(Packing::kPlain)) return streamed_gemv<kThreads>(c);
   return with_dtype(c.task.dtype,
                     [&](auto type) { return GemvTile<typename decltype(type)::type, kThreads>(c).run(); });

@@ -8,12 +8,24 @@
 
 namespace amk {
 
+template <class T>
+__device__ __forceinline__ uint4 times(uint4 v, float factor) {
+  float e[kPerVector<T>];
+  unpack<T>(v, e);
+#pragma unroll
+  for (int i = 0; i < kPerVector<T>; ++i) e[i] *= factor;
+  return pack<T>(e);
+}
+
 // x -> shared memory: `vectors` of it, then zeros up to `padded`; normalised and rounded to T where norm is not null.
 // Ends with a barrier. norm_shared: the norm weight, on its way there by this thread's own async copies, or null.
-template <class T, int kThreads>
+// kExponent: all of it times two to this power, exactly unless that leaves the type.
+template <class T, int kThreads, int kExponent = 0>
 __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int vectors, int padded, uint4* xs,
                                         const T* norm, const uint4* norm_shared) {
   constexpr int kAhead = 2;
+  constexpr float kGain =
+      static_cast<float>(uint64_t{1} << kExponent / 2) * static_cast<float>(uint64_t{1} << (kExponent + 1) / 2);
   float sum = 0;
   for (int first = threadIdx.x; first < padded; first += kAhead * kThreads) {
     uint4 raw[kAhead];
@@ -25,7 +37,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       const int v = first + a * kThreads;
-      if (v < padded) xs[v] = raw[a];
+      if (v < padded) xs[v] = kExponent != 0 && !norm ? times<T>(raw[a], kGain) : raw[a];
       if (!norm) continue;
       float e[kPerVector<T>];
       unpack<T>(raw[a], e);
@@ -34,7 +46,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
     }
   }
   if (norm) {
-    const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps);
+    const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps) * kGain;
     const float plus = norm_plus(c.params());
     if (norm_shared) ptx::copy_async_wait<0>();
     for (int v = threadIdx.x; v < vectors; v += kThreads) {

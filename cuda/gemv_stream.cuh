@@ -2,19 +2,23 @@
 // A. A warp takes every kWarps-th slot of the task, sums those of one row group in registers, and leaves a partial per
 // row and group; partials are added in the order of the columns they cover, so the sum depends neither on timing nor on
 // which warp a slot fell to. While the inputs are awaited a warp already holds its first slot in registers: that much
-// more of the ring is on its way.
+// more of the ring is on its way. What a slot holds and how it is multiplied is a parameter: 16-bit weights here,
+// quantised ones in gemv_int8.cuh.
 #pragma once
 
 #include "gemv_rows.cuh"
+#include "ops/packing_int8.h"
 #include "ring.cuh"
 
 namespace amk {
 
 constexpr int kPanelPartials = 256;  // groups x partials that a task likes to keep before it adds them up
 
-// Row groups of a tile, slots of a row group, and partials of one.
+// Row groups of a tile, slots of a row group, and partials of one. x is `vectors` of 16 bytes, and zeros up to
+// `padded`. The last slot of a row group has tail_units.
 struct StreamShape {
-  int vectors, groups, chunks, partials;
+  int vectors, padded, groups, chunks, tail_units, partials;
+  int scale_shift;  // units of a quantised slot that share a scale: two to this power
   bool is_pair;
 };
 __host__ __device__ inline StreamShape stream_shape(const amk_params_t& p, int warps) {
@@ -22,7 +26,17 @@ __host__ __device__ inline StreamShape stream_shape(const amk_params_t& p, int w
   s.is_pair = p.flags & AMK_FLAG_SILU_PAIR;
   s.vectors = p.K * 2 / kVectorBytes;
   s.groups = p.N_tile / kGroupRows * (s.is_pair ? 2 : 1);
-  s.chunks = ceil_div_int(s.vectors, kSlotRowVectors);
+  if (p.qdtype == AMK_DTYPE_I8) {
+    s.chunks = int8_slots(p.K);
+    s.tail_units = int8_tail_units(p.K);
+    s.padded = s.chunks * kInt8SlotElements * 2 / kVectorBytes;
+    s.scale_shift = p.group > kInt8UnitElements;
+  } else {
+    s.chunks = ceil_div_int(s.vectors, kSlotRowVectors);
+    s.tail_units = s.vectors / kUnitRowVectors - (s.chunks - 1) * kSlotUnits;
+    s.padded = s.vectors;
+    s.scale_shift = 0;
+  }
   s.partials = s.chunks < warps ? s.chunks : warps;
   return s;
 }
@@ -32,7 +46,8 @@ __host__ __device__ inline int64_t stream_group_bytes(const StreamShape& s) {
 }
 __host__ inline int64_t stream_shared_bytes(const amk_params_t& p, int threads) {
   const StreamShape s = stream_shape(p, threads / kWarpThreads);
-  const int64_t x = int64_t{s.vectors} * kVectorBytes, norm = p.flags & AMK_FLAG_NORM ? x : 0;
+  const int64_t x = int64_t{s.padded} * kVectorBytes;
+  const int64_t norm = p.flags & AMK_FLAG_NORM ? int64_t{s.vectors} * kVectorBytes : 0;
   const int liked = kPanelPartials / s.partials, groups = s.groups < liked ? s.groups : liked;
   return x + norm + groups * stream_group_bytes(s);
 }
@@ -48,26 +63,61 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], uint32_t x0, uint32_
   }
 }
 
-template <class T, int kThreads>
+// Slots of 16-bit weights: 16 units of 8 rows x 32 elements.
+template <class T>
+struct PlainSlots {
+  static constexpr int kExponent = 0;  // x is staged times two to this power
+  using Held = SlotFragment;
+
+  __device__ static void take(RingReader& ring, Held& f, const StreamShape&, int) { ring.take(f); }
+
+  // What a warp's slots of one row group add up to.
+  class Sum {
+   public:
+    __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape& s, int chunk) {
+      const int lane = threadIdx.x % kWarpThreads;
+      const int units = min(kSlotUnits, s.vectors / kUnitRowVectors - chunk * kSlotUnits);
+      const uint4* x = xs + chunk * kSlotRowVectors + lane;
+#pragma unroll
+      for (int u = 0; u < kSlotUnits; ++u) {
+        if (u >= units) break;  // behind the end of the rows a slot holds what it held before
+        const uint4 v = lane < kUnitRowVectors ? x[u * kUnitRowVectors] : uint4{};
+        multiply_add<T>(acc_[2 * u & 3], v.x, v.y, f.v[u].x, f.v[u].y);
+        multiply_add<T>(acc_[(2 * u + 1) & 3], v.z, v.w, f.v[u].z, f.v[u].w);
+      }
+    }
+    // In lanes below kUnitRowVectors: of rows 2 * lane and 2 * lane + 1 of the group.
+    __device__ __forceinline__ float2 rows() const {
+      return {(acc_[0][0] + acc_[1][0]) + (acc_[2][0] + acc_[3][0]),
+              (acc_[0][1] + acc_[1][1]) + (acc_[2][1] + acc_[3][1])};
+    }
+
+   private:
+    float acc_[4][4] = {};
+  };
+};
+
+template <class T, int kThreads, class Slots>
 class StreamedGemv {
  public:
   __device__ StreamedGemv(const TaskContext& c)
       : c_(c),
         s_(stream_shape(c.params(), kWarps)),
         xs_(reinterpret_cast<uint4*>(c.shared)),
-        norm_(c, s_.vectors, xs_ + s_.vectors),
-        partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.vectors))),
+        norm_(c, s_.vectors, xs_ + s_.padded),
+        partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.padded))),
         slots_(s_.groups * s_.chunks),
         next_(c.ring.first_slot()) {}
 
   __device__ bool run() {
     // Zero where there is none: registers that no path sets would be kept alive through every other op.
-    SlotFragment held{};
-    if (next_ < slots_) c_.ring.take(held);
+    Held held{};
+    if (next_ < slots_) Slots::take(c_.ring, held, s_, next_);
     norm_.prefetch();
     if (!c_.template await_inputs<kThreads>()) return false;
     const RowTerms terms = load_terms<T>(c_, threadIdx.x);
-    stage_x<T, kThreads>(c_, c_.in<T>(0) + c_.params().m_off, s_.vectors, s_.vectors, xs_, norm_.weight, norm_.shared);
+    stage_x<T, kThreads, Slots::kExponent>(c_, c_.in<T>(0) + c_.params().m_off, s_.vectors, s_.padded, xs_,
+                                           norm_.weight, norm_.shared);
     const int panel_groups = groups_per_panel();
     for (int panel = 0; panel < s_.groups; panel += panel_groups) {
       const int end = min(panel + panel_groups, s_.groups);
@@ -82,6 +132,7 @@ class StreamedGemv {
 
  private:
   static constexpr int kWarps = kThreads / kWarpThreads;
+  using Held = typename Slots::Held;
 
   __device__ int groups_per_panel() const {
     const int64_t room = c_.machine.task_bytes - (reinterpret_cast<char*>(partial_) - c_.shared);
@@ -89,31 +140,19 @@ class StreamedGemv {
   }
 
   // This warp's slots of row groups [panel, end); the next one is always in registers already.
-  __device__ __forceinline__ void multiply(SlotFragment& held, int panel, int end) {
+  __device__ __forceinline__ void multiply(Held& held, int panel, int end) {
     const int lane = threadIdx.x % kWarpThreads, last = end * s_.chunks;
     while (next_ < last) {
       const int group = next_ / s_.chunks, first = next_ - group * s_.chunks;
-      float acc[4][4] = {};
+      typename Slots::Sum sum;
       for (int chunk = first; chunk < s_.chunks; chunk += kWarps) {
-        add_slot(held, chunk, acc);
+        sum.add(held, xs_, s_, chunk);
         next_ += kWarps;
-        if (next_ < slots_) c_.ring.take(held);
+        if (next_ < slots_) Slots::take(c_.ring, held, s_, next_);
       }
-      if (lane < kUnitRowVectors)  // rows 2 * lane and 2 * lane + 1 of the group
-        *reinterpret_cast<float2*>(partial_ + ((group - panel) * s_.partials + first) * kGroupRows + 2 * lane) = {
-            (acc[0][0] + acc[1][0]) + (acc[2][0] + acc[3][0]), (acc[0][1] + acc[1][1]) + (acc[2][1] + acc[3][1])};
-    }
-  }
-  __device__ __forceinline__ void add_slot(const SlotFragment& f, int chunk, float (&acc)[4][4]) const {
-    const int lane = threadIdx.x % kWarpThreads;
-    const int units = min(kSlotUnits, s_.vectors / kUnitRowVectors - chunk * kSlotUnits);
-    const uint4* x = xs_ + chunk * kSlotRowVectors + lane;
-#pragma unroll
-    for (int u = 0; u < kSlotUnits; ++u) {
-      if (u >= units) break;  // behind the end of the rows a slot holds what it held before
-      const uint4 v = lane < kUnitRowVectors ? x[u * kUnitRowVectors] : uint4{};
-      multiply_add<T>(acc[2 * u & 3], v.x, v.y, f.v[u].x, f.v[u].y);
-      multiply_add<T>(acc[(2 * u + 1) & 3], v.z, v.w, f.v[u].z, f.v[u].w);
+      const float2 rows = sum.rows();
+      if (lane < kUnitRowVectors)
+        *reinterpret_cast<float2*>(partial_ + ((group - panel) * s_.partials + first) * kGroupRows + 2 * lane) = rows;
     }
   }
 
@@ -143,8 +182,8 @@ class StreamedGemv {
 
 template <int kThreads>
 __device__ bool streamed_gemv(const TaskContext& c) {
-  if (c.task.dtype == AMK_DTYPE_F16) return StreamedGemv<__half, kThreads>(c).run();
-  return StreamedGemv<__nv_bfloat16, kThreads>(c).run();
+  if (c.task.dtype == AMK_DTYPE_F16) return StreamedGemv<__half, kThreads, PlainSlots<__half>>(c).run();
+  return StreamedGemv<__nv_bfloat16, kThreads, PlainSlots<__nv_bfloat16>>(c).run();
 }
 
 }  // namespace amk

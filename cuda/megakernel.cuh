@@ -79,21 +79,22 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
   static_assert(kHasTimeline == kTimed, "the name of the kernel says what it is");
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   const int slots = machine.ring_stages * kWarps;
-  if (threadIdx.x == 0) barriers.init(slots);
+  if (threadIdx.x == 0) barriers.init(slots, machine.ring_slot_bytes);
   __syncthreads();
 
   if (threadIdx.x >= kThreads) {
     ptx::give_registers<kProducerRegisters>();
     if (threadIdx.x == kThreads && slots > 0) {
       const uint32_t* start = machine.stream_start + blockIdx.x;
-      Producer(shared, barriers, slots, machine.ring_window)
+      Producer(shared, barriers, slots, machine.ring_window, machine.ring_slot_bytes)
           .run(machine.streams + start[0], machine.streams + start[1]);
     }
   } else {
     ptx::take_registers<kTaskRegisters>();
     RingReader ring(shared, barriers, machine.ring_stages, kWarps);
+    char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
-    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, shared + slots * kSlotBytes, ring);
+    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring);
     mark_block(machine.block_clocks + blockIdx.x, true);
     if (!ended) barriers.stop = 1;
   }

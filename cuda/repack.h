@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "ops/packing.h"
+#include "ops/packing_int8.h"
 
 namespace amk {
 
@@ -17,5 +17,10 @@ struct PackedMatrix {
 // `packed`, the whole packed matrix. Both are device memory.
 void enqueue_repack(const PackedMatrix& matrix, const void* plain, void* packed, int64_t first_row, int64_t row_count,
                     cudaStream_t stream);
+// The same for rows of a quantised matrix, and for rows of its scales.
+void enqueue_repack_int8(const Int8Matrix& matrix, const void* plain, void* packed, int64_t first_row,
+                         int64_t row_count, cudaStream_t stream);
+void enqueue_repack_scales(const Int8Matrix& matrix, const void* plain, void* packed, int64_t first_row,
+                           int64_t row_count, cudaStream_t stream);
 
 }  // namespace amk

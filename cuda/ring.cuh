@@ -20,15 +20,17 @@ struct SlotFragment {
 // In static shared memory.
 struct RingBarriers {
   uint64_t full[kMaxRingSlots], empty[kMaxRingSlots];
-  uint32_t stop;  // the tasks have ended early: copy no more
+  uint32_t stop;   // the tasks have ended early: copy no more
+  int slot_bytes;  // from one slot to the next: here, as a register of it would live through every op
 
   // One thread, before the block's first barrier.
-  __device__ void init(int slots) {
+  __device__ void init(int slots, int bytes_apart) {
     for (int i = 0; i < slots; ++i) {
       ptx::mbarrier_init(full + i, 1);
       ptx::mbarrier_init(empty + i, kWarpThreads);
     }
     stop = 0;
+    slot_bytes = bytes_apart;
     ptx::fence_mbarrier_init();
   }
 };
@@ -46,12 +48,19 @@ class RingReader {
   }
   // Moves this warp's next slot into registers and hands the slot back.
   __device__ __forceinline__ void take(SlotFragment& f) {
+    take(f, [](const char*) {});
+  }
+  // read_more(slot) reads what a slot holds besides, before it is handed back.
+  template <class ReadMore>
+  __device__ __forceinline__ void take(SlotFragment& f, ReadMore read_more) {
     const int slot = stage_ * warps_ + warp();
     while (!ptx::mbarrier_try_wait(barriers_.full + slot, parity_)) {
     }
-    const uint4* at = reinterpret_cast<const uint4*>(slots_ + slot * kSlotBytes) + threadIdx.x % kWarpThreads;
+    const char* first = slots_ + slot * barriers_.slot_bytes;
+    const uint4* at = reinterpret_cast<const uint4*>(first) + threadIdx.x % kWarpThreads;
 #pragma unroll
     for (int u = 0; u < kSlotUnits; ++u) f.v[u] = at[u * kUnitVectors];
+    read_more(first);
     ptx::mbarrier_arrive(barriers_.empty + slot);
     if (++stage_ == stages_) {
       stage_ = 0;
@@ -73,8 +82,8 @@ class RingReader {
 // One lane fills the ring until the queue's last task has its weights, or the tasks end early.
 class Producer {
  public:
-  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window)
-      : slots_(slots), barriers_(barriers), n_slots_(n_slots), window_(window) {}
+  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window, int slot_bytes)
+      : slots_(slots), barriers_(barriers), n_slots_(n_slots), window_(window), slot_bytes_(slot_bytes) {}
 
   __device__ void run(const StreamTask* task, const StreamTask* end) {
     if (task == end) return;
@@ -85,7 +94,7 @@ class Producer {
       const char* from = now.weights;
       for (int g = 0; g < now.groups; ++g) {
         for (int c = 0; c < now.chunks; ++c) {
-          const uint32_t nbytes = c + 1 < now.chunks ? kSlotBytes : static_cast<uint32_t>(now.tail_bytes);
+          const uint32_t nbytes = static_cast<uint32_t>(c + 1 < now.chunks ? now.chunk_bytes : now.tail_bytes);
           if (!copy(from, nbytes)) return drain();
           from += nbytes;
         }
@@ -113,7 +122,7 @@ class Producer {
       --in_flight_;
     }
     ptx::mbarrier_arrive_expect(barriers_.full + at_.slot, nbytes);
-    ptx::bulk_copy(slots_ + at_.slot * kSlotBytes, from, nbytes, barriers_.full + at_.slot);
+    ptx::bulk_copy(slots_ + at_.slot * slot_bytes_, from, nbytes, barriers_.full + at_.slot);
     ++in_flight_;
     at_.advance(n_slots_);
     is_reused_ |= at_.slot == 0;
@@ -133,8 +142,8 @@ class Producer {
 
   char* slots_;
   RingBarriers& barriers_;
-  const int n_slots_, window_;
-  Cursor at_, oldest_;  // the next slot to fill; the oldest copy that is not known to have arrived
+  const int n_slots_, window_, slot_bytes_;  // slot_bytes: from one slot to the next
+  Cursor at_, oldest_;                       // the next slot to fill; the oldest copy that is not known to have arrived
   int in_flight_ = 0;
   bool is_reused_ = false;
 };

@@ -9,10 +9,11 @@ namespace amk {
 namespace {
 
 // The fields of a hybrid begin in what was padding at the end of the first version: its size was 56, and the bytes past
-// its last field mean nothing.
+// its last field mean nothing. The second version ended with them.
 constexpr size_t kFirstFields = offsetof(amk_model_t, linear_key_heads);
 constexpr size_t kFirstSize = (kFirstFields + alignof(amk_model_t) - 1) / alignof(amk_model_t) * alignof(amk_model_t);
-static_assert(kFirstFields == 52 && kFirstSize == 56 && sizeof(amk_model_t) == 72);
+constexpr size_t kHybridFields = offsetof(amk_model_t, weight_group);
+static_assert(kFirstFields == 52 && kFirstSize == 56 && kHybridFields == 72 && sizeof(amk_model_t) == 80);
 
 }  // namespace
 
@@ -21,7 +22,10 @@ amk_model_t read_model(const amk_model_t* model) {
   AMK_CHECK(model->struct_size >= kFirstSize, AMK_ERR_INVALID_ARGUMENT,
             "model: struct_size is %llu, expected at least %zu", (unsigned long long)model->struct_size, kFirstSize);
   amk_model_t whole{};
-  std::memcpy(&whole, model, model->struct_size >= sizeof whole ? sizeof whole : kFirstFields);
+  const size_t known = model->struct_size >= sizeof whole    ? sizeof whole
+                       : model->struct_size >= kHybridFields ? kHybridFields
+                                                             : kFirstFields;
+  std::memcpy(&whole, model, known);
   whole.struct_size = sizeof whole;
   return whole;
 }

@@ -32,6 +32,23 @@ void check_row(const char* field, int32_t elements, int32_t dtype) {
             (long long)bytes, dtype_name(dtype), AMK_VECTOR_BYTES);
 }
 
+// A row of every quantised matrix is whole groups.
+void check_groups(const amk_model_t& m) {
+  const int32_t group = m.weight_group;
+  if (group == 0) return;
+  AMK_CHECK(group == AMK_MIN_WEIGHT_GROUP || group == AMK_MAX_WEIGHT_GROUP, AMK_ERR_INVALID_ARGUMENT,
+            "model.weight_group is %d, allowed 0 (not quantised), %d or %d", group, AMK_MIN_WEIGHT_GROUP,
+            AMK_MAX_WEIGHT_GROUP);
+  const auto whole = [&](const char* what, int64_t columns) {
+    AMK_CHECK(columns % group == 0, AMK_ERR_UNSUPPORTED, "model.%s is %lld: a quantised row is no whole groups of %d",
+              what, (long long)columns, group);
+  };
+  whole("hidden", m.hidden);
+  whole("n_heads times head_dim", int64_t{m.n_heads} * m.head_dim);
+  whole("ffn", m.ffn);
+  whole("linear_value_heads times linear_head_dim", int64_t{m.linear_value_heads} * m.linear_head_dim);
+}
+
 void check_tensor_bytes(const char* what, int64_t a, int64_t b, int64_t c, int32_t dtype) {
   int64_t numel = 0, bytes = 0;
   AMK_CHECK(
@@ -91,6 +108,7 @@ void check_model(const amk_model_t& m) {
   check_tensor_bytes("the embedding", m.vocab, m.hidden, 1, m.dtype);
   check_tensor_bytes("a cache", g, m.max_seq, d, m.dtype);
   check_linear_layers(m);
+  check_groups(m);
 }
 
 class DecoderBuilder {
@@ -111,6 +129,7 @@ class DecoderBuilder {
     graph_.eps = m_.eps;
     graph_.l2_eps = kL2Eps;
     graph_.norm_plus_one = has(AMK_MODEL_NORM_PLUS_ONE);
+    graph_.weight_group = m_.weight_group;
   }
 
   Graph build() {
@@ -137,6 +156,15 @@ class DecoderBuilder {
   int32_t weight(const char* name, std::initializer_list<int64_t> shape) {
     return graph_.add_tensor(layer_ + name, AMK_KIND_WEIGHT, m_.dtype, shape);
   }
+  // A matrix of a linear and, where the model is quantised, its scales.
+  struct Matrix {
+    int32_t weight, scale;
+  };
+  Matrix matrix(const char* name, int64_t rows, int64_t columns) {
+    if (m_.weight_group == 0) return {weight(name, {rows, columns}), kNoTensor};
+    return {graph_.add_tensor(layer_ + name, AMK_KIND_WEIGHT, AMK_DTYPE_I8, {rows, columns}),
+            weight((std::string(name) + "_scale").c_str(), {rows, columns / m_.weight_group})};
+  }
   int32_t activation(const char* name, int64_t elements) {
     return graph_.add_tensor(layer_ + name, AMK_KIND_ACTIVATION, m_.dtype, {elements});
   }
@@ -150,10 +178,11 @@ class DecoderBuilder {
     graph_.nodes.push_back(std::move(node));
     return graph_.nodes.back();
   }
-  void linear(const char* name, int32_t x, int32_t matrix, int32_t bias, int32_t out, int32_t row_first,
+  void linear(const char* name, int32_t x, Matrix matrix, int32_t bias, int32_t out, int32_t row_first,
               int32_t row_count) {
     Node& node = push(NodeKind::kLinear, name, x, out);
-    node.weight = matrix;
+    node.weight = matrix.weight;
+    node.scale = matrix.scale;
     node.bias = bias;
     node.row_first = row_first;
     node.row_count = row_count;
@@ -175,7 +204,7 @@ class DecoderBuilder {
     const int32_t normed = rmsnorm("attn_norm", x, "attn_in");
     const bool gated = has(AMK_MODEL_ATTENTION_GATE);
     const int32_t gate_first = q_rows + 2 * kv_rows, rows = gate_first + (gated ? q_rows : 0);
-    const int32_t wqkv = weight("wqkv", {rows, m_.hidden});
+    const Matrix wqkv = matrix("wqkv", rows, m_.hidden);
     const int32_t bqkv = has(AMK_MODEL_QKV_BIAS) ? weight("bqkv", {rows}) : kNoTensor;
     const int32_t qkv = activation("qkv", rows);
     linear("q", normed, wqkv, bqkv, qkv, 0, q_rows);
@@ -208,7 +237,7 @@ class DecoderBuilder {
       attended = out;
     }
 
-    const int32_t wo = weight("wo", {m_.hidden, q_rows});
+    const Matrix wo = matrix("wo", m_.hidden, q_rows);
     const int32_t bo = has(AMK_MODEL_O_BIAS) ? weight("bo", {m_.hidden}) : kNoTensor;
     const int32_t projected = activation("attn_out", m_.hidden);
     linear("o", attended, wo, bo, projected, 0, m_.hidden);
@@ -220,7 +249,7 @@ class DecoderBuilder {
     const int32_t channels = 2 * m_.linear_key_heads * e + values, gates_first = channels + values;
     const int32_t rows = gates_first + 2 * m_.linear_value_heads;
     const int32_t normed = rmsnorm("attn_norm", x, "attn_in");
-    const int32_t w_in = weight("w_gdn_in", {rows, m_.hidden});
+    const Matrix w_in = matrix("w_gdn_in", rows, m_.hidden);
     const int32_t in = activation("gdn_in", rows);
     linear("gdn_in", normed, w_in, kNoTensor, in, 0, rows);
 
@@ -246,7 +275,7 @@ class DecoderBuilder {
     norm.gates = in;
     norm.x_first = channels;
 
-    const int32_t w_out = weight("w_gdn_out", {m_.hidden, values});
+    const Matrix w_out = matrix("w_gdn_out", m_.hidden, values);
     const int32_t projected = activation("gdn_out", m_.hidden);
     linear("gdn_out", gated, w_out, kNoTensor, projected, 0, m_.hidden);
     return add("gdn_out_add", projected, x, "x_mid");
@@ -272,14 +301,14 @@ class DecoderBuilder {
   int32_t feed_forward(int32_t x) {
     const bool biased = has(AMK_MODEL_MLP_BIAS);
     const int32_t normed = rmsnorm("mlp_norm", x, "mlp_in");
-    const int32_t w_gate_up = weight("w_gate_up", {2 * int64_t{m_.ffn}, m_.hidden});
+    const Matrix w_gate_up = matrix("w_gate_up", 2 * int64_t{m_.ffn}, m_.hidden);
     const int32_t b_gate_up = biased ? weight("b_gate_up", {2 * int64_t{m_.ffn}}) : kNoTensor;
     const int32_t gate_up = activation("gate_up", 2 * int64_t{m_.ffn});
     linear("gate", normed, w_gate_up, b_gate_up, gate_up, 0, m_.ffn);
     linear("up", normed, w_gate_up, b_gate_up, gate_up, m_.ffn, m_.ffn);
     const int32_t act = activation("act", m_.ffn);
     push(NodeKind::kSiluMul, "silu_mul", gate_up, act);
-    const int32_t w_down = weight("w_down", {m_.hidden, m_.ffn});
+    const Matrix w_down = matrix("w_down", m_.hidden, m_.ffn);
     const int32_t b_down = biased ? weight("b_down", {m_.hidden}) : kNoTensor;
     const int32_t projected = activation("mlp_out", m_.hidden);
     linear("down", act, w_down, b_down, projected, 0, m_.hidden);
@@ -288,9 +317,9 @@ class DecoderBuilder {
 
   void head(int32_t x, int32_t embed) {
     const int32_t normed = rmsnorm("final_norm", x, "head_in");
-    const int32_t matrix = has(AMK_MODEL_TIED_HEAD) ? embed : weight("lm_head", {m_.vocab, m_.hidden});
+    const Matrix lm_head = has(AMK_MODEL_TIED_HEAD) ? Matrix{embed, kNoTensor} : matrix("lm_head", m_.vocab, m_.hidden);
     const int32_t logits = graph_.add_tensor("logits", AMK_KIND_IO_OUTPUT, AMK_DTYPE_F32, {m_.vocab});
-    linear("lm_head", normed, matrix, kNoTensor, logits, 0, m_.vocab);
+    linear("lm_head", normed, lm_head, kNoTensor, logits, 0, m_.vocab);
     const int32_t next = graph_.add_tensor("next_token", AMK_KIND_IO_OUTPUT, AMK_DTYPE_I32, {1});
     push(NodeKind::kArgmax, "argmax", logits, next);
   }

@@ -48,6 +48,7 @@ struct Node {
   int32_t k_cache = kNoTensor, v_cache = kNoTensor;
   int32_t inv_freq = kNoTensor;  // kRope; kKvAppend and kAttention that rotate first
   int32_t norm = kNoTensor;      // x is RMS-normalised first: all of it, or each head
+  int32_t scale = kNoTensor;     // kLinear: of a quantised weight
   int32_t k_norm = kNoTensor;    // kAttention that rotates first: of the key, where norm is of the queries
   int32_t gates = kNoTensor;     // kGdn (b, then a), kGatedNorm (z), kSigmoidMul
   int32_t a_log = kNoTensor, dt_bias = kNoTensor;  // kGdn
@@ -64,6 +65,7 @@ struct Graph {
   int32_t dtype = AMK_DTYPE_F32;
   int32_t hidden = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0, max_seq = 0;
   int32_t linear_key_heads = 0, linear_value_heads = 0, linear_head_dim = 0, conv_width = 0;
+  int32_t weight_group = 0;    // of the quantised weights; 0: none are
   float eps = 0, l2_eps = 0;   // of the norms; of q and k in linear attention
   bool norm_plus_one = false;  // norm weights are used as 1 + w, except a kGatedNorm's
   std::vector<Tensor> tensors;
@@ -79,8 +81,8 @@ struct Graph {
 // The tensors a node reads: fn(id) for each, a reference where the node is not const.
 template <class N, class Fn>
 void for_inputs(N& node, Fn fn) {
-  for (auto* id : {&node.x, &node.weight, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm, &node.k_norm,
-                   &node.gates, &node.a_log, &node.dt_bias, &node.state, &node.bias, &node.residual})
+  for (auto* id : {&node.x, &node.weight, &node.scale, &node.k_cache, &node.v_cache, &node.inv_freq, &node.norm,
+                   &node.k_norm, &node.gates, &node.a_log, &node.dt_bias, &node.state, &node.bias, &node.residual})
     if (*id != kNoTensor) fn(*id);
 }
 

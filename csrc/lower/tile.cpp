@@ -191,6 +191,11 @@ class Tiler {
   }
   void tile_linear(const Node& node) {
     begin_op(node.name, AMK_OP_GEMV_TILE, {node.x, node.weight}, {node.out});
+    if (node.scale != kNoTensor) {
+      add_input(node.scale);
+      base_.params.qdtype = AMK_DTYPE_I8;
+      base_.params.group = g_.weight_group;
+    }
     const Tensor& weight = g_.tensors[node.weight];
     base_.params.K = static_cast<int32_t>(weight.shape[1]);
     base_.params.N = static_cast<int32_t>(weight.shape[0]) / (node.silu_pair ? 2 : 1);

@@ -62,6 +62,11 @@ void footprint_gemv(const TaskView& v, Footprint& f) {
   Access& w = f.rows(f.read(1, int64_t{p.n_off} * p.K, p.K), p.N_tile, p.K);
   Footprint::vector_aligned(w);
   if (pair) Footprint::vector_aligned(f.rows(f.read(1, (int64_t{p.N} + p.n_off) * p.K, p.K), p.N_tile, p.K));
+  if (slots.scale >= 0) {
+    const int64_t groups = p.K / p.group;
+    f.rows(f.read(slots.scale, p.n_off * groups, groups), p.N_tile, groups);
+    if (pair) f.rows(f.read(slots.scale, (int64_t{p.N} + p.n_off) * groups, groups), p.N_tile, groups);
+  }
   if (slots.norm >= 0) f.read(slots.norm, 0, p.K);
   if (slots.bias >= 0) {
     Access& b = f.read(slots.bias, p.n_off, p.N_tile);

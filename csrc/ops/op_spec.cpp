@@ -49,6 +49,8 @@ enum : uint32_t {
   kHeadDim = 1u << 9,
   kHeads = 1u << 10,
   kKvHeads = 1u << 11,
+  kQdtype = 1u << 15,
+  kGroup = 1u << 16,
   kDim = 1u << 18,
   kEps = 1u << 19,
   kScale = 1u << 20,
@@ -75,7 +77,7 @@ constexpr OpRow kRows[] = {
     {AMK_OP_EMBED, "EMBED", true, 2, 1, 0, kVocab | kHidden | kNTile | kNOff},
     {AMK_OP_RMSNORM, "RMSNORM", true, 2, 1, AMK_FLAG_NORM_PLUS_ONE, kHidden | kMTile | kNOff | kMOff | kEps},
     {AMK_OP_LAYERNORM, "LAYERNORM", false, 0, 0, 0, 0},
-    {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kNOff | kMOff},
+    {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kNOff | kMOff | kQdtype},
     {AMK_OP_GEMM_TILE, "GEMM_TILE", false, 0, 0, 0, 0},
     {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, kNormFlags | AMK_FLAG_ROPE,
      kHeads | kKvHeads | kHeadDim | kK | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
@@ -127,11 +129,26 @@ bool check_rmsnorm(Checker& c) {
          c.out_range(0, "out", c.p.n_off, __int128{c.p.M_tile} * c.p.hidden);
 }
 
+// Groups are whole vectors of elements, so that a vector has one scale.
+bool check_scales(Checker& c, int slot, int64_t weight_rows) {
+  const int32_t id = c.v.task.inputs[slot];
+  if (!(c.in_dtype(slot, c.v.input(0).dtype, "scale") && c.immutable(slot, "scale") && c.positive("group", c.p.group)))
+    return false;
+  if (c.p.group % AMK_VECTOR_BYTES != 0 || c.p.K % c.p.group != 0)
+    return c.fail(
+        4, id, text("group is %d, expected a multiple of %d that divides K = %d", c.p.group, AMK_VECTOR_BYTES, c.p.K));
+  return c.shape(c.v.input(slot), id, "scale", 2, weight_rows, c.p.K / c.p.group);
+}
+
 bool check_gemv(Checker& c) {
   const int32_t dtype = c.v.input(0).dtype;
   const FlagSlots slots = flag_slots(c.v.task);
-  const bool pair = c.p.flags & AMK_FLAG_SILU_PAIR;
-  if (!(c.compute_dtype(0, "x") && c.in_dtype(1, dtype, "weight") && c.immutable(1, "weight"))) return false;
+  const bool pair = c.p.flags & AMK_FLAG_SILU_PAIR, quantised = is_quantised(c.v.task);
+  if (c.p.qdtype != 0 && !quantised)
+    return c.fail(4, -1, text("qdtype is %d, expected 0 (not quantised) or %d (i8)", c.p.qdtype, AMK_DTYPE_I8));
+  if (!(c.compute_dtype(0, "x") && c.in_dtype(1, quantised ? AMK_DTYPE_I8 : dtype, "weight") &&
+        c.immutable(1, "weight")))
+    return false;
   if (slots.norm >= 0 && !c.in_dtype(slots.norm, dtype, "norm weight")) return false;
   if (slots.bias >= 0 && !c.in_dtype(slots.bias, dtype, "bias")) return false;
   if (slots.residual >= 0 && !c.in_dtype(slots.residual, dtype, "residual")) return false;
@@ -142,6 +159,7 @@ bool check_gemv(Checker& c) {
                   text("rows of %d %s are no multiple of %d bytes", c.p.K, dtype_name(dtype), AMK_VECTOR_BYTES));
   const int64_t weight_rows = pair ? 2 * int64_t{c.p.N} : c.p.N;
   if (!c.shape(c.v.input(1), c.v.task.inputs[1], "weight", 2, weight_rows, c.p.K)) return false;
+  if (quantised && !check_scales(c, slots.scale, weight_rows)) return false;
   if (slots.norm >= 0 && !(c.numel_in(slots.norm, "K", c.p.K) && c.finite_positive("eps", c.p.eps))) return false;
   if (slots.bias >= 0 && !c.numel_in(slots.bias, "the weight's row count", weight_rows)) return false;
   if (slots.residual >= 0 && !c.numel_in(slots.residual, "N", c.p.N)) return false;
@@ -243,10 +261,11 @@ bool check_argmax_combine(Checker& c) {
          c.numel_in(1, "M", c.p.M) && c.numel_out(0, "one", 1);
 }
 
-uint32_t used_params(const OpRow& row, int32_t flags) {
+uint32_t used_params(const OpRow& row, const amk_instruction_t& t) {
   uint32_t used = row.params | kPositionFields;
   if (row.flags) used |= kFlagsField;
-  if (flags & (AMK_FLAG_NORM | AMK_FLAG_L2_NORM)) used |= kEps;
+  if (t.params.flags & (AMK_FLAG_NORM | AMK_FLAG_L2_NORM)) used |= kEps;
+  if (is_quantised(t)) used |= kGroup;
   return used;
 }
 
@@ -270,7 +289,7 @@ bool check_signature(Checker& c, const OpRow& row) {
   const int want_inputs = flag_slots(t).end;
   if (t.n_inputs != want_inputs) return c.fail(3, -1, text("%d inputs, expected %d", t.n_inputs, want_inputs));
   if (t.n_outputs != row.arity_out) return c.fail(3, -1, text("%d outputs, expected %d", t.n_outputs, row.arity_out));
-  const uint32_t used = used_params(row, t.params.flags);
+  const uint32_t used = used_params(row, t);
   for (int i = 0; i < kParamFieldCount; ++i) {
     const ParamField& f = kFields[i];
     // `!(x == 0)` so that a NaN in an unused float is refused too.
@@ -292,11 +311,16 @@ bool op_supported(int32_t op) {
   return row && row->supported;
 }
 
+bool is_quantised(const amk_instruction_t& task) {
+  return task.op == AMK_OP_GEMV_TILE && task.params.qdtype == AMK_DTYPE_I8;
+}
+
 FlagSlots flag_slots(const amk_instruction_t& task) {
   FlagSlots slots;
   const OpRow* row = find_row(task.op);
   if (!row) return slots;
   int next = row->arity_in;
+  if (is_quantised(task)) slots.scale = next++;
   if (task.params.flags & AMK_FLAG_ROPE) slots.rope = next++;
   if (task.params.flags & AMK_FLAG_NORM) slots.norm = next++;
   if (slots.norm >= 0 && task.op == AMK_OP_ATTENTION_TILE) slots.k_norm = next++;

@@ -63,10 +63,14 @@ struct Problem {
   std::string text;
 };
 
+// Whether the weight of a matrix-vector tile is quantised, and its scales are an operand.
+bool is_quantised(const amk_instruction_t& task);
+
 // Input slots of the operands that flags add, -1 where the flag is off. They follow the opcode's own inputs in the
-// order inv_freq (where ROPE is a flag), norm weight, k_norm (attention's second norm weight), bias, residual.
+// order scale (of a quantised weight), inv_freq (where ROPE is a flag), norm weight, k_norm (attention's second norm
+// weight), bias, residual.
 struct FlagSlots {
-  int rope = -1, norm = -1, k_norm = -1, bias = -1, residual = -1;
+  int scale = -1, rope = -1, norm = -1, k_norm = -1, bias = -1, residual = -1;
   int end = 0;  // inputs in all
 };
 FlagSlots flag_slots(const amk_instruction_t& task);

@@ -22,7 +22,8 @@ namespace amk {
 enum class Packing : int32_t {
   kPlain = 0,      // as bound
   kRowGroups = 1,  // groups of 8 consecutive rows
-  kGateUp = 2      // [2N, K]: 8 gate rows, then the 8 up rows that they are multiplied with
+  kGateUp = 2,     // [2N, K]: 8 gate rows, then the 8 up rows that they are multiplied with
+  kScales = 3      // scales of a packed quantised matrix: they lie in its slots (ops/packing_int8.h)
 };
 
 constexpr int kGroupRows = AMK_ROW_GROUP;

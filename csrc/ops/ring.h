@@ -14,16 +14,33 @@ constexpr int kSlotBytes = kSlotUnits * kUnitBytes;            // 8 KB: 8 rows o
 constexpr int kSlotRowVectors = kSlotUnits * kUnitRowVectors;  // vectors of one row in a slot
 constexpr int kMaxRingStages = 8, kMaxRingSlots = 64;
 
+// A slot of a quantised matrix brings its scales behind its 8 KB (ops/packing_int8.h).
+constexpr int kInt8ScaleRoom = 256;  // of the smallest group
+constexpr bool is_int8_group(int32_t group) { return group == AMK_MIN_WEIGHT_GROUP || group == AMK_MAX_WEIGHT_GROUP; }
+AMK_HOST_DEVICE constexpr int int8_scale_bytes(int32_t group) { return kInt8ScaleRoom * AMK_MIN_WEIGHT_GROUP / group; }
+// Bytes from one slot of a ring to the next: room for the longest slot that these tasks may ask for. Total: tasks may
+// hold anything.
+template <class Tasks>
+constexpr int ring_slot_bytes(const Tasks& tasks) {
+  int room = 0;
+  for (const amk_instruction_t& t : tasks) {
+    const bool is_int8 = t.op == AMK_OP_GEMV_TILE && t.params.qdtype == AMK_DTYPE_I8 && is_int8_group(t.params.group);
+    if (is_int8 && int8_scale_bytes(t.params.group) > room) room = int8_scale_bytes(t.params.group);
+  }
+  return kSlotBytes + room;
+}
+
 // The copy engine that fills a ring came with compute capability 9.0; for older targets weights are loaded directly.
 constexpr bool has_ring(const amk_launch_t& launch, const amk_target_t& target) {
   return launch.cpasync == 1 && target.cc_major >= 9;
 }
 
-constexpr int64_t ring_stage_bytes(int warps) { return int64_t{warps} * kSlotBytes; }
+constexpr int64_t ring_stage_bytes(int warps, int slot_bytes = kSlotBytes) { return int64_t{warps} * slot_bytes; }
 
 // Stages that fit into smem_bytes beside task_bytes, at most as many as the launch asks for (0: all that fit).
-constexpr int ring_stages(const amk_launch_t& launch, int warps, int64_t smem_bytes, int64_t task_bytes) {
-  const int64_t room = (smem_bytes - task_bytes) / ring_stage_bytes(warps), cap = kMaxRingSlots / warps;
+constexpr int ring_stages(const amk_launch_t& launch, int warps, int64_t smem_bytes, int64_t task_bytes,
+                          int slot_bytes = kSlotBytes) {
+  const int64_t room = (smem_bytes - task_bytes) / ring_stage_bytes(warps, slot_bytes), cap = kMaxRingSlots / warps;
   const int64_t fit = room < cap ? room : cap;
   return static_cast<int>(launch.cpa_stages && launch.cpa_stages < fit ? launch.cpa_stages : fit);
 }

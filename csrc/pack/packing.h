@@ -10,8 +10,9 @@
 
 namespace amk {
 
-// Packed is what matrix-vector tiles of whole row groups read as a whole and nothing else reads but EMBED; everything
-// stays plain where there is no ring (ops/ring.h).
+// Packed is what matrix-vector tiles of whole row groups read as a whole and nothing else reads but EMBED; a quantised
+// matrix together with its scales, which nothing else reads; everything stays plain where there is no ring
+// (ops/ring.h).
 std::vector<Packing> choose_packing(const Program& program, const StorageMap& storage);
 
 }  // namespace amk

@@ -19,10 +19,11 @@ bool prove_ring(const Program& p, Report* report) {
   if (!has_ring(l, p.target)) return report->count() == before;
   const int warps = l.threads_per_block / 32;
   const int64_t smem = l.smem_bytes_per_block ? l.smem_bytes_per_block : p.target.smem_optin_bytes;
-  const int64_t fit = ring_stages(amk_launch_t{}, warps, smem, 0);
+  const int slot_bytes = ring_slot_bytes(p.tasks);
+  const int64_t fit = ring_stages(amk_launch_t{}, warps, smem, 0, slot_bytes);
   if (fit < 1) {
     AMK_REJECT(report, 20, -1, -1, -1, "one stage of the ring is %lld bytes, a block has %lld of shared memory",
-               (long long)ring_stage_bytes(warps), (long long)smem);
+               (long long)ring_stage_bytes(warps, slot_bytes), (long long)smem);
     return false;
   }
   scalar("cpa_stages", l.cpa_stages, 0, fit < kMaxRingStages ? fit : kMaxRingStages, "stages that shared memory holds");

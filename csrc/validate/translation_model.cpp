@@ -28,6 +28,7 @@ constexpr WhatRow kRows[] = {
     {What::kInvFreq, kModel, "rope_inv_freq"},
     {What::kFinalNorm, kModel, "final_norm"},
     {What::kLmHead, kModel, "lm_head"},
+    {What::kLmHeadScale, kModel, "lm_head_scale"},
     {What::kAttnNorm, kLayer, "attn_norm"},
     {What::kWqkv, kLayer, "wqkv"},
     {What::kBqkv, kLayer, "bqkv"},
@@ -46,6 +47,12 @@ constexpr WhatRow kRows[] = {
     {What::kDtBias, kLayer, "dt_bias"},
     {What::kGdnNorm, kLayer, "gdn_norm"},
     {What::kWGdnOut, kLayer, "w_gdn_out"},
+    {What::kWqkvScale, kLayer, "wqkv_scale"},
+    {What::kWoScale, kLayer, "wo_scale"},
+    {What::kWGateUpScale, kLayer, "w_gate_up_scale"},
+    {What::kWDownScale, kLayer, "w_down_scale"},
+    {What::kWGdnInScale, kLayer, "w_gdn_in_scale"},
+    {What::kWGdnOutScale, kLayer, "w_gdn_out_scale"},
     {What::kKCache, kLayer, "k"},
     {What::kVCache, kLayer, "v"},
     {What::kConvState, kLayer, "conv_state"},
@@ -129,6 +136,14 @@ Decoder::Decoder(const amk_model_t& model) : m_(model) {
   AMK_CHECK(m_.head_dim % 2 == 0, AMK_ERR_INVALID_ARGUMENT, "model.head_dim is %d, expected an even one", m_.head_dim);
   AMK_CHECK(std::isfinite(m_.eps) && m_.eps > 0, AMK_ERR_INVALID_ARGUMENT, "model.eps is %g, expected finite and > 0",
             static_cast<double>(m_.eps));
+  if (is_quantised()) {
+    AMK_CHECK(m_.weight_group == AMK_MIN_WEIGHT_GROUP || m_.weight_group == AMK_MAX_WEIGHT_GROUP,
+              AMK_ERR_INVALID_ARGUMENT, "model.weight_group is %d, expected 0, %d or %d", m_.weight_group,
+              AMK_MIN_WEIGHT_GROUP, AMK_MAX_WEIGHT_GROUP);
+    AMK_CHECK(m_.hidden % m_.weight_group == 0 && m_.ffn % m_.weight_group == 0 && k_first() % m_.weight_group == 0,
+              AMK_ERR_INVALID_ARGUMENT, "model: rows of %d, %lld and %d columns, expected whole groups of %d",
+              m_.hidden, (long long)k_first(), m_.ffn, m_.weight_group);
+  }
   constexpr int32_t kKnown = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS | AMK_MODEL_QK_NORM |
                              AMK_MODEL_TIED_HEAD | AMK_MODEL_ATTENTION_GATE | AMK_MODEL_NORM_PLUS_ONE;
   AMK_CHECK((m_.features & ~kKnown) == 0, AMK_ERR_INVALID_ARGUMENT, "model.features is 0x%x, allowed bits 0x%x",
@@ -143,12 +158,22 @@ Decoder::Decoder(const amk_model_t& model) : m_(model) {
   AMK_CHECK(m_.linear_value_heads % m_.linear_key_heads == 0, AMK_ERR_INVALID_ARGUMENT,
             "model.linear_value_heads is %d, expected a multiple of linear_key_heads %d", m_.linear_value_heads,
             m_.linear_key_heads);
+  AMK_CHECK(!is_quantised() || values() % m_.weight_group == 0, AMK_ERR_INVALID_ARGUMENT,
+            "model: rows of w_gdn_out of %lld columns, expected whole groups of %d", (long long)values(),
+            m_.weight_group);
 }
 
 bool Decoder::is_there(Value value) const {
   const bool full = !is_linear(value.layer);
   switch (value.what) {
     case What::kLmHead: return !has(AMK_MODEL_TIED_HEAD);
+    case What::kLmHeadScale: return is_quantised() && !has(AMK_MODEL_TIED_HEAD);
+    case What::kWGateUpScale:
+    case What::kWDownScale: return is_quantised();
+    case What::kWqkvScale:
+    case What::kWoScale: return full && is_quantised();
+    case What::kWGdnInScale:
+    case What::kWGdnOutScale: return !full && is_quantised();
     case What::kWqkv:
     case What::kWo:
     case What::kKCache:
@@ -176,31 +201,40 @@ BoundTensor Decoder::bound(std::string_view source) const {
   Value value;
   std::string_view tail;
   if (source.substr(0, kPrefix.size()) != kPrefix) {
-    value.what = find_what(source, kModel, What::kToken, What::kLmHead);
+    value.what = find_what(source, kModel, What::kToken, What::kLmHeadScale);
   } else {
     const int32_t layer = take_layer(source.substr(kPrefix.size()), &tail);
-    if (layer >= 0 && layer < m_.layers) value = {find_what(tail, kLayer, What::kAttnNorm, What::kWGdnOut), layer};
+    if (layer >= 0 && layer < m_.layers) value = {find_what(tail, kLayer, What::kAttnNorm, What::kWGdnOutScale), layer};
   }
   if (!is_there(value)) return {};
   const auto vector = [&](int64_t n) { return BoundTensor{value, m_.dtype, 1, {n, 0, 0}}; };
+  const auto table = [&](int64_t rows, int64_t columns) { return BoundTensor{value, m_.dtype, 2, {rows, columns, 0}}; };
   const auto matrix = [&](int64_t rows, int64_t columns) {
-    return BoundTensor{value, m_.dtype, 2, {rows, columns, 0}};
+    return BoundTensor{value, is_quantised() ? AMK_DTYPE_I8 : m_.dtype, 2, {rows, columns, 0}};
   };
+  const auto scales = [&](int64_t rows, int64_t columns) { return table(rows, columns / m_.weight_group); };
   switch (value.what) {
     case What::kToken: return {value, AMK_DTYPE_I32, 1, {1, 0, 0}};
     case What::kInvFreq: return {value, AMK_DTYPE_F32, 1, {m_.head_dim / 2, 0, 0}};
-    case What::kEmbed:
+    case What::kEmbed: return table(m_.vocab, m_.hidden);
     case What::kLmHead: return matrix(m_.vocab, m_.hidden);
     case What::kWqkv: return matrix(qkv_end(), m_.hidden);
     case What::kWo: return matrix(m_.hidden, k_first());
     case What::kWGateUp: return matrix(2 * ffn(), m_.hidden);
     case What::kWDown: return matrix(m_.hidden, m_.ffn);
     case What::kWGdnIn: return matrix(gdn_end(), m_.hidden);
-    case What::kConvW: return matrix(z_first(), m_.conv_width);
+    case What::kConvW: return table(z_first(), m_.conv_width);
     case What::kWGdnOut: return matrix(m_.hidden, values());
     case What::kALog:
     case What::kDtBias: return {value, AMK_DTYPE_F32, 1, {value_heads(), 0, 0}};
     case What::kGdnNorm: return vector(linear_head_dim());
+    case What::kLmHeadScale: return scales(m_.vocab, m_.hidden);
+    case What::kWqkvScale: return scales(qkv_end(), m_.hidden);
+    case What::kWoScale: return scales(m_.hidden, k_first());
+    case What::kWGateUpScale: return scales(2 * ffn(), m_.hidden);
+    case What::kWDownScale: return scales(m_.hidden, m_.ffn);
+    case What::kWGdnInScale: return scales(gdn_end(), m_.hidden);
+    case What::kWGdnOutScale: return scales(m_.hidden, values());
     case What::kBqkv: return vector(qkv_end());
     case What::kQNorm:
     case What::kKNorm: return vector(m_.head_dim);
@@ -245,32 +279,39 @@ Linear Decoder::linear(Value matrix) const {
     case What::kWqkv:
       l.input = of(What::kAttnIn), l.raw = of(What::kX), l.norm = of(What::kAttnNorm);
       l.bias = of(What::kBqkv), l.out = of(What::kQkv);
+      l.scale = of(What::kWqkvScale);
       break;
     case What::kWo:
       l.input = of(has_output_gate() ? What::kAttendedGated : What::kAttended);
       l.bias = of(What::kBo), l.out = of(What::kAttnOut);
       l.residual = of(What::kX), l.sum = of(What::kXMid);
+      l.scale = of(What::kWoScale);
       break;
     case What::kWGdnIn:
       l.input = of(What::kAttnIn), l.raw = of(What::kX), l.norm = of(What::kAttnNorm), l.out = of(What::kGdnIn);
+      l.scale = of(What::kWGdnInScale);
       break;
     case What::kWGdnOut:
       l.input = of(What::kGdnGated), l.out = of(What::kGdnOut);
       l.residual = of(What::kX), l.sum = of(What::kXMid);
+      l.scale = of(What::kWGdnOutScale);
       break;
     case What::kWGateUp:
       l.input = of(What::kMlpIn), l.raw = of(What::kXMid), l.norm = of(What::kMlpNorm);
       l.bias = of(What::kBGateUp), l.out = of(What::kGateUp), l.pair_out = of(What::kAct);
+      l.scale = of(What::kWGateUpScale);
       break;
     case What::kWDown:
       l.input = of(What::kAct), l.bias = of(What::kBDown), l.out = of(What::kMlpOut);
       l.residual = of(What::kXMid), l.sum = {What::kX, i + 1};
+      l.scale = of(What::kWDownScale);
       break;
     case What::kEmbed:
     case What::kLmHead:
       if ((matrix.what == What::kEmbed) != has(AMK_MODEL_TIED_HEAD)) break;
       l.input = {What::kHeadIn, 0}, l.raw = {What::kX, m_.layers}, l.norm = {What::kFinalNorm, 0};
       l.out = {What::kLogits, 0};
+      if (matrix.what == What::kLmHead) l.scale = of(What::kLmHeadScale);
       break;
     default: break;
   }

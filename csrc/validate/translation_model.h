@@ -21,6 +21,7 @@ enum class What : uint8_t {
   kInvFreq,
   kFinalNorm,
   kLmHead,
+  kLmHeadScale,  // the scales of a matrix, here and below: only with quantised weights
   kAttnNorm,
   kWqkv,
   kBqkv,
@@ -39,6 +40,12 @@ enum class What : uint8_t {
   kDtBias,
   kGdnNorm,
   kWGdnOut,
+  kWqkvScale,
+  kWoScale,
+  kWGateUpScale,
+  kWDownScale,
+  kWGdnInScale,
+  kWGdnOutScale,
   kKCache,
   kVCache,
   kConvState,  // as the last step left them
@@ -90,10 +97,10 @@ struct BoundTensor {
   int64_t shape[3] = {0, 0, 0};
 };
 
-// out = matrix * input (+ bias); input = norm of raw; pair_out = silu(first half) * second half; sum = out + residual.
-// What is unset is not part of the decoder.
+// out = matrix * input (+ bias); input = norm of raw; pair_out = silu(first half) * second half; sum = out + residual;
+// scale is of the matrix. What is unset is not part of the decoder.
 struct Linear {
-  Value input, raw, norm, bias, out, pair_out, residual, sum;
+  Value input, raw, norm, bias, out, pair_out, residual, sum, scale;
 };
 
 struct Norm {
@@ -125,6 +132,8 @@ class Decoder {
   int32_t n_heads() const { return m_.n_heads; }
   int32_t n_kv_heads() const { return m_.n_kv_heads; }
   int32_t max_seq() const { return m_.max_seq; }
+  int32_t weight_group() const { return m_.weight_group; }  // of matrices that have a scale
+  bool is_quantised() const { return m_.weight_group != 0; }
   float eps() const { return m_.eps; }
   float attention_scale() const;  // 1 / sqrt(D)
   bool has_head_norms() const { return has(AMK_MODEL_QK_NORM); }

@@ -95,6 +95,12 @@ bool Translation::gemv(const amk_instruction_t& t) {
     return fail(t.inputs[1], text("%s has %s %s, but the model's has %s", name.c_str(), has ? "a" : "no", what,
                                   part ? "one" : "none"));
   };
+  if (!lacks(slots.scale >= 0, rule.scale, "scale")) return false;
+  if (slots.scale >= 0) {
+    const int64_t count = p_.buffers[t.inputs[slots.scale]].numel;
+    if (!holds(read(t.inputs[slots.scale], 0, count), rule.scale, 0, "scale", matrix)) return false;
+    if (!number("the group", p.group, d_.weight_group(), matrix)) return false;
+  }
   // The weight has the model's shape and K is its row length (V4), so K elements from the first are the whole vector.
   const Reading x = read(t.inputs[0], p.m_off, p.K);
   if (slots.norm >= 0) {

@@ -6,12 +6,21 @@
 namespace amk {
 namespace {
 
+// A quantised row times x: each group's sum times its scale, in the order of the groups.
+template <class T>
+float dot_groups(const I8* q, const T* scale, const float* x, int64_t count, int64_t group) {
+  float sum = 0;
+  for (int64_t k = 0; k < count; k += group, ++scale) sum += dot(q + k, x + k, group) * to_f32(*scale);
+  return sum;
+}
+
 template <class T, class Out>
 void gemv(const OpCall& c) {
   const amk_params_t& p = c.params();
   const FlagSlots slots = flag_slots(c.view.task);
   const auto operand = [&](int slot) { return slot < 0 ? nullptr : reinterpret_cast<const T*>(c.in[slot]); };
-  const T *weight = operand(1), *bias = operand(slots.bias), *residual = operand(slots.residual);
+  const T *weight = operand(1), *scale = operand(slots.scale);
+  const T *bias = operand(slots.bias), *residual = operand(slots.residual);
   Out* out = reinterpret_cast<Out*>(c.out[0]);
 
   float* x = c.scratch.floats(Scratch::kX, p.K);
@@ -19,7 +28,9 @@ void gemv(const OpCall& c) {
   if (slots.norm >= 0) rms_normalise(x, operand(slots.norm), p.K, p.eps, c.norm_plus());
 
   const auto row = [&](int64_t n) {
-    const float y = dot(weight + n * p.K, x, p.K);
+    const float y =
+        scale ? dot_groups(reinterpret_cast<const I8*>(weight) + n * p.K, scale + n * (p.K / p.group), x, p.K, p.group)
+              : dot(weight + n * p.K, x, p.K);
     return bias ? y + to_f32(bias[n]) : y;
   };
   for (int64_t n = p.n_off, end = n + p.N_tile; n < end; ++n) {

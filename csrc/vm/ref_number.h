@@ -17,7 +17,12 @@ struct F16 {
   uint16_t bits;
 };
 
+struct I8 {  // symmetric: -128 counts as -127 (amk.h)
+  int8_t bits;
+};
+
 inline float to_f32(float v) { return v; }
+inline float to_f32(I8 v) { return v.bits == -128 ? -127.0f : static_cast<float>(v.bits); }
 inline float to_f32(Bf16 v) { return bf16_to_f32(v.bits); }
 inline float to_f32(F16 v) { return f16_to_f32(v.bits); }
 

@@ -42,12 +42,15 @@ def run_bench(
     max_seq: int | None = None,
     seed: int = 0,
     peer_limit_s: float = PEER_LIMIT_S,
+    quantize: str | None = None,
+    group: int | None = None,
     progress: Say | None = None,
 ) -> dict[str, Any]:
     """Rows in order of models and contexts, and what the peers did. Ctrl-C ends it early and keeps what there is.
 
     `contexts` are rows of context that a step attends to, its own included (default: 1, 1,024 and 8,192, each at most
-    the model's positions); `max_seq` is the capacity of the cache (default: the longest context).
+    the model's positions); `max_seq` is the capacity of the cache (default: the longest context). With `quantize` AMK
+    runs the quantised models, against the floor of their own bytes; peers run the plain ones.
     """
     from .embedded import open_model
     from .targets import resolve_target
@@ -61,19 +64,20 @@ def run_bench(
         raise InputError("bench: expected at least one model, got none")
     if not isinstance(peer_limit_s, int | float) or not 0 < peer_limit_s <= 86400:
         raise InputError(f"peer_limit_s: expected seconds in 0..86400, got {show(peer_limit_s)}")
-    sources = [open_model(model) for model in models]
+    sources = [open_model(model, quantize, group) for model in models]
     plans = [_contexts(source, contexts, max_seq) for source in sources]
 
     result: dict[str, Any] = {
         "gpu": target.name, "device_asked": device, "seed": seed, "schedule_id": schedule.schedule_id,
-        "schedule_config": schedule.to_dict(), "notes": notes, "stopped": None, "rows": [], "peers": [],
+        "schedule_config": schedule.to_dict(), "quantize": getattr(sources[0], "scheme", None),
+        "notes": notes, "stopped": None, "rows": [], "peers": [],
     }  # fmt: skip
     try:
         for model, source, (asked, rows) in zip(models, sources, plans, strict=True):
             measured: dict[int, dict[str, Any]] = {}
             for context in asked:
                 say(f"{source.name}: context {context:,}")
-                row = _judge(model, source.name, target, schedule, device, context, rows, seed, say)
+                row = _judge(model, source.name, target, schedule, device, context, rows, seed, say, quantize, group)
                 result["rows"].append(row)
                 if row["latency_kind"] == MEASURED:
                     measured[context] = row
@@ -113,11 +117,15 @@ def _contexts(source: Any, contexts: Sequence[int] | None, max_seq: int | None) 
 
 
 def _judge(
-    model: Any, name: str, target: GpuTarget, schedule: Any, device: str, context: int, rows: int, seed: int, say: Say
-) -> dict[str, Any]:
+    model: Any, name: str, target: GpuTarget, schedule: Any, device: str, context: int, rows: int, seed: int, say: Say,
+    quantize: str | None, group: int | None,
+) -> dict[str, Any]:  # fmt: skip
     head = {"model": name, "context": context, "what": "amk"}
     try:
-        verdict = evaluate(model, target, schedule, device, max_seq=rows, position=context - 1, seed=seed, progress=say)
+        verdict = evaluate(
+            model, target, schedule, device, max_seq=rows, position=context - 1, seed=seed, quantize=quantize,
+            group=group, progress=say,
+        )  # fmt: skip
     except (InputError, InternalError):
         raise
     except AmkError as error:  # of one model on this machine: the others may still have an answer

@@ -52,6 +52,8 @@ def bench_verb(arguments: Namespace, say: Say) -> Outcome:
             max_seq=arguments.max_seq,
             seed=arguments.seed,
             peer_limit_s=arguments.peer_limit,
+            quantize=arguments.quantize,
+            group=arguments.group,
             progress=say,
         )
         if arguments.output_file is not None:

@@ -4,7 +4,8 @@ In: config.json with model.safetensors, or with shards and model.safetensors.ind
 storage dtype (bf16 as uint16), operands of one fused instruction concatenated. Every tensor is accounted for when the
 directory is opened; each byte is then read once, straight into its final place, where it is scanned for NaN and
 infinity and hashed while it is hot, on several threads. This file must never convert a weight or keep a second copy of
-one, but for the few numbers per layer that AMK keeps in f32 whatever the checkpoint's dtype.
+one, but for the few numbers per layer that AMK keeps in f32 whatever the checkpoint's dtype; who does (quantize.py)
+takes the chunks through a `Sink` of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .safetensors import MAX_TENSORS, SafetensorsFile, TensorEntry, read_regular
 from .strict_json import parse_strict_json
 from .weight_plan import Part, operand_shape, weight_plan
 
-__all__ = ["STORAGE", "Checkpoint", "WeightSource", "Weights"]
+__all__ = ["STORAGE", "Checkpoint", "Sink", "WeightSource", "Weights"]
 
 STORAGE = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 FILE_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -53,8 +54,11 @@ class Weights(Mapping[str, np.ndarray]):
     """Canonical name -> array in storage dtype. `digest` covers names, dtypes, shapes and bytes; asking for it is an
     error where it was not computed."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], dtype: str, digest: str | None) -> None:
+    def __init__(
+        self, arrays: dict[str, np.ndarray], dtype: str, digest: str | None, *, plain_digest: str | None = None
+    ) -> None:
         self._arrays = arrays
+        self.plain_digest = plain_digest  # of quantised weights: of what they were made from, where it was hashed
         self.dtype = dtype
         self._digest = digest
         self.nbytes = sum(array.nbytes for array in arrays.values())
@@ -73,6 +77,20 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+class Sink:
+    """Takes the elements of one operand a chunk at a time, in any order, from several threads."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._flat = array.reshape(-1)
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Room for elements [start, start + count), one-dimensional, in storage dtype."""
+        return self._flat[start : start + count]
+
+    def put(self, start: int, chunk: np.ndarray) -> None:
+        """The room that `take` gave is filled."""
 
 
 class WeightSource(ABC):
@@ -115,17 +133,15 @@ class WeightSource(ABC):
         try:
             for name, parts in weight_plan(self.config).items():
                 shape, kept = operand_shape(parts), "f32" if parts[0].is_widened else dtype
-                arrays[name] = _allocate(shape, STORAGE[kept], name)
+                sink = self._sink(name, shape, kept, arrays)
                 leaves.append(_label(name, kept, shape))
-                flat, start = arrays[name].reshape(-1), 0
-                row, step = math.prod(shape[1:]), _CHUNK_BYTES // flat.itemsize
+                start, row, step = 0, math.prod(shape[1:]), _CHUNK_BYTES // STORAGE[kept].itemsize
                 for tensor, (first_row, count) in ((part.tensor, run) for part in parts for run in part.row_runs):
-                    end = start + count * row
-                    whole = flat[start:end]
-                    for first in range(0, whole.size, step):
-                        chunk, at = whole[first : first + step], first_row * row + first
-                        leaves.append(pool.submit(self._read_chunk, tensor, at, chunk, check_finite, hashed))
-                    start = end
+                    size = count * row
+                    for first in range(0, size, step):
+                        at, span = first_row * row + first, (start + first, min(step, size - first))
+                        leaves.append(pool.submit(self._read_chunk, tensor, at, sink, span, check_finite, hashed))
+                    start += size
             frequencies = arrays["rope_inv_freq"] = rope_inv_freq(self.config)
             leaves += [_label("rope_inv_freq", "f32", frequencies.shape), _leaf_digest(frequencies)]
             root = hashlib.blake2b(digest_size=32)
@@ -137,8 +153,16 @@ class WeightSource(ABC):
             self._require_tied_head(arrays["embed"].reshape(-1))
         return Weights(arrays, dtype, root.hexdigest() if hashed else None)
 
-    def _read_chunk(self, tensor: str, start: int, chunk: np.ndarray, check_finite: bool, hashed: bool) -> bytes:
-        """Fills `chunk` with the elements of a tensor from `start` on; its digest, if it is wanted."""
+    def _sink(self, name: str, shape: tuple[int, ...], dtype: str, arrays: dict[str, np.ndarray]) -> Sink:
+        """Where one operand goes; its arrays are in `arrays` from now on."""
+        arrays[name] = _allocate(shape, STORAGE[dtype], name)
+        return Sink(arrays[name])
+
+    def _read_chunk(
+        self, tensor: str, start: int, sink: Sink, span: tuple[int, int], check_finite: bool, hashed: bool
+    ) -> bytes:
+        """Elements of a tensor from `start` on go into `span` of an operand; their digest, if it is wanted."""
+        chunk = sink.take(*span)
         dtype = FILE_DTYPES[self.tensor_entry(tensor).dtype]
         stored = chunk if chunk.dtype == STORAGE[dtype] else np.empty(chunk.size, STORAGE[dtype])
         self._read_range(tensor, start, stored)
@@ -152,7 +176,13 @@ class WeightSource(ABC):
                 )
         if stored is not chunk:
             chunk[:] = _widened(stored, dtype)
-        return _leaf_digest(chunk) if hashed else b""
+        digest = _leaf_digest(chunk) if hashed else b""
+        sink.put(span[0], chunk)
+        return digest
+
+    def _check_unchanged(self) -> None:
+        """InputError where what was read from has changed since it was opened."""
+        return
 
     def _require_tied_head(self, embed: np.ndarray) -> None:
         head = np.empty(min(_CHUNK_BYTES // embed.itemsize, embed.size), dtype=embed.dtype)
@@ -222,9 +252,12 @@ class Checkpoint(WeightSource):
 
     def weights(self, *, check_finite: bool = True, hashed: bool = True) -> Weights:
         weights = super().weights(check_finite=check_finite, hashed=hashed)
+        self._check_unchanged()
+        return weights
+
+    def _check_unchanged(self) -> None:
         for file in self._files:
             file.check_unchanged()
-        return weights
 
     def _check_tensors(self) -> None:
         """Names, shapes and dtypes against the configuration: nothing missing, nothing left over."""

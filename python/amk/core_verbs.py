@@ -111,6 +111,8 @@ def eval_verb(arguments: Namespace, say: Say) -> Outcome:
         max_seq=arguments.max_seq,
         position=arguments.position,
         seed=arguments.seed,
+        quantize=arguments.quantize,
+        group=arguments.group,
         progress=say,
     )
     accepted = verdict.valid and verdict.correct
@@ -121,12 +123,13 @@ def compile_verb(arguments: Namespace, say: Say) -> Outcome:
     from .output import OutputFiles
 
     with OutputFiles(arguments.output) as files:  # refuses before any work is done
-        program, image, schedule, gpu = _lower(arguments, say)
+        program, image, schedule, gpu, scheme = _lower(arguments, say)
         position = program.launch["max_seq"] // 2
         cost = program.cost(position)
         data = image.bytes
         report = {
             "model": arguments.MODEL,
+            "quantize": scheme,
             "gpu": gpu,
             "image_hash": image.hash,
             "image_bytes": len(data),
@@ -194,13 +197,13 @@ def open_input(arguments: Namespace, say: Say) -> tuple[str, Program, Image | No
     return _open_program(_read(what, MAX_PROGRAM_BYTES, "program or image"), what)
 
 
-def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConfig, str]:
+def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConfig, str, str | None]:
     from .embedded import open_model
     from .evaluate import choose_max_seq, freeze_config, lower_and_pack
     from .targets import resolve_target
 
     model = arguments.MODEL if "MODEL" in arguments else arguments.INPUT
-    source = open_model(model)
+    source = open_model(model, arguments.quantize, arguments.group)
     target = resolve_target(pick_gpu(arguments.gpu, say))
     config = arguments.config  # a path, or the schedule itself, where a file that was read already holds it
     if isinstance(config, str):
@@ -209,7 +212,7 @@ def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConf
     for note in notes:
         say(note)
     program, image = lower_and_pack(source, schedule, target, choose_max_seq(source, arguments.max_seq))
-    return program, image, schedule, target.name
+    return program, image, schedule, target.name, getattr(source, "scheme", None)
 
 
 def _read(path: str, max_bytes: int, what: str) -> bytes:

@@ -141,8 +141,19 @@ class ShapeModel(EmbeddedModel):
             done, at = done + piece.size, 0
 
 
-def open_model(name_or_path: str | os.PathLike[str]) -> WeightSource:
-    """A model made on the spot by name, or a checkpoint by directory; `./toy` is always a directory."""
+def open_model(
+    name_or_path: str | os.PathLike[str], quantize: str | None = None, group: int | None = None
+) -> WeightSource:
+    """A model made on the spot by name, or a checkpoint by directory; `./toy` is always a directory. With `quantize`
+    ("int8") its matrices are quantised at load, with a scale per `group` (64 or 128, the default) elements of a row."""
+    from .quantize import QuantizedSource, check_scheme
+
+    scheme = check_scheme(quantize, group)
+    source = _open_plain(name_or_path)
+    return source if scheme is None else QuantizedSource(source, *scheme)
+
+
+def _open_plain(name_or_path: str | os.PathLike[str]) -> WeightSource:
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputError(f"model: expected a name or a path, got {type(name_or_path).__name__}")
     name = os.fsdecode(name_or_path)

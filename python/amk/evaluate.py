@@ -48,6 +48,8 @@ def evaluate(
     max_seq: int | None = None,
     position: int | None = None,
     seed: int = 0,
+    quantize: str | None = None,
+    group: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verdict:
     """Judges one schedule (`ScheduleConfig`, dict, or None for the default) of one model on one target.
@@ -56,13 +58,14 @@ def evaluate(
     too, and measured), or "auto": the GPU where a live one is what `gpu` describes. `max_seq` is the capacity of the
     cache (default: what the model was made for, at most 1,024); `position` is the context that the latency is for
     (default: half of it); `seed` draws the questions. With `strict`, a key of the schedule that AMK does not know is
-    rejected instead of named in the notes.
+    rejected instead of named in the notes. With `quantize="int8"` the judged model is the quantised one (`group`: 64 or
+    128 elements of a row share a scale), and the verdict says besides what quantising loses against the plain one.
     """
     from .embedded import open_model
     from .targets import resolve_target
 
     say = progress or (lambda text: None)
-    source = open_model(model)
+    source = open_model(model, quantize, group)
     target = resolve_target(gpu)
     device_name, notes = pick_device(device, target)
     max_seq = choose_max_seq(source, max_seq)
@@ -70,7 +73,10 @@ def evaluate(
     token = _require_int("token", token, 0, source.config.vocab - 1)
     seed = _require_int("seed", seed, 0, (1 << 64) - 1)
 
-    asked: dict[str, Any] = {"model": source.name, "gpu": target.name, "device": device_name, "max_seq": max_seq}
+    asked: dict[str, Any] = {
+        "model": source.name, "gpu": target.name, "device": device_name, "max_seq": max_seq,
+        "quantize": getattr(source, "scheme", None),
+    }  # fmt: skip
     frozen: dict[str, Any] = {"schedule_id": "", "schedule_config": {}}
     try:
         if type(batch) is not int or batch != 1:
@@ -92,7 +98,7 @@ def evaluate(
 
         plan = make_plan(source.config, position, max_seq, seed)
     try:
-        found = _examine(model, source, image, questions, plan, device_name, say)
+        found = _examine(model, source, image, questions, plan, device_name, say, (quantize, group))
     except Rejected as refusal:  # by the live device, before anything ran on it
         return Verdict(**asked, **frozen, valid=False, rejected_reason=str(refusal), seed=seed, notes=tuple(notes))
     except Unavailable as reason:
@@ -100,7 +106,7 @@ def evaluate(
             raise
         notes.append(f"device auto: the cpu reference machine, because {reason}")
         asked["device"], plan = "cpu", None
-        found = _examine(model, source, image, questions, None, "cpu", say)
+        found = _examine(model, source, image, questions, None, "cpu", say, (quantize, group))
     mark = found.grade
     notes += mark.remarks
     notes += mark.notes if len(mark.notes) <= MAX_NOTES else (
@@ -114,7 +120,7 @@ def evaluate(
         max_abs_err=mark.max_abs_err, rel_err=mark.rel_err, err_limit=mark.err_limit,
         top1_agreement=mark.top1_agreement,
         tasks=program.n_tasks, n_buffers=program.n_buffers, n_counters=program.n_counters,
-        weight_mb=found.weight_nbytes / 1e6,
+        weight_mb=found.weight_nbytes / 1e6, quantize_loss=found.quantize_loss,
         positions=tuple(sorted(questions.probe_positions)), decode_steps=len(questions.decode_tokens), seed=seed,
         notes=tuple(notes), provenance=_provenance(image.hash, found),
     )  # fmt: skip
@@ -126,6 +132,7 @@ class _Findings:
     weights_digest: str
     weight_nbytes: int
     trial: GpuTrial | None
+    quantize_loss: Mapping[str, Any]
 
 
 def freeze_config(config: Any, strict: bool = False) -> tuple[ScheduleConfig, list[str]]:
@@ -167,6 +174,7 @@ def _examine(
     plan: TimingPlan | None,
     device: str,
     say: Callable[[str], None],
+    quantize: tuple[str | None, int | None],
 ) -> _Findings:
     """Every machine's answers, then the reference's, then the grades. Never holds the weights and the reference at
     once."""
@@ -176,7 +184,7 @@ def _examine(
 
     say(f"reading the weights of {source.name}")
     weights = source.weights()
-    digest, nbytes = weights.digest, weights.nbytes
+    digest, nbytes, plain_digest = weights.digest, weights.nbytes, weights.plain_digest
     threads = min(os.cpu_count() or 1, 8) if nbytes >= THREADED_WEIGHT_BYTES else 0
     with vm.ReferenceVM(image, weights, threads=threads) as machine:
         answers = ask_machine(machine, source.config, questions, say)
@@ -185,7 +193,7 @@ def _examine(
     if plan is not None:
         from .gpu_trial import grade_trial, run_trial
 
-        trial = run_trial(source, model, digest, nbytes, image, questions, plan, device, say)
+        trial = run_trial(source, model, digest, nbytes, image, questions, plan, device, say, quantize)
     cache = OracleCache(os.environ.get("AMK_CACHE_DIR") or None)
     reference = ask_oracle(source.config, source.raw, digest, questions, cache, say)
     noise = once(lambda: noise_of(source.config, source.raw, questions, reference, say))
@@ -195,7 +203,15 @@ def _examine(
         timed = ask_oracle(source.config, source.raw, digest, asked, cache, say)
         timed_noise = once(lambda: noise_of(source.config, source.raw, asked, timed, say))
         grades |= grade_trial(source.config, questions, plan, trial, (reference, noise), (timed, timed_noise))
-    return _Findings(worst_of(grades), digest, nbytes, trial)
+    loss: Mapping[str, Any] = {}
+    if plain_digest is not None:
+        from .quantize import loss_of
+
+        base = source.base  # type: ignore[attr-defined]  # only a quantised source has a plain digest
+        say(f"the reference of {base.name}, for what quantising loses")
+        plain = ask_oracle(base.config, base.raw, plain_digest, questions, cache, say)
+        loss = loss_of(plain.logits, reference.logits)
+    return _Findings(worst_of(grades), digest, nbytes, trial, loss)
 
 
 def _price(

@@ -58,12 +58,14 @@ class Generation(Iterator[GeneratedToken]):
         has_state: bool = False,
         text: TextStream | None = None,
         logprobs: bool = True,
+        quantize: str | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """Use `generate`."""
         self.prompt_tokens = tuple(prompt)
         self.max_seq: int = machine.max_seq
         self.has_text = text is not None
+        self.quantize = quantize  # "int8-g128"; None: the plain model, or a machine of the caller's
         self.finish_reason: str | None = None
         self._on_close = on_close
         chooser = _chooser(machine, sampling, logprobs)
@@ -153,6 +155,8 @@ def generate(
     seed: int = 0,
     stop_at_eos: bool = True,
     stop_tokens: Sequence[int] = (),
+    quantize: str | None = None,
+    group: int | None = None,
     logprobs: bool = True,
     machine: Machine | None = None,
     progress: Callable[[str], None] | None = None,
@@ -161,10 +165,11 @@ def generate(
 
     temperature 0 is greedy; otherwise temperature, top_k and top_p cut, in this order, and `seed` draws. `max_seq` is
     the capacity of the cache, prompt included (default: 1,024, more if the request needs it, within what the model was
-    made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). `logprobs=False`
-    leaves out the log probabilities, which cost more than a step of a small model: each needs all logits on the host,
-    while a greedy choice is the machine's own. A `machine` that already holds the model is used from position 0, its
-    states cleared, and stays open; gpu, config and device are then not used.
+    made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). `quantize="int8"`
+    quantises the matrices at load (`group`: 64 or 128 elements of a row share a scale). `logprobs=False` leaves out the
+    log probabilities, which cost more than a step of a small model: each needs all logits on the host, while a greedy
+    choice is the machine's own. A `machine` that already holds the model is used from position 0, its states cleared,
+    and stays open; gpu, config, device, quantize and group are then not used.
     """
     from .embedded import open_model
     from .sampling import Sampling
@@ -179,7 +184,7 @@ def generate(
         device = choose_device(device)
     elif max_seq is not None:
         raise InputError(f"max_seq: expected None with a machine, which has its own, got {show(max_seq)}")
-    source = open_model(model)
+    source = open_model(model, quantize, group)
     vocab = source.config.vocab
     endings = dict.fromkeys(_token_ids("stop_tokens", stop_tokens, vocab), "stop")
     if stop_at_eos:
@@ -204,6 +209,7 @@ def generate(
         has_state=source.config.has_state,
         text=text,
         logprobs=logprobs,
+        quantize=getattr(source, "scheme", None),
         on_close=on_close,
     )
 

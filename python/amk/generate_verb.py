@@ -33,6 +33,8 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        quantize=arguments.quantize,
+        group=arguments.group,
         logprobs=getattr(arguments, "json", True),  # only the record shows them
         progress=say,
     )
@@ -54,6 +56,7 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
     say(_summary(generation, timings))
     result = {
         "model": arguments.MODEL,
+        "quantize": generation.quantize,
         "prompt_tokens": list(generation.prompt_tokens),
         "tokens": [token.token for token in tokens],
         "text": "".join(token.text for token in tokens) if generation.has_text else None,

@@ -8,7 +8,7 @@ withheld when it lies below the floor, or when the device's clock and the host's
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +67,14 @@ def run_trial(
     plan: TimingPlan,
     device: str,
     say: Callable[[str], None],
+    quantize: Sequence[Any] = (),
 ) -> GpuTrial:
-    """Rejected and Unavailable are the caller's; whatever else goes wrong is part of the trial."""
+    """`quantize` are the arguments of `open_model` behind the model's name. Rejected and Unavailable are the caller's;
+    whatever else goes wrong is part of the trial."""
     config = source.config
     job = {
         "model": os.fsdecode(model),
+        "quantize": quantize,
         "name": source.name,
         "weights_digest": weights_digest,
         "questions": asdict(questions),

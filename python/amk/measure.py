@@ -78,7 +78,7 @@ def measure(
     limits = job["limits"]
     questions, plan = Questions(**tuples_of(job["questions"])), TimingPlan(**tuples_of(job["plan"]))
     tell(f"loading {job['name']} on {job['device_name']}", limits["load_s"])
-    source = open_model(job["model"])
+    source = open_model(job["model"], *job.get("quantize", ()))
     weights = source.weights()
     if weights.digest != job["weights_digest"]:
         raise BuildMismatch(f"{show(job['model'])}: its weights changed while they were judged")

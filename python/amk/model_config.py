@@ -79,11 +79,17 @@ class ModelConfig:
     conv_width: int = 0
     attention_gate: bool = False  # the output of attention is multiplied by sigmoid(gate), the gate projected with q
     norm_plus_one: bool = False  # norm weights w act as 1 + w, but for the norm inside a gated delta net
+    weight_group: int = 0  # elements of a row that share a scale in a quantised model (quantize.py); 0: none is
 
     @property
     def linear_channels(self) -> int:
         """What the short convolution of a gated delta net runs over: q, k and v, back to back."""
         return (2 * self.linear_key_heads + self.linear_value_heads) * self.linear_head_dim
+
+    @property
+    def linear_values(self) -> int:
+        """What a gated delta net gives, before its last projection."""
+        return self.linear_value_heads * self.linear_head_dim
 
     @property
     def has_state(self) -> bool:

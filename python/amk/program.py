@@ -277,6 +277,8 @@ def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, m
     dims = {name: getattr(model, name) for name in (*_MODEL_DIMS, *(_HYBRID_DIMS if model.has_state else ()))}
     features = _features(model)
     meta = {"model": {"family": model.family, "dtype": model.dtype, **dims, "eps": model.eps, "features": features}}
+    if model.weight_group:
+        meta["model"]["weight_group"] = model.weight_group
     return Program(_lib.owned(out, lib.amk_program_destroy), meta, config)
 
 
@@ -299,6 +301,7 @@ def _describe(model: ModelConfig, max_seq: int) -> Any:
     description.max_seq = _int32("max_seq", max_seq)
     description.features = sum(_FEATURES[name] for name in _features(model))
     description.eps = model.eps
+    description.weight_group = _int32("model.weight_group", model.weight_group)
     return description
 
 

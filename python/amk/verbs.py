@@ -130,7 +130,11 @@ _MODELS = (
 )
 _MODEL = Option("MODEL", _MODELS, required=True)
 _INPUT = Option("INPUT", "program.json, image.amk, - for stdin, or a model", required=True)
-_LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ)
+_QUANTIZE = (
+    Option("--quantize", "matrices as integers: int8 (default: as the model stores them)", choices=("int8",)),
+    Option("--group", "elements of a row that share a scale: 64 or 128 (default: 128); with --quantize", "int"),
+)
+_LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ, *_QUANTIZE)
 _DEVICE = Option("--device", "where it runs: auto, cpu, cuda or cuda:N", default="auto")
 _COMMON = (_JSON, _QUIET)
 WAIT_S = 15.0  # a tool that takes longer becomes a job
@@ -256,7 +260,7 @@ VERBS: tuple[Verb, ...] = (
         "generate",
         "continue a prompt (default: the model's first token), printing tokens as they come",
         (
-            *(_MODEL, _DEVICE, _GPU, _CONFIG),
+            *(_MODEL, _DEVICE, _GPU, _CONFIG, *_QUANTIZE),
             Option("--prompt", "a text to continue; needs a tokenizer"),
             Option("--ids", "token ids to continue, separated by commas"),
             Option("--chat", "what the user says, through the model's chat template"),
@@ -285,6 +289,7 @@ VERBS: tuple[Verb, ...] = (
             Option("--peer-limit", "seconds for one peer and model, compilation included", "float", default=300.0),
             Option("--max-seq", "rows of the cache (default: the longest context)", "int"),
             Option("--seed", "draws the questions and the tokens", "int", default=0),
+            *_QUANTIZE,
             Option("--output-file", "a .json file for the rows"),
             Option("--plot", "a .png or .svg file; needs matplotlib"),
             Option("--list", "with kernel: name the tasks", "flag"),

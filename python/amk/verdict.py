@@ -49,6 +49,8 @@ class Verdict:
     n_buffers: int | None = None
     n_counters: int | None = None
     weight_mb: float | None = None  # 1e6 bytes
+    quantize: str | None = None  # "int8-g128": the model that is judged is the one quantised so
+    quantize_loss: Mapping[str, Any] = field(default_factory=dict)  # its reference against the plain model's
     max_seq: int | None = None
     positions: tuple[int, ...] = ()  # of the probes, each over a populated cache
     decode_steps: int = 0  # of the decode from an empty cache
@@ -74,6 +76,7 @@ class Verdict:
             require(math.isfinite(self.latency_us) and self.latency_us > 0, "a latency is finite and positive")
             require(self.latency_kind in LATENCY_KINDS, f"a latency is one of {', '.join(LATENCY_KINDS)}")
             require(self.bound_us is not None and self.latency_us >= self.bound_us, "no latency lies below the floor")
+        require(self.quantize is not None or not self.quantize_loss, "only a quantised model loses by it")
         self._require_spread(require)
 
     def _require_spread(self, require: Callable[[bool, str], None]) -> None:
@@ -116,6 +119,8 @@ class Verdict:
             f"  checked   {len(self.positions)} probes over a populated cache (positions {positions}) and a decode of "
             f"{self.decode_steps} tokens, on {self.device}",
         ]
+        if self.quantize_loss:
+            lines.append(self._loss_line())
         if self.latency_us is None:
             lines.append("  latency   none" + ("" if self.correct else ": only a correct result is given one"))
         else:
@@ -135,6 +140,15 @@ class Verdict:
         )
         lines += [f"  {label:<9} {self.provenance[key]}" for key, label in _SHOWN.items() if self.provenance.get(key)]
         return "\n".join(lines + notes)
+
+    def _loss_line(self) -> str:
+        loss = self.quantize_loss
+        return (
+            f"  quantised {self.quantize}: against the plain model over {loss['steps']} steps, logits off by "
+            f"{_number(loss['rel_err_mean'])} of the largest (at most {_number(loss['rel_err_max'])}), KL "
+            f"{_number(loss['kl_mean'])} nats (at most {_number(loss['kl_max'])}), top-1 agreement "
+            f"{_number(loss['top1_agreement'], 100.0)} %"
+        )
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:

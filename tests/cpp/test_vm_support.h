@@ -39,6 +39,7 @@ inline double read_number(int dtype, const uint8_t* p, int64_t i) {
     case AMK_DTYPE_F32: return get(float{});
     case AMK_DTYPE_BF16: return amk::bf16_to_f32(get(uint16_t{}));
     case AMK_DTYPE_F16: return amk::f16_to_f32(get(uint16_t{}));
+    case AMK_DTYPE_I8: return get(int8_t{});
     default: return get(int32_t{});
   }
 }
@@ -49,6 +50,7 @@ inline void write_number(int dtype, uint8_t* p, int64_t i, double value) {
     case AMK_DTYPE_F32: return put(static_cast<float>(value));
     case AMK_DTYPE_BF16: return put(amk::f32_to_bf16(static_cast<float>(value)));
     case AMK_DTYPE_F16: return put(amk::f32_to_f16(static_cast<float>(value)));
+    case AMK_DTYPE_I8: return put(static_cast<int8_t>(value));
     default: return put(static_cast<int32_t>(value));
   }
 }

@@ -1,8 +1,9 @@
 // Time of a whole decode step (cache, attention, argmax and all) on device 0, as JSON on stdout; notes on stderr.
-// In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N, contexts as below. Weights are random and
-// equal on every layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and
-// position; time is CUDA events around all that one step enqueues; a step's completion proof is checked before it
-// counts. The floor is what the library's own probe reads in this run.
+// In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N; quantize=int8, and group=64 or 128, for
+// the matrices as int8 against the floor of their own bytes; contexts as below. Weights are random and equal on every
+// layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and position; time
+// is CUDA events around all that one step enqueues; a step's completion proof is checked before it counts. The floor is
+// what the library's own probe reads in this run.
 #include <algorithm>
 #include <cstdio>
 
@@ -36,9 +37,12 @@ void fill(uint8_t* at, int64_t nbytes, float spread) {
     std::memcpy(at + done, at, std::min(kPeriod, nbytes - done));
 }
 
-void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule) {
-  const amk_model_t m =
+// group: of quantised matrices, a head of its own among them; 0: none is quantised.
+void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule, int32_t group) {
+  amk_model_t m =
       model(AMK_DTYPE_BF16, s.layers, s.hidden, s.heads, s.kv_heads, s.dim, s.ffn, s.vocab, kMaxSeq, s.features);
+  m.weight_group = group;
+  if (group) m.features &= ~AMK_MODEL_TIED_HEAD;
   amk::Program program = amk::lower(amk::build_decoder(m), schedule, h200(amk::query_device(0).sm_count));
   amk::Judgement judged = amk::validate(program);
   if (!judged.valid) throw amk::Error(AMK_ERR_INTERNAL, judged.report.entries().front().text);
@@ -48,8 +52,9 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
 
   int64_t largest = 0;
   for (const amk::ImageStorage& storage : image.storages) largest = std::max(largest, storage.nbytes);
-  Block random(largest), constants(4096), ones(1 << 20);
+  Block random(largest), scales(largest), constants(4096), ones(1 << 20);
   fill(random.data.get(), largest, 0.05f);
+  fill(scales.data.get(), group ? largest : 0, 0.0005f);
   for (int64_t i = 0; i < 1024; ++i)
     put(AMK_DTYPE_F32, constants.data.get(), i, std::pow(10000.0f, -float(i) / s.dim * 2));
   for (int64_t i = 0; i < ones.nbytes / 2; ++i) put(AMK_DTYPE_BF16, ones.data.get(), i, 1.0f);
@@ -58,17 +63,21 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
     const std::string name(image.storage_name.at(i));
     const bool is_norm = name.find("norm") != std::string::npos;
     if (storage.kind == AMK_KIND_CONST) vm->bind(name, constants.data.get(), (uint64_t)storage.nbytes);
-    if (storage.kind == AMK_KIND_WEIGHT) vm->bind(name, (is_norm ? ones : random).data.get(), (uint64_t)storage.nbytes);
+    const bool is_scale = name.find("_scale") != std::string::npos;
+    const Block& values = is_norm ? ones : is_scale ? scales : random;
+    if (storage.kind == AMK_KIND_WEIGHT) vm->bind(name, values.data.get(), (uint64_t)storage.nbytes);
     if (storage.kind == AMK_KIND_KV_CACHE) vm->write(name, 0, random.data.get(), (uint64_t)storage.nbytes);
   }
   vm->prepare();
 
   std::printf(
-      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"layers\": %d, \"tasks\": %zu, \"counters\": %zu, "
+      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"weight_group\": %d, \"layers\": %d, \"tasks\": %zu, \"counters\": "
+      "%zu, "
       "\"grid\": %d, \"threads\": %d, \"kv_block\": %d, \"cpasync\": %d, \"pipelining_depth\": %d, \"cpa_stages\": %d, "
       "\"contexts\": [\n",
-      s.name, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid, schedule.threads_per_block,
-      schedule.attention_kv_block, schedule.cpasync, schedule.pipelining_depth, schedule.cpa_stages);
+      s.name, group, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid,
+      schedule.threads_per_block, schedule.attention_kv_block, schedule.cpasync, schedule.pipelining_depth,
+      schedule.cpa_stages);
   Random tokens{99};
   for (int32_t context : {1, 1024, 8192}) {
     std::vector<float> us;
@@ -97,6 +106,7 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
 int main(int argc, char** argv) {
   std::vector<const Shape*> chosen;
   amk_schedule_t schedule = amk::default_schedule();
+  int32_t group = 0;
   for (int i = 1; i < argc; ++i) {
     for (const Shape& s : kShapes)
       if (std::strcmp(argv[i], s.name) == 0) chosen.push_back(&s);
@@ -107,6 +117,8 @@ int main(int argc, char** argv) {
     std::sscanf(argv[i], "sm_policy=%d", &schedule.sm_policy);
     std::sscanf(argv[i], "fusion=%d", &schedule.fusion);
     std::sscanf(argv[i], "page_policy=%d", &schedule.page_policy);
+    if (std::strcmp(argv[i], "quantize=int8") == 0 && group == 0) group = AMK_MAX_WEIGHT_GROUP;
+    std::sscanf(argv[i], "group=%d", &group);
   }
   if (chosen.empty())
     for (const Shape& s : kShapes) chosen.push_back(&s);
@@ -117,7 +129,7 @@ int main(int argc, char** argv) {
     for (const amk::ReadRate& r : rates)
       std::printf("%s\"%s\": %.0f", &r == &rates.front() ? "" : ", ", r.way, r.gb_per_s);
     std::printf("}, \"results\": [\n");
-    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule);
+    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule, group);
     std::printf("]}\n");
   } catch (const amk::Error& e) {
     std::fprintf(stderr, "gpu_bench: status %d: %s\n", e.status(), e.what());

@@ -102,6 +102,52 @@ void families() {
   }
 }
 
+amk_model_t quantised(amk_model_t m, int32_t group) {
+  m.weight_group = group;
+  return m;
+}
+
+// Matrices as int8, of every kind of model that streams; and what cannot is refused before anything is launched.
+void int8_models() {
+  const int32_t every_bias = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
+  const amk_schedule_t plain = schedule(0, 64);
+  for (int32_t dtype : {AMK_DTYPE_F16, AMK_DTYPE_BF16}) {
+    for (int32_t group : {64, 128}) {
+      const amk_model_t gqa = quantised(model(dtype, 2, 256, 8, 2, 32, 512, 1000, 1024), group);
+      compare("int8 gqa", gqa, plain, 132);
+      compare("int8 gqa, unfused", gqa, schedule(0, 64, 0, AMK_SM_LOAD_BALANCE, AMK_PAGES_NONE), 3);
+      compare("int8 gqa", gqa, schedule(8, 16), 132);
+      compare("int8 qk norm", quantised(model(dtype, 2, 256, 4, 2, 64, 768, 1000, 1024, AMK_MODEL_QK_NORM), group),
+              plain, 132);
+      compare("int8 every bias, mha", quantised(model(dtype, 2, 256, 4, 4, 64, 640, 1000, 1024, every_bias), group),
+              plain, 132);
+      compare("int8, tied head plain",
+              quantised(model(dtype, 2, 128, 4, 2, 32, 1152, 1000, 1024, AMK_MODEL_TIED_HEAD), group), plain, 132);
+      compare("int8 panels", quantised(model(dtype, 1, 256, 4, 2, 64, 512, 6000, 1024), group), schedule(8192, 64), 2);
+    }
+  }
+  compare("int8 one layer of 1B", quantised(model(AMK_DTYPE_BF16, 1, 2048, 32, 8, 64, 8192, 4096, 1024), 128), plain,
+          132);
+  compare("int8 one layer of 8B", quantised(model(AMK_DTYPE_BF16, 1, 4096, 32, 8, 128, 14336, 4096, 1024), 128), plain,
+          132);
+  amk_schedule_t direct = plain;
+  direct.cpasync = 0;
+  const auto refused = [&](const char* what, const amk_model_t& m, const amk_schedule_t& s) {
+    std::string said = "accepted";
+    try {
+      amk::make_cuda_vm(make_image(m, s, 4), options(), 0);
+    } catch (const amk::Error& e) {
+      said = amk::text("%d ", e.status()) + e.what();
+    }
+    report(
+        said.find(amk::text("%d ", AMK_ERR_REJECTED)) == 0 && said.find("through the ring alone") != std::string::npos,
+        amk::text("int8 %s: %s", what, said.c_str()));
+  };
+  refused("loaded directly", quantised(model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 512, 64), 64), direct);
+  refused("f32", quantised(model(AMK_DTYPE_F32, 1, 128, 4, 2, 32, 256, 512, 64), 64), plain);
+  refused("odd vocabulary", quantised(model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 511, 64), 64), plain);
+}
+
 // launch() into a capturing stream, replayed at several positions.
 void replay() {
   const amk_model_t m = model(AMK_DTYPE_F32, 2, 256, 8, 2, 32, 512, 1000, 1024);
@@ -156,7 +202,7 @@ void long_context() {
   }
 }
 
-// Three whole models at two positions each: what a sanitizer, some hundred times slower, has time for.
+// Four whole models at two positions each: what a sanitizer, some hundred times slower, has time for.
 void three_models() {
   const int32_t qwen3 = AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
   compare("gqa", model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 500, 64), schedule(0, 16), 16, true);
@@ -164,17 +210,21 @@ void three_models() {
           model(AMK_DTYPE_F32, 1, 128, 4, 2, 32, 256, 500, 64,
                 qwen3 | AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS),
           schedule(8, 16, 0), 8, true);
+  compare("int8", quantised(model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 504, 64), 64), schedule(0, 16), 16, true);
   compare("mha, 80 wide", model(AMK_DTYPE_F16, 1, 160, 2, 2, 80, 320, 301, 64), schedule(64, 32), 3, true);
 }
 
 }  // namespace
 
-// "quick": the first models alone, before and after a measurement. "three": see there. deadline_ms=N.
+// "int8": quantised models alone. "quick": the first models alone, before and after a measurement. "three": see there.
+// deadline_ms=N.
 int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "";
   for (int i = 1; i < argc; ++i) std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
   try {
-    if (which == "three") {
+    if (which == "int8") {
+      int8_models();
+    } else if (which == "three") {
       three_models();
     } else if (which == "quick") {
       long_context();
@@ -183,6 +233,7 @@ int main(int argc, char** argv) {
     } else {
       compare_all();
       families();
+      int8_models();
       long_context();
       replay();
     }

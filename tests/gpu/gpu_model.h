@@ -33,6 +33,7 @@ struct Random {
 };
 
 inline void put(int32_t dtype, uint8_t* at, int64_t i, float v) {
+  if (dtype == AMK_DTYPE_I8) return void(at[i] = static_cast<uint8_t>(static_cast<int8_t>(v)));
   if (dtype == AMK_DTYPE_F32) return void(std::memcpy(at + 4 * i, &v, 4));
   const uint16_t bits = dtype == AMK_DTYPE_BF16 ? amk::f32_to_bf16(v) : amk::f32_to_f16(v);
   std::memcpy(at + 2 * i, &bits, 2);
@@ -95,8 +96,13 @@ inline std::map<std::string, Block> make_weights(const amk::ImageView& image, ui
     Random random{seed + std::hash<std::string>()(name)};
     const bool is_norm = name.find("norm") != std::string::npos, is_matrix = buffer.rank == 2;
     const float spread = is_matrix && name != "embed" ? 1.7f / std::sqrt(static_cast<float>(buffer.shape[1])) : 0.5f;
+    // Of a quantised matrix: any 8 bits, -128 too, and positive scales that give it about the spread of the others.
+    const bool is_scale = name.size() > 6 && name.compare(name.size() - 6, 6, "_scale") == 0;
+    const float scale = spread / 127 / std::sqrt(static_cast<float>(AMK_MAX_WEIGHT_GROUP));
     for (int64_t i = 0; i < buffer.numel; ++i) {
       float v = random.uniform() * (is_norm ? 0.2f : spread) + (is_norm ? 1.0f : 0.0f);
+      if (buffer.dtype == AMK_DTYPE_I8) v = random.uniform() * 128;
+      if (is_scale) v = scale * (1 + random.uniform() / 2);
       if (kind == AMK_KIND_CONST) v = std::pow(10000.0f, -static_cast<float>(i) / static_cast<float>(buffer.numel));
       put(buffer.dtype, block.data.get(), i, v);
     }

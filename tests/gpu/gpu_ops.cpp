@@ -187,6 +187,84 @@ void streamed_gemv() {
   }
 }
 
+// Over quantised weights: groups of 64 and 128, slots of 1,024 columns and every length of the last one, and x of every
+// size that a type has.
+void int8_gemv() {
+  Line line("GEMV_TILE, int8");
+  struct Size {
+    int32_t k, n, group;
+  };
+  const std::initializer_list<Size> sizes{{64, 8, 64},       {128, 24, 128},   {192, 16, 64},  {1024, 264, 128},
+                                          {1152, 40, 128},   {1088, 40, 64},   {1984, 8, 64},  {2048, 1040, 64},
+                                          {4096, 2048, 128}, {14336, 56, 128}, {3584, 24, 128}};
+  for (int32_t dtype : {AMK_DTYPE_F16, AMK_DTYPE_BF16}) {
+    for (int32_t flags = 0; flags < 16; ++flags) {
+      for (Size size : sizes) {
+        if (few && !(size.n == 40 && (flags == 0 || flags == 7 || flags == 15))) continue;
+        const bool f32_out = (flags + size.n / 8) % 2 == 0, pair = flags & AMK_FLAG_SILU_PAIR;
+        const int64_t k = size.k, rows = pair ? 2 * size.n : size.n;
+        Sketch s;
+        const int32_t x = s.input("x", dtype, {k + 8}), w = s.weight("w", AMK_DTYPE_I8, {rows, k}),
+                      scale = s.weight("w_scale", dtype, {rows, k / size.group}),
+                      y = s.output("y", f32_out ? AMK_DTYPE_F32 : dtype, {size.n});
+        std::vector<int32_t> in{x, w, scale};
+        if (flags & AMK_FLAG_NORM) in.push_back(s.weight("norm", dtype, {k}));
+        if (flags & AMK_FLAG_BIAS) in.push_back(s.weight("bias", dtype, {rows}));
+        if (flags & AMK_FLAG_RESIDUAL) in.push_back(s.input("residual", dtype, {size.n}));
+        const int32_t groups = size.n / AMK_ROW_GROUP, parts = groups < 7 ? groups : 7;
+        for (int32_t i = 0; i < parts; ++i) {
+          amk_params_t p{};
+          p.K = size.k;
+          p.N = size.n;
+          p.n_off = groups * i / parts * AMK_ROW_GROUP;
+          p.N_tile = groups * (i + 1) / parts * AMK_ROW_GROUP - p.n_off;
+          p.m_off = 8;
+          p.qdtype = AMK_DTYPE_I8;
+          p.group = size.group;
+          p.flags = flags;
+          if (flags & AMK_FLAG_NORM) p.eps = 1e-5f;
+          s.task(AMK_OP_GEMV_TILE, in, {y}, p);
+        }
+        const Bytes image = s.image();
+        int packed = 0;
+        for (const amk::ImageStorage& storage : view_of(image).storages) packed += storage.packing != 0;
+        const std::string name =
+            amk::text("%s K %d N %d group %d flags %d", amk::dtype_name(dtype), size.k, size.n, size.group, flags);
+        if (packed != 2) report(false, name + ": its weights and scales are not packed");
+        check(line, name, s, one_rounding(dtype), {0, 8191}, {}, 0.1);
+      }
+    }
+  }
+}
+
+// One element of each value, each scale its own, one place of x at a time: an exact sum, so that not a bit may differ.
+// The sizes of x are far apart: integers are subnormals on the device (cuda/gemv_int8.cuh).
+void int8_is_exact() {
+  Line line("GEMV_TILE, exact");
+  for (int32_t dtype : {AMK_DTYPE_F16, AMK_DTYPE_BF16}) {
+    const std::vector<float> sizes =
+        dtype == AMK_DTYPE_F16 ? std::vector<float>{6e-8f, 1e-3f, 1, 200} : std::vector<float>{1e-16f, 1e-6f, 1, 1e18f};
+    for (float size : sizes) {
+      constexpr int64_t kK = 1024, kN = 256;
+      Sketch s;
+      const int32_t x = s.input("x", dtype, {kK}), w = s.weight("w", AMK_DTYPE_I8, {kN, kK}),
+                    scale = s.weight("w_scale", dtype, {kN, kK / 64}), y = s.output("y", AMK_DTYPE_F32, {kN});
+      amk_params_t p{};
+      p.K = kK;
+      p.N = p.N_tile = kN;
+      p.qdtype = AMK_DTYPE_I8;
+      p.group = 64;
+      s.task(AMK_OP_GEMV_TILE, {x, w, scale}, {y}, p);
+      std::vector<int32_t> bits(kK / 2);
+      for (int64_t place : {0, 1, 2, 3, 77, 512, 1023}) {
+        std::fill(bits.begin(), bits.end(), 0);
+        put(dtype, reinterpret_cast<uint8_t*>(bits.data()), place, size);
+        check(line, amk::text("%s x %g at %d", amk::dtype_name(dtype), size, (int)place), s, 0, {0}, {{"x", bits}});
+      }
+    }
+  }
+}
+
 void rope() {
   Line line("ROPE");
   for (int32_t dtype : kTypes) {
@@ -381,6 +459,8 @@ int main(int argc, char** argv) {
   rmsnorm();
   gemv();
   streamed_gemv();
+  int8_gemv();
+  int8_is_exact();
   rope();
   append();
   attention();

@@ -361,3 +361,19 @@ def test_what_the_driver_says() -> None:
 def test_read_bandwidth_is_that_of_memory() -> None:
     published = amk.resolve_target("local").hbm_gb_per_s
     assert 0.5 * published < read_bandwidth(0) < 1.05 * published
+
+
+@pytest.mark.parametrize("model", ["toy-gqa", "toy-qwen3"])
+def test_a_quantised_model(model: str) -> None:
+    verdict = amk.evaluate(model, "local", device="cuda", max_seq=256, quantize="int8", group=64)
+    assert verdict.correct and verdict.latency_kind == "measured-gpu" and verdict.quantize == "int8-g64", verdict.notes
+    with amk.generate(model, [1], device="cpu", max_new_tokens=8, quantize="int8", group=64) as said:
+        first = [token.token for token in said]
+    with amk.generate(model, [1], device="cuda", max_new_tokens=8, quantize="int8", group=64) as said:
+        assert [token.token for token in said][:2] == first[:2]
+
+
+@pytest.mark.parametrize(("model", "config"), [("toy", None), ("toy-gqa", {"kernel_knobs": {"cpasync": 0}})])
+def test_quantised_weights_that_cannot_stream_are_refused(model: str, config: Any) -> None:
+    verdict = amk.evaluate(model, "local", config, device="cuda", max_seq=64, quantize="int8", group=64)
+    assert not verdict.valid and "come through the ring alone" in str(verdict.rejected_reason)

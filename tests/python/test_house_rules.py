@@ -27,7 +27,7 @@ CXX_ARROWS = {
 VM_MAY_ALSO = {"pack/layout.h"}
 CUDA_MAY = {
     *{"gdn/gdn.h", "pack/layout.h", "vm/vm.h", "vm/device.h", "vm/states.h"},
-    *{"ops/op_spec.h", "ops/packing.h", "ops/ring.h"},
+    *{"ops/op_spec.h", "ops/packing.h", "ops/packing_int8.h", "ops/ring.h"},
 }
 
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
@@ -41,7 +41,8 @@ PY_ARROWS = {
     "model_config": {"config_hybrid", "config_keys", "errors", "strict_json"},
     "weight_plan": {"model_config"},
     "checkpoint": {"errors", "strict_json", "safetensors", "model_config", "weight_plan"},
-    "embedded": {"errors", "model_config", "checkpoint", "safetensors", "weight_plan"},
+    "quantize": {"checkpoint", "errors", "safetensors", "weight_plan"},
+    "embedded": {"errors", "model_config", "checkpoint", "quantize", "safetensors", "weight_plan"},
     "oracle": {"oracle_delta"},  # the judge of everything shares nothing with it
     "oracle_delta": set(),
     "oracle_cache": {"oracle", "oracle_delta"},
@@ -63,7 +64,7 @@ PY_ARROWS = {
     "output": {"errors"},
     "evaluate": {
         *{"_lib", "errors", "checkpoint", "config", "embedded", "exam", "gpu_trial", "machine", "oracle_cache"},
-        *{"program", "targets", "timing", "verdict", "vm"},
+        *{"program", "quantize", "targets", "timing", "verdict", "vm"},
     },
     "megakernel": {"_lib", "errors", "program", "streams", "vm"},
     "streams": {"errors"},
