@@ -44,7 +44,7 @@ __all__ = [
 # The order in which amk_struct_sizes lists them (a promise of the header).
 _SIZED = (
     "params buffer instruction counter binding page launch target program_tables model schedule rejection cost "
-    "vm_options access strings task_cost gdn_decode"
+    "vm_options access strings task_cost gdn_decode task_time"
 )
 
 

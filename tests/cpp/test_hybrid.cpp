@@ -248,7 +248,7 @@ TEST(work_of_a_hybrid_is_dealt_over_the_sms) {
 }
 
 // A caller built with the first header has no fields behind eps; what its padding holds means nothing.
-TEST(an_older_model_is_a_dense_decoder) {
+TEST(an_older_model_lacks_what_came_later) {
   amk_model_t m = toy_model();
   m.struct_size = 56;
   m.linear_key_heads = 0x5a5a5a5a, m.full_attention_interval = 3;
@@ -260,6 +260,11 @@ TEST(an_older_model_is_a_dense_decoder) {
   CHECK_EQ(whole.hidden, m.hidden);
   m.struct_size = sizeof m;
   CHECK_EQ(read_model(&m).full_attention_interval, 3);
+  m.weight_group = 64;
+  CHECK_EQ(read_model(&m).weight_group, 64);
+  m.struct_size = 72;  // one built before quantised models: a hybrid, and nothing is quantised
+  CHECK_EQ(read_model(&m).full_attention_interval, 3);
+  CHECK_EQ(read_model(&m).weight_group, 0);
   m.struct_size = 55;
   CHECK_THROWS(AMK_ERR_INVALID_ARGUMENT, "struct_size is 55", read_model(&m));
   CHECK_THROWS(AMK_ERR_INVALID_ARGUMENT, "NULL", read_model(nullptr));

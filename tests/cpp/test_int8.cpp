@@ -113,9 +113,12 @@ amk_model_t quantised(amk_model_t model, int32_t group) {
 constexpr int32_t kAllFusions = 127, kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
 
 std::vector<amk_model_t> quantised_models() {
-  return {quantised(toy_model(), 64), quantised(make_model(AMK_DTYPE_BF16, 2, 128, 4, 2, 32, 256, 512, 256), 128),
+  return {quantised(toy_model(), 64),
+          quantised(make_model(AMK_DTYPE_BF16, 2, 128, 4, 2, 32, 256, 512, 256), 128),
           quantised(make_model(AMK_DTYPE_F16, 2, 64, 4, 2, 32, 192, 1003, 64, kBiases | AMK_MODEL_QK_NORM), 64),
-          quantised(make_model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 128, 264, 64, AMK_MODEL_TIED_HEAD), 64)};
+          quantised(make_model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 128, 264, 64, AMK_MODEL_TIED_HEAD), 64),
+          quantised(hybrid_model(), 64),
+          quantised(hybrid_model(AMK_DTYPE_BF16), 64)};
 }
 
 struct Mutant {
@@ -138,6 +141,27 @@ const Mutant kMutants[] = {
     {"scales that the model lacks", [](Edited& e) { e.model.weight_group = 0; }, "but the model's"},
     {"another group than the model's", [](Edited& e) { e.model.weight_group = 128; }, "but the model's"},
 };
+
+// Of hybrid_model, whose layer 3 is the one of attention.
+const Mutant kHybridMutants[] = {
+    {"the scales of another layer's projections",
+     [](Edited& e) { e.swap_sources("layers.0.w_gdn_in_scale", "layers.1.w_gdn_in_scale"); },
+     "the scale of layers.0.w_gdn_in is layers.1.w_gdn_in_scale[0, 200), expected layers.0.w_gdn_in_scale[0, 200)"},
+    {"the scales of attention for those of linear attention",
+     [](Edited& e) { e.swap_sources("layers.2.w_gdn_out_scale", "layers.3.wo_scale"); },
+     "the scale of layers.2.w_gdn_out is layers.3.wo_scale[0, 64), expected layers.2.w_gdn_out_scale[0, 64)"},
+    {"scales that the model lacks", [](Edited& e) { e.model.weight_group = 0; }, "but the model's"},
+};
+
+void expect_refused(const Mutant& m, const amk_model_t& model, int32_t fusion) {
+  Edited e(model, fusion);
+  CHECK_EQ(model_verdict(e), "accepted");
+  m.apply(e);
+  const std::string lawful = verdict(validate(e.program)), got = model_verdict(e);
+  if (lawful != "accepted") check::fail(m.what, 0, "refused by another proof: " + lawful);
+  if (got.substr(0, 5) != "V17: " || got.find(m.part) == std::string::npos)
+    check::fail(m.what, 0, got + "; expected V17 and: " + m.part);
+}
 
 }  // namespace
 
@@ -180,17 +204,11 @@ TEST(a_quantised_decoder_is_proved_under_every_fusion) {
 }
 
 TEST(each_other_quantised_function_is_refused_by_name) {
-  for (const Mutant& m : kMutants) {
-    for (int32_t fusion : {0, kAllFusions}) {
-      // wo and w_down have one shape.
-      Edited e(quantised(make_model(AMK_DTYPE_BF16, 2, 128, 4, 2, 32, 128, 256, 64), 64), fusion);
-      CHECK_EQ(model_verdict(e), "accepted");
-      m.apply(e);
-      const std::string lawful = verdict(validate(e.program)), got = model_verdict(e);
-      if (lawful != "accepted") check::fail(m.what, 0, "refused by another proof: " + lawful);
-      if (got.substr(0, 5) != "V17: " || got.find(m.part) == std::string::npos)
-        check::fail(m.what, 0, got + "; expected V17 and: " + m.part);
-    }
+  for (int32_t fusion : {0, kAllFusions}) {
+    // wo and w_down have one shape.
+    for (const Mutant& m : kMutants)
+      expect_refused(m, quantised(make_model(AMK_DTYPE_BF16, 2, 128, 4, 2, 32, 128, 256, 64), 64), fusion);
+    for (const Mutant& m : kHybridMutants) expect_refused(m, quantised(hybrid_model(), 64), fusion);
   }
 }
 
@@ -211,6 +229,12 @@ TEST(models_that_cannot_be_quantised) {
                build(make_model(AMK_DTYPE_F16, 1, 64, 4, 2, 16, 136, 256, 8), 64));
   EXPECT_ERROR(AMK_ERR_UNSUPPORTED, "model.n_heads times head_dim is 96",
                build(make_model(AMK_DTYPE_F16, 1, 64, 6, 2, 16, 128, 256, 8), 64));
+  const amk_model_t narrow = make_hybrid(hybrid_model(), 4, 2, 2, 16, 4);
+  EXPECT_ERROR(AMK_ERR_UNSUPPORTED, "model.linear_value_heads times linear_head_dim is 32", build(narrow, 64));
+  Edited e(narrow, 0);
+  e.model.weight_group = 64;
+  EXPECT_ERROR(AMK_ERR_INVALID_ARGUMENT, "rows of w_gdn_out of 32 columns, expected whole groups of 64",
+               model_verdict(e));
 }
 
 TEST(a_quantised_step_streams_half_the_bytes) {

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import amk
-from amk.checkpoint import Checkpoint, weight_plan
+from amk.checkpoint import Checkpoint
 from amk.embedded import EMBEDDED, EmbeddedModel, open_model
 from amk.oracle import Oracle, round_to, synthetic_kv, to_float64
 from amk.quantize import QuantizedSource, dequantize, loss_of, quantize
 from amk.verdict import Verdict
+from amk.weight_plan import weight_plan
 
 DTYPES = ("f32", "f16", "bf16")
 
@@ -63,7 +64,7 @@ def reference_weights(source, group):
     if source.base.config.tied:
         out["lm_head"] = base["embed"]
     for name in list(out):
-        if name.rpartition(".")[2] in ("wqkv", "wo", "w_gate_up", "w_down", "lm_head"):
+        if name.rpartition(".")[2] in ("wqkv", "wo", "w_gdn_in", "w_gdn_out", "w_gate_up", "w_down", "lm_head"):
             matrix = out[name]
             q, scales = quantize(matrix.reshape(-1), base.dtype, group)
             out[name] = q.reshape(matrix.shape)
@@ -95,7 +96,7 @@ def test_raw_is_what_the_integers_stand_for():
     source = open_model("toy-qwen3", "int8", 64)
     weights = source.weights()
     for name, parts in weight_plan(source.config).items():
-        got = np.concatenate([to_float64(source.raw(tensor), "bf16") for tensor, _ in parts])
+        got = np.concatenate([to_float64(source.raw(part.tensor), "bf16") for part in parts])
         want = to_float64(weights[name], "bf16") if weights[name].dtype != np.int8 else None
         if want is None:
             scale = to_float64(weights[name + "_scale"], "bf16")
