@@ -1,7 +1,7 @@
 // The gated delta net decode step as a kernel of its own: what it reads, the kernel, and its launch.
 // In: operands that were checked (csrc/gdn/gdn.h), head dim 128. Out: the new state, which may lie where the old one
-// lay, and o. Every row has one owner, who reads it whole before he writes it. Nothing is read before the kernels
-// earlier in the stream are over, so any launch may be a programmatic dependent one.
+// lay, and o. Every row has one owner, who reads it whole before he writes it. Nothing is read or written before the
+// kernels earlier in the stream are over, so any launch may be a programmatic dependent one.
 #pragma once
 
 #include <type_traits>

@@ -2,6 +2,8 @@
 // In: the operands of amk_gdn_decode, checked, of a device; dtypes are f32, f16 or bf16. Out: what the launch returned.
 #pragma once
 
+#include <initializer_list>
+
 #include "gdn_kernels.cuh"
 
 namespace amk {
@@ -43,15 +45,34 @@ inline GdnOperands gdn_operands(const amk_gdn_decode_t& g) {
   return o;
 }
 
-// Up to here the state of a step fits on the SMs at once, and its latency is what counts.
-constexpr int kGdnFewHeads = 16;
+// Launches are programmatic dependent ones, so the end of the kernel before overlaps this launch. That is safe behind
+// anything in any stream: every thread of gdn_direct, packed or strided, waits (griddepcontrol.wait: all earlier
+// kernels over, their writes visible) before it reads or writes memory, and admits the next kernel only behind that
+// wait, so a next kernel that reads before its own wait still meets the writes of all kernels before this one. Code for
+// devices that cannot wait (below compute capability 9.0) must not be launched so: a library that holds any launches
+// plainly.
+#ifdef __CUDA_ARCH_LIST__
+constexpr bool gdn_may_overlap() {
+  for (const int architecture : {__CUDA_ARCH_LIST__})
+    if (architecture < 900) return false;
+  return true;
+}
+#else
+constexpr bool gdn_may_overlap() { return false; }
+#endif
 
+// The grid by batch * value heads. The limits are the largest count, of those timed, that the kernel is best at
+// (H200, benchmarks/tasks/gdn_decode/docs/dispatch.md): few heads take many small warps, many take as many rows per
+// warp as still leave enough blocks on an SM.
 template <class T>
 cudaError_t gdn_enqueue(const GdnOperands& o, cudaStream_t stream) {
-  if (!gdn_is_packed(o, sizeof(T))) return launch_gdn_direct<T, false, 16, 2, 4, CachedAccess>(o, false, stream);
-  if (o.batch * o.value_heads <= kGdnFewHeads)
-    return launch_gdn_direct<T, true, 8, 1, 2, CachedAccess>(o, false, stream);
-  return launch_gdn_direct<T, true, 16, 2, 4, CachedAccess>(o, false, stream);
+  constexpr bool kDependent = gdn_may_overlap();
+  if (!gdn_is_packed(o, sizeof(T))) return launch_gdn_direct<T, false, 16, 2, 4, CachedAccess>(o, kDependent, stream);
+  const int heads = o.batch * o.value_heads;
+  if (heads > 192) return launch_gdn_direct<T, true, 8, 4, 2, CachedAccess>(o, kDependent, stream);
+  if (heads > 128) return launch_gdn_direct<T, true, 8, 2, 2, CachedAccess>(o, kDependent, stream);
+  if (heads > 8 && heads <= 32) return launch_gdn_direct<T, true, 16, 2, 4, CachedAccess>(o, kDependent, stream);
+  return launch_gdn_direct<T, true, 16, 2, 2, CachedAccess>(o, kDependent, stream);
 }
 
 inline cudaError_t gdn_enqueue(const amk_gdn_decode_t& g, cudaStream_t stream) {
