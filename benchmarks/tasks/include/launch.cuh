@@ -10,8 +10,21 @@ namespace amk::task {
 
 enum class Order { kPlain, kDependent };
 
-// Dependent: the launch overlaps the end of the kernel before it in the stream. The kernel must begin with
-// await_previous<kDependent>(), before it touches any memory.
+// Whether every architecture this file is compiled for has the wait of await_previous: compute capability 9.0. Code for
+// an older one, translated for a newer device, would overlap without it.
+constexpr bool can_depend() {
+#ifdef __CUDA_ARCH_LIST__
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (architecture < 900) return false;
+  }
+  return true;
+#else
+  return false;
+#endif
+}
+
+// Dependent: the launch overlaps the end of the kernel before it in the stream, where can_depend(). The kernel must
+// begin with await_previous<kDependent>(), before it touches any memory.
 template <class... Params, class... Args>
 int32_t launch(Order order, void (*kernel)(Params...), int64_t blocks, int threads, void* stream, const Args&... args) {
   cudaLaunchAttribute attribute{};
@@ -22,7 +35,7 @@ int32_t launch(Order order, void (*kernel)(Params...), int64_t blocks, int threa
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
-  config.numAttrs = order == Order::kDependent ? 1 : 0;
+  config.numAttrs = order == Order::kDependent && can_depend() ? 1 : 0;
   return static_cast<int32_t>(cudaLaunchKernelEx(&config, kernel, args...));
 }
 

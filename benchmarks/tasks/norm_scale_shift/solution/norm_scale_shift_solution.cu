@@ -7,33 +7,40 @@ namespace {
 // Up to this many rows every row has an SM nearly to itself and the launch is shorter than the latency of memory, so a
 // row is spread over as many threads as it has vectors.
 constexpr int kFewRows = 264;
+// Of 256 threads each, on the 132 SMs of an H100 or H200: all at once.
+constexpr int kRowsOfOneWave = 8 * 132;
 
-bool has_own_modulation(const NormOperands& o) {
-  return (o.scale.frame_stride != 0 && o.scale.rows_per_frame == 1) ||
-         (o.shift.frame_stride != 0 && o.shift.rows_per_frame == 1);
-}
+// Early, in a launch that overlaps the end of the one before it.
+template <int kTeam, int kVectors>
+using Overlapping = NormPlan<kTeam, kVectors, 1, Fetch::kEarly, 1, Reuse::kStream, Order::kDependent>;
+template <int kTeam, int kVectors, int kResident = 1, Reuse kReuse = Reuse::kStream>
+using Late = NormPlan<kTeam, kVectors, 1, Fetch::kLate, kResident, kReuse>;
 
 template <class X, class M, bool kResidual, bool kAffine>
 int32_t run(const NormOperands& o, void* stream) {
   const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, kAffine, decltype(plan)>(o, 0, stream); };
-  const int vectors = o.columns / kPerVector<X>;
+  const int vectors = o.columns / kPerVector<X>, rows = o.batches * o.rows;
+  constexpr bool kWideModulation = sizeof(M) > sizeof(X);
   // The row lengths of production, which is bf16 and without weights: 1536, 3072, 4096 and 5120 columns.
   if constexpr (std::is_same_v<X, __nv_bfloat16> && !kAffine) {
-    if (o.batches * o.rows <= kFewRows) {
-      if (vectors > 128 && vectors <= 192) return with(NormPlan<192, 1>{});
-      if (vectors > 192 && vectors <= 384) return with(NormPlan<384, 1>{});
-      if (vectors > 384 && vectors <= 512) return with(NormPlan<512, 1>{});
+    if (vectors > 128 && vectors <= 192) {
+      if (rows <= kFewRows) return with(NormPlan<192, 1>{});
+      return with(Late<64, 3>{});
     }
-    // Broadcast modulation is read again by every row and comes from L1: late, so that registers buy more rows in
-    // flight. One of its own per row comes from memory: early.
-    if (has_own_modulation(o)) {
-      if (vectors > 256 && vectors <= 384) return with(NormPlan<192, 2>{});
-      if (vectors > 512 && vectors <= 640) return with(NormPlan<320, 2>{});
+    if (vectors > 256 && vectors <= 384) {
+      if (rows <= kFewRows) return with(Overlapping<384, 1>{});
+      // With f32 modulation and six blocks the residual's kernel would spill.
+      constexpr int kResident = kWideModulation ? 5 : 6;
+      return with(std::conditional_t<kResidual, Late<128, 3, kResident>, Late<128, 3, 1, Reuse::kKeep>>{});
     }
-    if (vectors > 128 && vectors <= 192) return with(NormPlan<64, 3, 1, Fetch::kLate>{});
-    if (vectors > 256 && vectors <= 384) return with(NormPlan<128, 3, 1, Fetch::kLate>{});
-    if (vectors > 384 && vectors <= 512) return with(NormPlan<128, 4, 1, Fetch::kLate>{});
-    if (vectors > 512 && vectors <= 640) return with(NormPlan<128, 5, 1, Fetch::kLate>{});
+    if (vectors > 384 && vectors <= 512) {
+      if (rows <= (kResidual ? kFewRows : kRowsOfOneWave)) return with(Overlapping<256, 2>{});
+      return with(std::conditional_t<kResidual, Late<256, 2>, NormPlan<128, 4>>{});
+    }
+    if (vectors > 512 && vectors <= 640) {
+      constexpr bool kIsLate = kResidual && !kWideModulation;
+      return with(std::conditional_t<kIsLate, Late<160, 4>, NormPlan<128, 5>>{});
+    }
   }
   if (vectors <= 32) return with(NormPlan<32, 1>{});
   if (vectors <= 128) return with(NormPlan<32, 4>{});
