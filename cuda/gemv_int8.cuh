@@ -3,7 +3,7 @@
 // 16-bit subnormal, q * 2^-24 in f16 and q * 2^-133 in bf16, which the tensor cores multiply exactly (Fasi et al. 2021,
 // "Numerical behavior of NVIDIA tensor cores", PeerJ Comput. Sci. 7:e330: subnormal inputs are kept in both types).
 // Products with a bf16 x would leave f32, so x is staged times 2^64 there; the power of two is taken back, exactly,
-// when a row group ends. A scale belongs to 64 or 128 elements of k: each of the 8 rows of A that are multiplied holds
+// before a sum meets its scale. A scale belongs to 64 or 128 elements of k: each of the 8 rows of A that are multiplied holds
 // the x of one unit and zeros elsewhere, so that the sums of 8 units come out apart and each meets its scale once per
 // slot.
 #pragma once
@@ -67,8 +67,8 @@ struct Int8Slots {
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
         const float2 scale = unpack_pair<T>(f.scale[h]);
-        sum_.x = fmaf(acc[h][0][0] + acc[h][1][0], scale.x, sum_.x);
-        sum_.y = fmaf(acc[h][0][1] + acc[h][1][1], scale.y, sum_.y);
+        sum_.x = fmaf((acc[h][0][0] + acc[h][1][0]) * kWhole, scale.x, sum_.x);
+        sum_.y = fmaf((acc[h][0][1] + acc[h][1][1]) * kWhole, scale.y, sum_.y);
       }
     }
     // Rows of A, one per four lanes, are added in one order, in every lane.
@@ -79,7 +79,7 @@ struct Int8Slots {
         v.x += __shfl_xor_sync(kWholeWarp, v.x, mask);
         v.y += __shfl_xor_sync(kWholeWarp, v.y, mask);
       }
-      return {v.x * kWhole, v.y * kWhole};
+      return v;
     }
 
    private:

@@ -34,7 +34,7 @@ BESIDES = {"family", "rope_theta", "rope_scaling", "max_position", "bos_token_id
 CHANGES = {
     **{"hidden": 128, "layers": 2, "n_heads": 8, "n_kv_heads": 2, "head_dim": 32, "ffn": 64, "vocab": 128},
     **{"eps": 1e-4, "dtype": "bf16", "tied": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "qk_norm": True},
-    **{"attention_gate": True, "norm_plus_one": True},
+    **{"attention_gate": True, "norm_plus_one": True, "weight_group": 64},
 }
 HYBRID = EMBEDDED["toy-gdn"]
 HYBRID_CHANGES = {
