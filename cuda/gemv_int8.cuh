@@ -3,9 +3,9 @@
 // 16-bit subnormal, q * 2^-24 in f16 and q * 2^-133 in bf16, which the tensor cores multiply exactly (Fasi et al. 2021,
 // "Numerical behavior of NVIDIA tensor cores", PeerJ Comput. Sci. 7:e330: subnormal inputs are kept in both types).
 // Products with a bf16 x would leave f32, so x is staged times 2^64 there; the power of two is taken back, exactly,
-// before a sum meets its scale. A scale belongs to 64 or 128 elements of k: each of the 8 rows of A that are multiplied holds
-// the x of one unit and zeros elsewhere, so that the sums of 8 units come out apart and each meets its scale once per
-// slot.
+// before a sum meets its scale. A scale belongs to 64 or 128 elements of k: each of the 8 rows of A that are multiplied
+// holds the x of one unit and zeros elsewhere, so that the sums of 8 units come out apart and each meets its scale once
+// per slot.
 #pragma once
 
 #include "gemv_stream.cuh"

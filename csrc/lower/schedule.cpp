@@ -73,7 +73,7 @@ amk_schedule_t default_schedule() {
   amk_schedule_t s{};
   s.struct_size = sizeof s;
   s.gemv_n_tile = 0;
-  s.attention_kv_block = 64;
+  s.attention_kv_block = 16;
   s.fusion = kDefaultFusions;
   s.sm_policy = AMK_SM_ROUND_ROBIN;
   s.page_policy = AMK_PAGES_LINEAR;

@@ -105,7 +105,7 @@ TEST(every_knob_value_changes_the_program) {
     s.gemv_n_tile = n_tile;
     add("N_tile " + std::to_string(n_tile), s);
   }
-  for (int kv_block : {16, 32, 128, 256, 512}) {
+  for (int kv_block : {32, 64, 128, 256, 512}) {
     amk_schedule_t s = default_schedule();
     s.attention_kv_block = kv_block;
     add("kv_block " + std::to_string(kv_block), s);
