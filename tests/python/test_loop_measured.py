@@ -27,7 +27,7 @@ FASTER = {"tiling.gemv.N_tile": [0, 64]}  # fewer tasks, which is what counts on
 EQUAL = {"page_allocation": ["linear", "none"]}
 SIMPLER = {"fusion_grouping": [FUSIONS, [name for name in FUSIONS if name != "qkv"]]}
 TILED = {"tiling": {"gemv": {"N_tile": 64}}}
-SLOWER = {"tiling.attention.kv_block": [64, 16]}
+SLOWER = {"fusion_grouping": [FUSIONS, [name for name in FUSIONS if name != "gate+up+silu"]]}  # more tasks
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -92,7 +92,7 @@ def test_a_faster_one_is_kept_after_a_second_process_says_so(search: Any, tmp_pa
     assert first.comparison == {"slack": 0.0} and result.best == second
     assert second.verdict["latency_kind"] == "measured-gpu" and second.latency_us < first.latency_us
     compared, confirmed = second.comparison["rounds"]
-    true = 1 - (300 + 2 * 37) / (300 + 2 * 114)
+    true = 1 - (300 + 2 * 85) / (300 + 2 * 162)
     for found in (compared, confirmed):
         assert found["trouble"] is None and found["pairs"] == 100
         assert 0.01 < found["gain_low"] <= found["gain"] == pytest.approx(true, abs=0.02)

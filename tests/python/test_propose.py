@@ -227,5 +227,6 @@ def test_the_schema_agrees_with_the_reader() -> None:
 def test_with_knob_leaves_the_original_alone() -> None:
     config = DEFAULT.to_dict()
     changed = with_knob(config, "tiling.gemv.N_tile", 64)
-    assert config == DEFAULT.to_dict() and changed["tiling"] == {"gemv": {"N_tile": 64}, "attention": {"kv_block": 64}}
+    assert config == DEFAULT.to_dict()
+    assert changed["tiling"] == config["tiling"] | {"gemv": {"N_tile": 64}}
     assert np.shape(changed["fusion_grouping"]) == np.shape(config["fusion_grouping"])
