@@ -114,7 +114,9 @@ def test_every_kernel_has_machine_code_for_every_architecture(code, capsys):
     assert {f"sm_{name}" for name in CUDA["architectures"]} == ARCHITECTURES
     found = kernels(code)
     for threads in CUDA["variants"]:
-        assert sum(f"megakernelILi{threads}E" in name for name in found) == 1, f"no kernel of {threads} threads"
+        for timed in (0, 1):  # without a timeline and with one
+            name = f"megakernelILi{threads}ELb{timed}E"
+            assert sum(name in kernel for kernel in found) == 1, f"no kernel of {threads} threads: {name}"
     with capsys.disabled():
         print()
         for name, cubins in found.items():
