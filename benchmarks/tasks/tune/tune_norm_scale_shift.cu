@@ -1,9 +1,9 @@
 // The plans of norm_scale_shift side by side on production shapes, cold, against the fastest plain copy of the same
 // bytes: what norm_scale_shift/docs/dispatch.md was chosen from. Each plan's result is first compared with the element
-// kernel. Usage: amk_tune_norm_scale_shift [COLUMNS ...]: 1536, 3072, 4096, 5120
-#include <cstring>
-
+// kernel. Usage: amk_tune_norm_scale_shift [--all] [COLUMNS ...]: 1536, 3072, 4096, 5120; --all: also the plans far
+// from the best.
 #include "../norm_scale_shift/solution/norm_scale_shift.cuh"
+#include "norm_scale_shift_persistent.cuh"
 #include "tune.cuh"
 
 namespace amk::task {
@@ -12,6 +12,7 @@ namespace {
 using X = __nv_bfloat16;
 constexpr auto kEarly = Fetch::kEarly, kLate = Fetch::kLate;
 
+constexpr int kAsManyAsFit = 32;
 struct Candidate {
   const char* name;
   int32_t (*launch)(const NormOperands&, int grid, void* stream);
@@ -56,6 +57,48 @@ std::vector<Candidate> narrow_candidates() {
   }
 }
 
+// Of broadcast modulation only. f32 modulation and a residual's operands take the registers of whole blocks.
+template <class M, bool kResidual, class Plan>
+Candidate stay(const char* name) {
+  return {name, launch_persistent<X, M, kResidual, Plan>, kAsManyAsFit};
+}
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> persistent_candidates() {
+  constexpr bool R = kResidual, kIsHeavy = R && sizeof(M) == 4, kIsLight = !R && sizeof(M) == 2;
+  constexpr auto kPacked = Stay::kPacked, kFloat = Stay::kFloat, kShared = Stay::kShared;
+  if constexpr (kColumns == 1536 || (kColumns == 3072 && sizeof(M) == 4)) {
+    return {};
+  } else if constexpr (kColumns == 3072) {
+    return {
+        stay<M, R, PersistentPlan<128, 3, 4, kPacked, R ? 4 : 5>>("ring 128x3 4 stages"),
+        stay<M, R, PersistentPlan<192, 2, 4, kPacked, R ? 3 : 5>>("ring 192x2 4 stages"),
+        stay<M, R, PersistentPlan<384, 1, 4, kFloat, R ? 2 : 3>>("ring 384x1 4 stages f32"),
+        stay<M, R, PersistentPlan<32, 12, 2, kShared, 1, R ? 8 : 12>>("ring 32x12 2 stages shared"),
+        stay<M, R, PersistentPlan<128, 3, 0, kPacked, R ? 3 : 4>>("ahead 128x3"),
+        stay<M, R, PersistentPlan<192, 2, 0, kPacked, R ? 3 : 4>>("ahead 192x2"),
+        stay<M, R, PersistentPlan<384, 1, 0, kFloat, R ? 2 : 3>>("ahead 384x1 f32"),
+    };
+  } else if constexpr (kColumns == 4096) {
+    return {
+        stay<M, R, PersistentPlan<128, 4, 3, kPacked, R ? 3 : 4>>("ring 128x4 3 stages"),
+        stay<M, R, PersistentPlan<256, 2, 3, kPacked, R ? 2 : 4>>("ring 256x2 3 stages"),
+        stay<M, R, PersistentPlan<512, 1, 4, kFloat, R ? 1 : 2>>("ring 512x1 4 stages f32"),
+        stay<M, R, PersistentPlan<32, 16, 2, kShared, 1, R ? 6 : 8>>("ring 32x16 2 stages shared"),
+        stay<M, R, PersistentPlan<128, 4, 0, kPacked, R ? 2 : 4>>("ahead 128x4"),
+        stay<M, R, PersistentPlan<256, 2, 0, kPacked, R ? 2 : 4>>("ahead 256x2"),
+    };
+  } else {
+    return {
+        stay<M, R, PersistentPlan<128, 5, 3, kPacked, kIsHeavy ? 2 : 3>>("ring 128x5 3 stages"),
+        stay<M, R, PersistentPlan<160, 4, 3, kPacked, kIsHeavy ? 1 : 3>>("ring 160x4 3 stages"),
+        stay<M, R, PersistentPlan<320, 2, 3, kPacked, kIsLight ? 3 : 2>>("ring 320x2 3 stages"),
+        stay<M, R, PersistentPlan<640, 1, 4, kFloat, 1>>("ring 640x1 4 stages f32"),
+        stay<M, R, PersistentPlan<160, 4, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 160x4"),
+        stay<M, R, PersistentPlan<320, 2, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 320x2"),
+    };
+  }
+}
+
 template <class M, bool kResidual, int kColumns>
 std::vector<Candidate> candidates() {
   constexpr bool R = kResidual;
@@ -83,11 +126,11 @@ std::vector<Candidate> candidates() {
         plan<M, R, NormPlan<384, 1, 4>>("384x1 4 rows early"),
         plan<M, R, NormPlan<96, 4, 1, kLate>>("96x4 late"),
         plan<M, R, NormPlan<64, 6, 1, kLate>>("64x6 late"),
-        plan<M, R, NormPlan<32, 12, 1, kLate>>("32x12 late"),
         plan<M, R, NormPlan<128, 3, 1, kLate, 1, Reuse::kKeep>>("128x3 late kept"),
         plan<M, R, NormPlan<192, 2, 1, kEarly, 1, Reuse::kKeep>>("192x2 early kept"),
         plan<M, R, NormPlan<192, 2>>("192x2 early persistent", 4),
         plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late persistent", 6),
+        plan<M, R, NormPlan<128, 3, 1, kEarly, 1, Reuse::kKeep>>("128x3 early kept"),
         plan<M, R, NormPlan<384, 1, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("384x1 early dependent"),
         plan<M, R, NormPlan<128, 3, 1, kLate, 1, Reuse::kStream, Order::kDependent>>("128x3 late dependent"),
     };
@@ -95,6 +138,8 @@ std::vector<Candidate> candidates() {
     return {
         plan<M, R, NormPlan<128, 4>>("128x4 early"),
         plan<M, R, NormPlan<128, 4, 1, kLate>>("128x4 late"),
+        plan<M, R, NormPlan<128, 4, 1, kEarly, 1, Reuse::kKeep>>("128x4 early kept"),
+        plan<M, R, NormPlan<128, 4, 1, kLate, 1, Reuse::kKeep>>("128x4 late kept"),
         plan<M, R, NormPlan<256, 2>>("256x2 early"),
         plan<M, R, NormPlan<256, 2, 1, kLate>>("256x2 late"),
         plan<M, R, NormPlan<256, 2, 2>>("256x2 2 rows early"),
@@ -107,6 +152,8 @@ std::vector<Candidate> candidates() {
     return {
         plan<M, R, NormPlan<128, 5>>("128x5 early"),
         plan<M, R, NormPlan<128, 5, 1, kLate>>("128x5 late"),
+        plan<M, R, NormPlan<128, 5, 1, kEarly, 1, Reuse::kKeep>>("128x5 early kept"),
+        plan<M, R, NormPlan<128, 5, 1, kLate, 1, Reuse::kKeep>>("128x5 late kept"),
         plan<M, R, NormPlan<160, 4>>("160x4 early"),
         plan<M, R, NormPlan<160, 4, 1, kLate>>("160x4 late"),
         plan<M, R, NormPlan<320, 2>>("320x2 early"),
@@ -120,7 +167,7 @@ std::vector<Candidate> candidates() {
 }
 
 template <class M, bool kResidual, int kColumns>
-void tune(Clock& clock, int rows, bool is_full) {
+void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   const size_t elements = static_cast<size_t>(rows) * kColumns, x_bytes = elements * sizeof(X);
   const size_t modulation = is_full ? elements : kColumns, modulation_bytes = modulation * sizeof(M);
   const int tensors = kResidual ? 4 : 2, modulations = kResidual ? 3 : 2;
@@ -156,28 +203,40 @@ void tune(Clock& clock, int rows, bool is_full) {
                         2 + 2 * static_cast<uint32_t>(i));
   }
   const NormOperands first = operands(pool.set(0));
+  const int n_outputs = kResidual ? 2 : 1;
+  void* const outputs[] = {first.y.data, first.residual_out.data};
   X* want;
-  check(cudaMalloc(&want, x_bytes), "cudaMalloc");
+  check(cudaMalloc(&want, n_outputs * x_bytes), "cudaMalloc");
   if (launch_elements<X, M>(first, nullptr) != 0) std::exit(1);
-  check(cudaMemcpy(want, first.y.data, x_bytes, cudaMemcpyDeviceToDevice), "the element kernel");
+  for (int i = 0; i < n_outputs; ++i)
+    check(cudaMemcpy(want + i * elements, outputs[i], x_bytes, cudaMemcpyDeviceToDevice), "the element kernel");
   char shape[64];
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
-  std::vector<float> found;
+  std::vector<Finding> found;
   std::vector<Candidate> all = candidates<M, kResidual, kColumns>();
   for (const Candidate& c : narrow_candidates<M, kResidual, kColumns>()) all.push_back(c);
+  if (!is_full) {
+    for (const Candidate& c : persistent_candidates<M, kResidual, kColumns>()) all.push_back(c);
+  }
   for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
-    check(cudaMemset(first.y.data, 0xff, x_bytes), "cudaMemset");
-    if (c.launch(first, grid, nullptr) != 0) std::exit(1);
-    found.push_back(distance(want, static_cast<const X*>(first.y.data), elements));
-    found.push_back(
-        clock.us_per_launch([&](int i, cudaStream_t stream) { return c.launch(operands(pool.set(i)), grid, stream); }));
+    for (int i = 0; i < n_outputs; ++i) check(cudaMemset(outputs[i], 0xff, x_bytes), "cudaMemset");
+    const int32_t status = c.launch(first, grid, nullptr);
+    if (status != 0) {
+      std::fprintf(stderr, "%s: %s: status %d\n", shape, c.name, status);
+      std::exit(1);
+    }
+    float away = 0;
+    for (int i = 0; i < n_outputs; ++i)
+      away = std::max(away, distance(want + i * elements, static_cast<const X*>(outputs[i]), elements));
+    found.push_back({c.name, clock.us_per_launch([&](int i, cudaStream_t stream) {
+                       return c.launch(operands(pool.set(i)), grid, stream);
+                     }),
+                     away});
   }
-  const float copy = pool.copy_us(clock, bytes);  // last: it overwrites the operands
-  print_row(shape, "copy", copy, bytes, copy, 0);
-  for (size_t i = 0; i < found.size() / 2; ++i)
-    print_row(shape, all[i].name, found[2 * i + 1], bytes, copy, found[2 * i]);
+  // Last: it overwrites the operands.
+  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, is_all);
   check(cudaFree(want), "cudaFree");
 }
 
@@ -186,6 +245,7 @@ void tune(Clock& clock, int rows, bool is_full) {
 
 int main(int argc, char** argv) {
   using namespace amk::task;
+  const bool is_all = take_all(argc, argv);
   Clock clock;
   const auto is_asked = [&](const char* columns) {
     bool found = argc == 1;
@@ -193,26 +253,26 @@ int main(int argc, char** argv) {
     return found;
   };
   if (is_asked("3072")) {
-    for (int rows : {19, 195, 4096, 27030}) tune<X, false, 3072>(clock, rows, false);
-    for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(clock, rows, false);
-    tune<X, false, 3072>(clock, 18144, true);
-    tune<float, false, 3072>(clock, 18144, true);
+    for (int rows : {19, 195, 4096, 27030}) tune<X, false, 3072>(clock, rows, false, is_all);
+    for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(clock, rows, false, is_all);
+    tune<X, false, 3072>(clock, 18144, true, is_all);
+    tune<float, false, 3072>(clock, 18144, true, is_all);
   }
   if (is_asked("4096")) {
-    for (int rows : {997, 7904}) tune<X, false, 4096>(clock, rows, false);
-    tune<X, true, 4096>(clock, 7904, false);
+    for (int rows : {997, 7904}) tune<X, false, 4096>(clock, rows, false, is_all);
+    tune<X, true, 4096>(clock, 7904, false, is_all);
   }
   if (is_asked("5120")) {
-    tune<X, false, 5120>(clock, 37800, false);
-    tune<float, false, 5120>(clock, 37800, false);
-    tune<X, true, 5120>(clock, 37800, false);
-    tune<float, true, 5120>(clock, 37800, false);
-    tune<X, false, 5120>(clock, 8640, true);
-    tune<float, false, 5120>(clock, 11040, true);
+    tune<X, false, 5120>(clock, 37800, false, is_all);
+    tune<float, false, 5120>(clock, 37800, false, is_all);
+    tune<X, true, 5120>(clock, 37800, false, is_all);
+    tune<float, true, 5120>(clock, 37800, false, is_all);
+    tune<X, false, 5120>(clock, 8640, true, is_all);
+    tune<float, false, 5120>(clock, 11040, true, is_all);
   }
   if (is_asked("1536")) {
-    tune<X, false, 1536>(clock, 101, false);
-    tune<X, true, 1536>(clock, 101, false);
+    tune<X, false, 1536>(clock, 101, false, is_all);
+    tune<X, true, 1536>(clock, 101, false, is_all);
   }
   return 0;
 }

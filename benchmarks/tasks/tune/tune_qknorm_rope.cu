@@ -1,8 +1,6 @@
 // The plans of qknorm_rope side by side on the production shapes, cold, against the fastest plain copy of the same
 // bytes: what qknorm_rope/docs/dispatch.md was chosen from. Each plan's result is first compared with the element
-// kernel. Usage: amk_tune_qknorm_rope [TOKENSxHEADS ...]
-#include <cstring>
-
+// kernel. Usage: amk_tune_qknorm_rope [--all] [TOKENSxHEADS ...]; --all: also the plans far from the best.
 #include "../qknorm_rope/solution/qknorm_rope.cuh"
 #include "tune.cuh"
 
@@ -47,7 +45,7 @@ const Candidate kCandidates[] = {
     plan<QkPlan<192, 2, 1, Reuse::kKeep, Order::kDependent>>("192x2 dependent"),
 };
 
-void tune(Clock& clock, int tokens, int heads) {
+void tune(Clock& clock, int tokens, int heads, bool is_all) {
   const size_t side = size_t{static_cast<size_t>(tokens)} * heads * kHeadDim, side_bytes = side * sizeof(T);
   const size_t cache_bytes = size_t{static_cast<size_t>(tokens)} * kHeadDim * sizeof(float);
   const size_t weight_bytes = 2 * kHeadDim * sizeof(T), position_bytes = (tokens * sizeof(int64_t) + 15) / 16 * 16;
@@ -86,8 +84,8 @@ void tune(Clock& clock, int tokens, int heads) {
   const float copy = pool.copy_us(clock, bytes);
   char shape[64];
   std::snprintf(shape, sizeof shape, "%dx%d", tokens, heads);
-  print_row(shape, "copy", copy, bytes, copy, 0);
   for (int i = 1; i < pool.sets(); ++i) reset(pool.set(i), 1 + 3 * static_cast<uint32_t>(i));
+  std::vector<Finding> found;
   for (const Candidate& c : kCandidates) {
     reset(pool.set(0), 1);
     const int grid = c.waves * pool.sm_count();
@@ -95,8 +93,9 @@ void tune(Clock& clock, int tokens, int heads) {
     const float away = distance(want, reinterpret_cast<const T*>(pool.set(0)), 2 * side);
     const float us =
         clock.us_per_launch([&](int i, cudaStream_t stream) { return c.launch(operands(pool.set(i)), grid, stream); });
-    print_row(shape, c.name, us, bytes, copy, away);
+    found.push_back({c.name, us, away});
   }
+  print_findings(shape, bytes, copy, found, is_all);
   check(cudaFree(want), "cudaFree");
 }
 
@@ -104,6 +103,7 @@ void tune(Clock& clock, int tokens, int heads) {
 }  // namespace amk::task
 
 int main(int argc, char** argv) {
+  const bool is_all = amk::task::take_all(argc, argv);
   amk::task::Clock clock;
   const int all[][2] = {{19, 24}, {195, 24}, {4096, 24}, {8424, 24}, {4128, 30}, {7904, 32}};
   for (int i = 1; i < argc; ++i) {
@@ -112,10 +112,10 @@ int main(int argc, char** argv) {
       std::fprintf(stderr, "expected TOKENSxHEADS, got %s\n", argv[i]);
       return 2;
     }
-    amk::task::tune(clock, tokens, heads);
+    amk::task::tune(clock, tokens, heads, is_all);
   }
   for (const auto& shape : all) {
-    if (argc == 1) amk::task::tune(clock, shape[0], shape[1]);
+    if (argc == 1) amk::task::tune(clock, shape[0], shape[1], is_all);
   }
   return 0;
 }
