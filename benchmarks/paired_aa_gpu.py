@@ -69,7 +69,7 @@ def main() -> int:
     lows: list[float] = []
     troubles: list[str] = []
     medians: list[float] = []
-    keeps = at_first = 0
+    done = keeps = at_first = 0
     for i in range(options.comparisons):
         if time.monotonic() - start > 60 * options.minutes:
             break
@@ -89,8 +89,8 @@ def main() -> int:
                 break
             at_first += attempt == 0
         keeps += kept
-        print(f"{i + 1}: {gain}", file=sys.stderr, flush=True)
-    done = i + 1 if time.monotonic() - start <= 60 * options.minutes else i
+        done += 1
+        print(f"{done}: {gain}", file=sys.stderr, flush=True)
     result = {
         "benchmark": "paired_aa_gpu", "model": options.model, "device": target.name, "max_seq": sizes[0],
         "position": sizes[1], "asked": options.comparisons, "comparisons": done, "troubles": troubles,
@@ -104,7 +104,7 @@ def main() -> int:
     print(text)
     if options.output is not None:
         options.output.write_text(text + "\n")
-    passed = done == options.comparisons and not troubles and keeps <= MARK * done
+    passed = 0 < done == options.comparisons and not troubles and keeps <= MARK * done
     return 0 if passed else 1
 
 

@@ -174,6 +174,8 @@ class ReferenceVm final : public Vm {
 std::unique_ptr<Vm> make_reference_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
                                       const amk_vm_options_t& options) {
   AMK_CHECK(image_bytes, AMK_ERR_INVALID_ARGUMENT, "no image");
+  AMK_CHECK(options.timeline == 0, AMK_ERR_UNAVAILABLE, "timeline is %d: the reference machine keeps none, expected 0",
+            options.timeline);
   return std::make_unique<ReferenceVm>(std::move(image_bytes), options);
 }
 

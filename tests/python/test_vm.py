@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import amk
+from amk import _lib
 from amk.embedded import EMBEDDED
 from program_sketch import ProgramSketch, attention_sketch
 
@@ -303,3 +304,40 @@ def test_two_names_for_one_source_bind_once():
         assert machine.run({})["y"].tolist() == [2.0 * i for i in range(8)]
     with pytest.raises(amk.InputError, match="shared"):
         amk.ReferenceVM(image, {"shared": np.zeros((4, 2), np.float32)})
+
+
+def options_of(**fields):
+    options = _lib.ffi.new("amk_vm_options_t *")
+    options.struct_size = _lib.ffi.sizeof("amk_vm_options_t")
+    for name, value in fields.items():
+        setattr(options, name, value)
+    return options
+
+
+@pytest.mark.parametrize("struct_size", [0, 31])
+def test_options_shorter_than_their_first_version_are_refused(toy, struct_size):
+    out = _lib.ffi.new("amk_vm **")
+    with pytest.raises(amk.AmkError, match=f"struct_size is {struct_size}, expected at least 32"):
+        status = _lib.lib.amk_vm_create_reference(toy[1]._handle, options_of(struct_size=struct_size), out)
+        _lib.check(status)
+
+
+def test_options_of_an_older_caller_have_no_timeline_whatever_lies_behind_them(toy):
+    out = _lib.ffi.new("amk_vm **")
+    _lib.check(_lib.lib.amk_vm_create_reference(toy[1]._handle, options_of(struct_size=32, timeline=1), out))
+    count = _lib.ffi.new("int64_t *")
+    try:
+        with pytest.raises(amk.errors.Unavailable, match="no device"):
+            _lib.check(_lib.lib.amk_vm_timeline(out[0], _lib.ffi.NULL, 0, count))
+        with pytest.raises(amk.AmkError, match="room is -1"):
+            _lib.check(_lib.lib.amk_vm_timeline(out[0], _lib.ffi.NULL, -1, count))
+        with pytest.raises(amk.AmkError, match="n is NULL"):
+            _lib.check(_lib.lib.amk_vm_timeline(out[0], _lib.ffi.NULL, 0, _lib.ffi.NULL))
+    finally:
+        _lib.lib.amk_vm_destroy(out[0])
+
+
+def test_the_reference_machine_says_that_it_keeps_no_timeline(toy):
+    out = _lib.ffi.new("amk_vm **")
+    with pytest.raises(amk.errors.Unavailable, match="timeline is 1: the reference machine keeps none"):
+        _lib.check(_lib.lib.amk_vm_create_reference(toy[1]._handle, options_of(timeline=1), out))
