@@ -7,7 +7,7 @@
 // query heads pass through shared memory, where ROPE turns them; row `pos` then comes from there too.
 #pragma once
 
-#include "rope.cuh"
+#include "attention_mma.cuh"
 
 namespace amk {
 
@@ -16,43 +16,11 @@ __host__ __device__ constexpr int attention_rows_ahead(int threads, int vectors)
   return vectors > 1 || threads > 256 ? 1 : 4;
 }
 constexpr int kLineBytes = 128;
-constexpr int kMaxHeadRowBytes = 2 * kWarpThreads * kVectorBytes;  // the widest cache row: f32 D=256, bf16 D=512
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
-// Query heads that one pass over the rows serves, by the registers of a thread; wide rows leave room for one.
-__host__ __device__ constexpr int attention_pass_heads(int group, int row_bytes, int threads) {
-  if (row_bytes > kWarpThreads * kVectorBytes) return 1;
-  return group > 2 && threads <= 256 ? 4 : group > 1 ? 2 : 1;
-}
-// States of the warps; this step's query heads of a kv head, its new key and its new value; the angles.
-__host__ __device__ constexpr int64_t attention_state_bytes(const amk_params_t& p, int element_bytes, int threads) {
-  const int heads = attention_pass_heads(p.n_heads / p.n_kv_heads, p.head_dim * element_bytes, threads);
-  return (int64_t{threads / kWarpThreads} * heads * (p.head_dim + 2) * 4 + kVectorBytes - 1) / kVectorBytes *
-         kVectorBytes;
-}
 __host__ constexpr int64_t attention_shared_bytes(const amk_params_t& p, int element_bytes, int threads) {
-  return attention_state_bytes(p, element_bytes, threads) +
-         (int64_t{p.n_heads / p.n_kv_heads} + 2) * p.head_dim * element_bytes + rope_shared_bytes(p);
-}
-
-struct RowRange {
-  int first, end;
-};
-
-// The rows of split `dim` at a position, as the law of ATTENTION_TILE cuts them.
-__device__ __forceinline__ RowRange split_rows(const amk_params_t& p, int pos) {
-  const int rows = pos + 1;
-  const int64_t blocks = (rows + int64_t{p.M_tile} - 1) / p.M_tile;
-  const auto start = [&](int64_t d) {
-    const int64_t at = blocks * d / p.M * p.M_tile;
-    return static_cast<int>(at < rows ? at : rows);
-  };
-  return {start(p.dim), start(int64_t{p.dim} + 1)};
-}
-
-// Weight of a partial whose maximum is m, seen from the common maximum; 0 for one that saw no row.
-__device__ __forceinline__ float merge_weight(float m, float common) {
-  return m == minus_infinity() ? 0.0f : expf(m - common);
+  const int rows = attention_is_mma(p, element_bytes) ? kMmaHeadRows : p.n_heads / p.n_kv_heads + 2;
+  return attention_state_bytes(p, element_bytes, threads) + int64_t{rows} * p.head_dim * element_bytes +
+         rope_shared_bytes(p);
 }
 
 // One warp's pass over its rows of one kv head for kHeads query heads. kVectors: 16-byte vectors per lane and row.
@@ -220,12 +188,12 @@ struct AttentionPass {
     }
   }
 
-  // state: [warps][kHeads][dim + 2], maximum and sum behind the output.
+  // state: [warps][kHeads][dim + kStatePad], maximum and sum behind the output.
   __device__ void publish(float* state, int dim, int warp) const {
     if (threadIdx.x % kWarpThreads >= row_lanes) return;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      float* at = state + (warp * kHeads + h) * (dim + 2);
+      float* at = state + (warp * kHeads + h) * (dim + kStatePad);
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         const int vector = lane_in_row + i * row_lanes;
@@ -240,28 +208,6 @@ struct AttentionPass {
     }
   }
 };
-
-// Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`.
-template <int kThreads>
-__device__ void merge_warps(const TaskContext& c, const float* state, int pass_heads, int head, int heads) {
-  const amk_params_t& p = c.params();
-  const int dim = p.head_dim, stride = dim + 2;
-  for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
-    const int h = i / dim, d = i % dim;
-    float common = minus_infinity(), sum = 0, o = 0;
-    for (int w = 0; w < kThreads / kWarpThreads; ++w)
-      common = fmaxf(common, state[(w * pass_heads + h) * stride + dim]);
-    for (int w = 0; w < kThreads / kWarpThreads; ++w) {
-      const float* at = state + (w * pass_heads + h) * stride;
-      const float weight = merge_weight(at[dim], common);
-      sum = fmaf(weight, at[dim + 1], sum);
-      o = fmaf(weight, at[d], o);
-    }
-    const int64_t part = (int64_t{head} + h) * p.M + p.dim;
-    c.out<float>(0)[part * dim + d] = o;
-    if (d == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {common, sum};
-  }
-}
 
 // This step's heads in shared memory: the query heads of one kv head; with ROPE its new key and value too.
 template <class T>
@@ -318,18 +264,6 @@ __device__ void attend(const TaskContext& c, const NewHeads<T>& fresh, int g, Ro
   }
 }
 
-// The partials of a split without a row.
-template <int kThreads>
-__device__ void write_empty(const TaskContext& c) {
-  const amk_params_t& p = c.params();
-  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
-  for (int i = threadIdx.x; i < p.N_tile * group * dim; i += kThreads) {
-    const int64_t part = (int64_t{p.n_off} * group + i / dim) * p.M + p.dim;
-    c.out<float>(0)[part * dim + i % dim] = 0;
-    if (i % dim == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {minus_infinity(), 0};
-  }
-}
-
 template <class T, int kThreads>
 __device__ void prefetch_history(const TaskContext& c, RowRange range) {
   const amk_params_t& p = c.params();
@@ -355,6 +289,10 @@ __device__ __forceinline__ bool attention(const TaskContext& c) {
   }
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 2) {
+      if (attention_is_mma(p, sizeof(T)))
+        return p.head_dim == 64 ? attend_mma<T, 64, kThreads>(c, range) : attend_mma<T, 128, kThreads>(c, range);
+    }
     prefetch_history<T, kThreads>(c, range);
     const NewHeads<T> fresh(c, c.shared + attention_state_bytes(p, sizeof(T), kThreads));
     if (fresh.turn && c.is_early(c.task.rope_slot)) angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
@@ -366,17 +304,12 @@ __device__ __forceinline__ bool attention(const TaskContext& c) {
     const int row_bytes = p.head_dim * static_cast<int>(sizeof(T));
     for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
       fresh.template make<kThreads>(c, g);
-      switch (attention_pass_heads(p.n_heads / p.n_kv_heads, row_bytes, kThreads)) {
-        case 4:
-          if constexpr (kThreads <= 256) attend<T, 4, 1, kThreads>(c, fresh, g, range);
-          break;
-        case 2: attend<T, 2, 1, kThreads>(c, fresh, g, range); break;
-        default:
-          if (row_bytes <= kWarpThreads * kVectorBytes) {
-            attend<T, 1, 1, kThreads>(c, fresh, g, range);
-          } else {
-            attend<T, 1, kMaxHeadRowBytes / (kWarpThreads * kVectorBytes), kThreads>(c, fresh, g, range);
-          }
+      if (row_bytes > kWarpThreads * kVectorBytes) {
+        attend<T, 1, kMaxHeadRowBytes / (kWarpThreads * kVectorBytes), kThreads>(c, fresh, g, range);
+      } else if (p.n_heads > p.n_kv_heads) {
+        attend<T, 2, 1, kThreads>(c, fresh, g, range);
+      } else {
+        attend<T, 1, 1, kThreads>(c, fresh, g, range);
       }
     }
     return true;

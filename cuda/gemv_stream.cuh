@@ -7,6 +7,7 @@
 #pragma once
 
 #include "gemv_rows.cuh"
+#include "mma.cuh"
 #include "ops/packing_int8.h"
 #include "ring.cuh"
 
@@ -50,17 +51,6 @@ __host__ inline int64_t stream_shared_bytes(const amk_params_t& p, int threads) 
   const int64_t norm = p.flags & AMK_FLAG_NORM ? int64_t{s.vectors} * kVectorBytes : 0;
   const int liked = kPanelPartials / s.partials, groups = s.groups < liked ? s.groups : liked;
   return x + norm + groups * stream_group_bytes(s);
-}
-
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], uint32_t x0, uint32_t x1, uint32_t w0, uint32_t w1) {
-  if constexpr (sizeof(T) == 2) {
-    if constexpr (std::is_same_v<T, __half>) {
-      ptx::mma_f16(c, x0, x1, w0, w1);
-    } else {
-      ptx::mma_bf16(c, x0, x1, w0, w1);
-    }
-  }
 }
 
 // Slots of 16-bit weights: 16 units of 8 rows x 32 elements.

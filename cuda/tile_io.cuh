@@ -104,6 +104,20 @@ __device__ __forceinline__ float2 unpack_pair<__half>(uint32_t word) {
   return __half22float2(*reinterpret_cast<const __half2*>(&word));
 }
 
+// The other way round, rounded to nearest even.
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float first, float second);
+template <>
+__device__ __forceinline__ uint32_t pack_pair<__nv_bfloat16>(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+template <>
+__device__ __forceinline__ uint32_t pack_pair<__half>(float first, float second) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
 template <class T>
 __device__ __forceinline__ void unpack(uint4 v, float (&out)[kPerVector<T>]) {
   const uint32_t words[4] = {v.x, v.y, v.z, v.w};
