@@ -15,12 +15,9 @@ namespace amk {
 __host__ __device__ constexpr int attention_rows_ahead(int threads, int vectors) {
   return vectors > 1 || threads > 256 ? 1 : 4;
 }
-constexpr int kLineBytes = 128;
-
 __host__ constexpr int64_t attention_shared_bytes(const amk_params_t& p, int element_bytes, int threads) {
-  const int rows = attention_is_mma(p, element_bytes) ? kMmaHeadRows : p.n_heads / p.n_kv_heads + 2;
-  return attention_state_bytes(p, element_bytes, threads) + int64_t{rows} * p.head_dim * element_bytes +
-         rope_shared_bytes(p);
+  return attention_state_bytes(p, element_bytes, threads) +
+         (int64_t{p.n_heads / p.n_kv_heads} + 2) * p.head_dim * element_bytes + rope_shared_bytes(p);
 }
 
 // One warp's pass over its rows of one kv head for kHeads query heads. kVectors: 16-byte vectors per lane and row.
@@ -213,27 +210,25 @@ struct AttentionPass {
 template <class T>
 struct NewHeads {
   T *query, *key, *value;
-  float2* turn;  // the angles, null without ROPE
+  TaskAngles angles;
 
-  __device__ NewHeads(const TaskContext& c, char* at) {
-    const amk_params_t& p = c.params();
-    query = reinterpret_cast<T*>(at);
-    key = query + p.n_heads / p.n_kv_heads * p.head_dim;
-    value = key + p.head_dim;
-    turn = c.task.rope_slot < 0 ? nullptr : reinterpret_cast<float2*>(value + p.head_dim);
-  }
-  // A warp takes a head. Behind a barrier after which `turn` holds the angles; ends with one.
+  __device__ NewHeads(const TaskContext& c, char* at)
+      : query(reinterpret_cast<T*>(at)),
+        key(query + c.params().n_heads / c.params().n_kv_heads * c.params().head_dim),
+        value(key + c.params().head_dim),
+        angles(c, c.task.rope_slot, reinterpret_cast<float2*>(value + c.params().head_dim)) {}
+  // A warp takes a head. Behind a barrier after which the angles are there; ends with one.
   template <int kThreads>
   __device__ __forceinline__ void make(const TaskContext& c, int g) const {
     const amk_params_t& p = c.params();
-    const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, heads = turn ? group + 2 : group;
+    const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, heads = angles.turn ? group + 2 : group;
     const T* x = c.in<T>(0) + p.m_off;
     for (int i = threadIdx.x / kWarpThreads; i < heads; i += kThreads / kWarpThreads) {
       const bool is_key = i == group, is_value = i > group;
       const int head = is_value ? p.n_heads + p.n_kv_heads + g : is_key ? p.n_heads + g : g * group + i;
       const int slot = is_value ? -1 : is_key ? c.task.k_norm_slot : c.task.norm_slot;
       const T *src = x + int64_t{head} * dim, *norm = slot < 0 ? nullptr : c.in<T>(slot);
-      const float2* angle = is_value ? nullptr : turn;
+      const float2* angle = is_value ? nullptr : angles.turn;
       is_small_head(dim) ? small_head(c, src, norm, angle, query + i * dim)
                          : one_head(c, src, norm, angle, query + i * dim);
     }
@@ -246,7 +241,7 @@ __device__ void attend(const TaskContext& c, const NewHeads<T>& fresh, int g, Ro
   const amk_params_t& p = c.params();
   const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, warp = threadIdx.x / kWarpThreads;
   const int vectors = dim * static_cast<int>(sizeof(T)) / kVectorBytes;
-  const bool is_raw = fresh.turn, has_new = is_raw && range.first <= c.pos && c.pos < range.end;
+  const bool is_raw = fresh.angles.turn, has_new = is_raw && range.first <= c.pos && c.pos < range.end;
   const RowRange cached = {range.first, is_raw ? min(range.end, c.pos) : range.end};
   float* state = reinterpret_cast<float*>(c.shared);
   const int64_t cache_at = int64_t{g} * p.K * dim;
@@ -290,17 +285,14 @@ __device__ __forceinline__ bool attention(const TaskContext& c) {
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) == 2) {
-      if (attention_is_mma(p, sizeof(T)))
+      if (attention_is_mma(p, sizeof(T)) && are_vectors<T>(c))
         return p.head_dim == 64 ? attend_mma<T, 64, kThreads>(c, range) : attend_mma<T, 128, kThreads>(c, range);
     }
     prefetch_history<T, kThreads>(c, range);
     const NewHeads<T> fresh(c, c.shared + attention_state_bytes(p, sizeof(T), kThreads));
-    if (fresh.turn && c.is_early(c.task.rope_slot)) angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
+    fresh.angles.template make_early<kThreads>(c);
     if (!c.await_inputs<kThreads>()) return false;
-    if (fresh.turn && !c.is_early(c.task.rope_slot)) {
-      angles<kThreads>(c, c.in<float>(c.task.rope_slot), fresh.turn);
-      block_sync<kThreads>();
-    }
+    fresh.angles.template finish<kThreads>(c);
     const int row_bytes = p.head_dim * static_cast<int>(sizeof(T));
     for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
       fresh.template make<kThreads>(c, g);

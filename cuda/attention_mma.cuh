@@ -17,35 +17,15 @@ namespace amk {
 
 constexpr int kTileRows = 8, kQuadLanes = 4;  // a quad of lanes shares a query head
 
-constexpr int kMmaHeadRows = 4;  // of head_dim elements in HeadTables
-// In shared memory: the new row, and what turns heads: the norms of queries and keys, the angles. Null where the task
-// has none.
-template <class T, int kDim>
-struct HeadTables {
-  uint4* new_row;  // key, value
-  T *q_norm, *k_norm;
-  float2* turn;
-
-  __device__ HeadTables(const TaskContext& c, char* at) {
-    new_row = reinterpret_cast<uint4*>(at);
-    T* norms = reinterpret_cast<T*>(at) + 2 * kDim;
-    q_norm = c.task.norm_slot < 0 ? nullptr : norms;
-    k_norm = c.task.k_norm_slot < 0 ? nullptr : norms + kDim;
-    turn = c.task.rope_slot < 0 ? nullptr : reinterpret_cast<float2*>(norms + 2 * kDim);
-  }
-  __device__ bool are_early(const TaskContext& c) const {
-    const auto is_early = [&](int slot) { return slot < 0 || c.is_early(slot); };
-    return is_early(c.task.rope_slot) && is_early(c.task.norm_slot) && is_early(c.task.k_norm_slot);
-  }
-  template <int kThreads>
-  __device__ __forceinline__ void fill(const TaskContext& c) const {
-    if (turn) angles<kThreads>(c, c.in<float>(c.task.rope_slot), turn);
-    for (int i = threadIdx.x; i < 2 * kDim; i += kThreads) {
-      if (T* norm = i < kDim ? q_norm : k_norm)
-        norm[i % kDim] = __ldcg(c.in<T>(i < kDim ? c.task.norm_slot : c.task.k_norm_slot) + i % kDim);
-    }
-  }
-};
+// The law asks for no alignment of heads and of their norms.
+template <class T>
+__device__ __forceinline__ bool are_vectors(const TaskContext& c) {
+  const auto address = [&](const void* at) { return reinterpret_cast<uintptr_t>(at); };
+  uintptr_t all = address(c.in<T>(0) + c.params().m_off);
+  if (c.task.norm_slot >= 0) all |= address(c.task.in[c.task.norm_slot]);
+  if (c.task.k_norm_slot >= 0) all |= address(c.task.in[c.task.k_norm_slot]);
+  return all % kVectorBytes == 0;
+}
 
 // One kv head of a task.
 template <class T, int kDim, int kWarps>
@@ -64,30 +44,32 @@ class MmaAttention {
     load_values();
   }
 
-  // Query heads, normalised and turned as one_head() does where norm and turn are given. `new_key` and `new_value`: of
-  // one more row for this warp, or null; it waits in shared memory, as registers are short.
+  // Query heads, normalised and turned as one_head() does where norms and angles are given. `new_key` and `new_value`:
+  // of one more row for this warp, or null; it waits at `new_row`, as registers are short.
   __device__ __forceinline__ void make_heads(const TaskContext& c, const T* heads, const T* new_key, const T* new_value,
-                                             const HeadTables<T, kDim>& tables) {
+                                             const T* q_norm, const T* k_norm, const float2* turn, uint4* new_row) {
     const int group = c.params().n_heads / c.params().n_kv_heads;
-    new_row_ = new_key ? tables.new_row : nullptr;
-    // Rows of A behind the last head repeat it and are never stored.
-    uint4 query[kUnits];
+    new_row_ = new_key ? new_row : nullptr;
+    // Rows of A behind the last head repeat it and are never stored. All loads in one trip.
+    uint4 query[kUnits], q_weight[kUnits]{}, key[kUnits]{}, k_weight[kUnits]{}, value{};
     load_head(heads + min(quad(), group - 1) * kDim, query);
+    if (q_norm) load_head(q_norm, q_weight);
     if (new_key) {
-      uint4 value{}, key[kUnits];
       load_head(new_key, key);
+      if (k_norm) load_head(k_norm, k_weight);
       if (lane() < kRowVectors) value = load_vector(new_value + lane() * kElements);
-      turn_head(c, tables.k_norm, tables.turn, key);
-      if (lane() < kRowVectors) tables.new_row[kRowVectors + lane()] = value;
-      if (quad() == 0) {
-#pragma unroll
-        for (int u = 0; u < kUnits; ++u) tables.new_row[u * kQuadLanes + lane()] = key[u];
-      }
-      __syncwarp();
     }
-    turn_head(c, tables.q_norm, tables.turn, query);
+    if (turn) turn_head(c, q_norm, q_weight, turn, query);
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) query_[u * kWarpThreads] = query[u];
+    if (!new_key) return;
+    if (turn) turn_head(c, k_norm, k_weight, turn, key);
+    if (lane() < kRowVectors) new_row[kRowVectors + lane()] = value;
+    if (quad() == 0) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) new_row[u * kQuadLanes + lane()] = key[u];
+    }
+    __syncwarp();
   }
 
   __device__ __forceinline__ void rows(float scale) {
@@ -195,11 +177,10 @@ class MmaAttention {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) f[u] = load_vector(src + u * kUnitElements + lane_in_quad() * kElements);
   }
-  __device__ __forceinline__ static void turn_head(const TaskContext& c, const T* norm, const float2* turn,
-                                                   uint4 (&f)[kUnits]) {
-    if (!turn) return;
+  __device__ __forceinline__ static void turn_head(const TaskContext& c, bool has_norm, const uint4 (&norm)[kUnits],
+                                                   const float2* turn, uint4 (&f)[kUnits]) {
     float factor = 1, plus = 0;
-    if (norm) {
+    if (has_norm) {
       float sum = 0;
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
@@ -221,9 +202,9 @@ class MmaAttention {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         unpack<T>(f[u + i * kHalf], x[i]);
-        if (!norm) continue;
+        if (!has_norm) continue;
         float w[kElements];
-        unpack<T>(reinterpret_cast<const uint4*>(norm)[(u + i * kHalf) * kQuadLanes + lane_in_quad()], w);
+        unpack<T>(norm[u + i * kHalf], w);
 #pragma unroll
         for (int e = 0; e < kElements; ++e) x[i][e] = to_f32(from_f32<T>(x[i][e] * factor * (w[e] + plus)));
       }
@@ -325,9 +306,18 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
   const amk_params_t& p = c.params();
   const int group = p.n_heads / p.n_kv_heads, warp = threadIdx.x / kWarpThreads;
   float* state = reinterpret_cast<float*>(c.shared);
-  const HeadTables<T, kDim> tables(c, c.shared + attention_state_bytes(p, sizeof(T), kThreads));
-  const bool is_raw = tables.turn, are_early = tables.are_early(c);
-  if (are_early) tables.template fill<kThreads>(c);
+  uint4* new_row = reinterpret_cast<uint4*>(c.shared + attention_state_bytes(p, sizeof(T), kThreads));
+  const TaskAngles angles(c, c.task.rope_slot,
+                          reinterpret_cast<float2*>(new_row + 2 * kDim * sizeof(T) / kVectorBytes));
+  const bool is_raw = angles.turn;
+  const T* q_norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
+  const T* k_norm = c.task.k_norm_slot < 0 ? nullptr : c.in<T>(c.task.k_norm_slot);
+  if (q_norm && threadIdx.x < 2 * kDim * sizeof(T) / kLineBytes) {
+    const int line = threadIdx.x * kLineBytes, bytes = kDim * sizeof(T);
+    ptx::prefetch_l2(line < bytes ? reinterpret_cast<const char*>(q_norm) + line
+                                  : reinterpret_cast<const char*>(k_norm) + (line - bytes));
+  }
+  angles.make_early<kThreads>(c);
   // The row at the position is the last warp's, which has the fewest others.
   const bool takes_new = range.first <= c.pos && c.pos < range.end && warp == kWarps - 1;
   const int64_t at = c.pos;
@@ -335,11 +325,9 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
     MmaAttention<T, kDim, kWarps> pass(c, state, g, range.first, min(range.end, c.pos));
     if (g == p.n_off) {
       if (!c.template await_inputs<kThreads>()) return false;
-      if (!are_early) {
-        tables.template fill<kThreads>(c);
-        block_sync<kThreads>();
-      }
+      angles.finish<kThreads>(c);
     }
+    if (g > p.n_off) block_sync<kThreads>();  // the last states have been read
     const T *x = c.in<T>(0) + p.m_off, *new_key, *new_value;
     if (is_raw) {
       new_key = x + (p.n_heads + g) * kDim;
@@ -348,13 +336,14 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
       new_key = c.in<T>(1) + (int64_t{g} * p.K + at) * kDim;
       new_value = c.in<T>(2) + (int64_t{g} * p.K + at) * kDim;
     }
-    pass.make_heads(c, x + int64_t{g} * group * kDim, takes_new ? new_key : nullptr, new_value, tables);
+    pass.make_heads(c, x + int64_t{g} * group * kDim, takes_new ? new_key : nullptr, new_value, q_norm, k_norm,
+                    angles.turn, new_row);
     pass.rows(p.scale);
     for (int h = 0; h < group; h += kStateHeads) {
+      if (h > 0) block_sync<kThreads>();
       pass.publish(h);
       block_sync<kThreads>();
       merge_warps<kThreads>(c, state, kStateHeads, g * group + h, min(kStateHeads, group - h));
-      block_sync<kThreads>();
     }
   }
   return true;

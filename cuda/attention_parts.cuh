@@ -7,6 +7,7 @@
 
 namespace amk {
 
+constexpr int kLineBytes = 128;
 constexpr int kMaxHeadRowBytes = 2 * kWarpThreads * kVectorBytes;  // the widest cache row: f32 D=256, bf16 D=512
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 

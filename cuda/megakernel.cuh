@@ -46,14 +46,14 @@ class TaskQueue {
 // The warps of the tasks. False: the launch is over before the queue is.
 template <int kThreads>
 __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTask* records, float* reduce_scratch,
-                                          char* shared, RingReader& ring) {
+                                          char* shared, RingReader& ring, AngleTable& angles) {
   const int32_t pos = machine.scalars->pos;
   uint32_t done = 0;
   for (TaskQueue<kThreads> queue(records, machine); !queue.empty(); queue.pop(), ++done) {
     mark_start();
     queue.fetch();
     const DeviceTask& task = queue.front();
-    if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos, ring})) return false;
+    if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos, ring, angles})) return false;
     queue.arrived();
     if (signals(task)) signal<kThreads>(task, machine);
     mark_finish(machine.task_clocks + queue.index());
@@ -75,11 +75,15 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
   __shared__ DeviceTask records[kRecordRing];
   __shared__ float reduce_scratch[kReduceScratch];
   __shared__ RingBarriers barriers;
+  __shared__ AngleTable angles;
   constexpr int kWarps = kThreads / kWarpThreads;
   static_assert(kHasTimeline == kTimed, "the name of the kernel says what it is");
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   const int slots = machine.ring_stages * kWarps;
-  if (threadIdx.x == 0) barriers.init(slots, machine.ring_slot_bytes);
+  if (threadIdx.x == 0) {
+    barriers.init(slots, machine.ring_slot_bytes);
+    angles.of = nullptr;
+  }
   __syncthreads();
 
   if (threadIdx.x >= kThreads) {
@@ -94,7 +98,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     RingReader ring(shared, barriers, machine.ring_stages, kWarps);
     char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
-    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring);
+    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, angles);
     mark_block(machine.block_clocks + blockIdx.x, true);
     if (!ended) barriers.stop = 1;
   }

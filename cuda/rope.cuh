@@ -36,12 +36,48 @@ __device__ __forceinline__ float2 cos_sin(double angle) {
           static_cast<float>(quadrant >= 2 ? -sine : sine)};
 }
 
-// turn: [head_dim / 2] of (cos, sin).
-template <int kThreads>
-__device__ __forceinline__ void angles(const TaskContext& c, const float* inv_freq, float2* turn) {
-  for (int i = threadIdx.x; i < c.params().head_dim / 2; i += kThreads)
-    turn[i] = cos_sin(static_cast<double>(c.pos) * static_cast<double>(load(inv_freq + i)));
-}
+// Angles that stay from task to task: within a launch they depend on the frequencies alone, and as a rule all layers
+// have the same. In static shared memory; `of` is null at first.
+constexpr int kKeptAngles = 128;
+struct AngleTable {
+  float2 turn[kKeptAngles];
+  const float* of;  // the frequencies
+};
+
+// The angles of a task: turn [head_dim / 2] of (cos, sin), null where it has none. Kept where their frequencies are an
+// early input, else in `own`, which is the task's.
+struct TaskAngles {
+  const float* inv_freq;
+  float2* turn;
+  bool is_early, is_kept;
+
+  __device__ TaskAngles(const TaskContext& c, int slot, float2* own) {
+    inv_freq = slot < 0 ? nullptr : c.in<float>(slot);
+    is_early = slot >= 0 && c.is_early(slot);
+    is_kept = is_early && c.params().head_dim / 2 <= kKeptAngles;
+    turn = !inv_freq ? nullptr : is_kept ? c.angles.turn : own;
+  }
+  // While the inputs are awaited; the barrier of await_inputs() stands before the first use.
+  template <int kThreads>
+  __device__ __forceinline__ void make_early(const TaskContext& c) const {
+    if (is_early && !(is_kept && c.angles.of == inv_freq)) make<kThreads>(c);
+  }
+  // Behind await_inputs(). Ends with a barrier where it writes what others read in this task.
+  template <int kThreads>
+  __device__ __forceinline__ void finish(const TaskContext& c) const {
+    if (is_kept && threadIdx.x == 0) c.angles.of = inv_freq;
+    if (!turn || is_early) return;
+    make<kThreads>(c);
+    block_sync<kThreads>();
+  }
+
+ private:
+  template <int kThreads>
+  __device__ __forceinline__ void make(const TaskContext& c) const {
+    for (int i = threadIdx.x; i < c.params().head_dim / 2; i += kThreads)
+      turn[i] = cos_sin(static_cast<double>(c.pos) * static_cast<double>(load(inv_freq + i)));
+  }
+};
 
 // One warp, one head of any size; norm and turn may be null.
 template <class T>
@@ -115,20 +151,16 @@ __device__ __forceinline__ void small_head(const TaskContext& c, const T* src, c
 template <class T, int kThreads, class OutHead>
 __device__ bool turn_heads(const TaskContext& c, int rope_slot, int heads, OutHead out_head) {
   const amk_params_t& p = c.params();
-  float2* turn = rope_slot < 0 ? nullptr : reinterpret_cast<float2*>(c.shared);
-  const bool angles_early = turn && c.is_early(rope_slot);
-  if (angles_early) angles<kThreads>(c, c.in<float>(rope_slot), turn);
+  const TaskAngles angles(c, rope_slot, reinterpret_cast<float2*>(c.shared));
+  angles.make_early<kThreads>(c);
   if (!c.await_inputs<kThreads>()) return false;
-  if (turn && !angles_early) {
-    angles<kThreads>(c, c.in<float>(rope_slot), turn);
-    block_sync<kThreads>();
-  }
+  angles.finish<kThreads>(c);
   const T* norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
   const T* src = c.in<T>(0) + p.m_off;
   const bool is_small = is_small_head(p.head_dim);
   for (int h = threadIdx.x / kWarpThreads; h < heads; h += kThreads / kWarpThreads) {
     const T* head = src + int64_t{h} * p.head_dim;
-    is_small ? small_head(c, head, norm, turn, out_head(h)) : one_head(c, head, norm, turn, out_head(h));
+    is_small ? small_head(c, head, norm, angles.turn, out_head(h)) : one_head(c, head, norm, angles.turn, out_head(h));
   }
   return true;
 }

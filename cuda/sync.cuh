@@ -91,6 +91,7 @@ __device__ __forceinline__ void block_sync() {
 }
 
 class RingReader;
+struct AngleTable;
 
 // What an op sees of the machine: its task, its shared memory, the position.
 struct TaskContext {
@@ -100,6 +101,7 @@ struct TaskContext {
   float* reduce_scratch;  // [kReduceScratch]
   int32_t pos;
   RingReader& ring;
+  AngleTable& angles;
 
   __device__ const amk_params_t& params() const { return task.params; }
   template <class T>

@@ -7,13 +7,14 @@ a sentence. A comparison that zeros, or what stood there before, would pass as w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Rejected
-from .operands import CHUNK, POISON, Block, Place, values_of
+from .operands import POISON, Block, Place, each_chunk, values_of
 from .workloads import Tolerance
 
 __all__ = ["REASONS", "Refused", "compare", "judge_outputs", "require_telling"]
@@ -62,22 +63,25 @@ def compare(
     """(largest error, elements outside the tolerance) of storage `got`; Refused for a shape or a non-finite value."""
     if got.shape != expected.shape:
         raise Refused("shape", f"{name}: expected shape {list(expected.shape)}, got {list(got.shape)}")
-    worst, outside = 0.0, 0
     flat, wanted = got.reshape(-1), np.ascontiguousarray(expected, np.float64).reshape(-1)
-    for at in range(0, flat.size, CHUNK):
-        value = values_of(flat[at : at + CHUNK], dtype).astype(np.float64)
-        want = wanted[at : at + CHUNK]
+
+    def judge(part: slice) -> tuple[float, int]:
+        value, want = values_of(flat[part], dtype).astype(np.float64), wanted[part]
         finite = np.isfinite(want)
         bad = finite & ~np.isfinite(value)
         if bad.any():
-            first = at + int(np.argmax(bad))
-            raise Refused("non-finite", f"{name}: element {first} is {value[first - at]}, expected {want[first - at]}")
+            first = int(np.argmax(bad))
+            raise Refused(
+                "non-finite", f"{name}: element {part.start + first} is {value[first]}, expected {want[first]}"
+            )
         if not finite.all():
             raise Refused("non-finite", f"{name}: the oracle itself has a non-finite value; the row asks too much")
         error = np.abs(value - want)
-        worst = max(worst, float(error.max(initial=0.0)))
-        outside += int(np.count_nonzero(error > limit.atol + limit.rtol * np.abs(want)))
-    return worst, outside
+        outside = int(np.count_nonzero(error > limit.atol + limit.rtol * np.abs(want)))
+        return float(error.max(initial=0.0)), outside
+
+    judged = each_chunk(flat.size, judge)
+    return max((worst for worst, _ in judged), default=0.0), sum(outside for _, outside in judged)
 
 
 def require_telling(block: Block, before: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float64]]) -> None:
@@ -88,13 +92,8 @@ def require_telling(block: Block, before: NDArray[np.uint8], expected: Mapping[s
             raise Refused("shape", f"{name}: the oracle made shape {list(want.shape)}, the row has {list(spec.shape)}")
         held = block.places[name].view(before).reshape(-1)
         flat = np.ascontiguousarray(want).reshape(-1)
-        zeros_fail = before_fails = 0
-        for at in range(0, flat.size, CHUNK):
-            part = flat[at : at + CHUNK]
-            tolerated = limit.atol + limit.rtol * np.abs(part)
-            zeros_fail += int(np.count_nonzero(np.abs(part) > tolerated))
-            values = values_of(held[at : at + CHUNK], spec.dtype).astype(np.float64)
-            before_fails += int(np.count_nonzero(~(np.abs(values - part) <= tolerated)))  # NaN fails
+        judged = each_chunk(flat.size, partial(_failing, flat, held, spec.dtype, limit))
+        zeros_fail, before_fails = (sum(one[i] for one in judged) for i in range(2))
         if zeros_fail < _TELLING_SHARE * flat.size:
             raise Refused(
                 "zero-passes",
@@ -103,6 +102,18 @@ def require_telling(block: Block, before: NDArray[np.uint8], expected: Mapping[s
             )
         if before_fails < _TELLING_SHARE * flat.size:
             raise Refused("untouched-passes", f"{name}: what it holds before a launch would pass")
+
+
+def _failing(
+    flat: NDArray[np.float64], held: NDArray[Any], dtype: str, limit: Tolerance, part: slice
+) -> tuple[int, int]:
+    """Elements of a part that would be found wrong in place of `flat`: of zeros, and of what is held."""
+    tolerated = limit.atol + limit.rtol * np.abs(flat[part])
+    values = values_of(held[part], dtype).astype(np.float64)
+    return (
+        int(np.count_nonzero(np.abs(flat[part]) > tolerated)),
+        int(np.count_nonzero(~(np.abs(values - flat[part]) <= tolerated))),  # NaN fails
+    )
 
 
 def judge_outputs(

@@ -7,9 +7,12 @@ or not. Rounding to f16 and bf16 is to nearest even.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +20,15 @@ from numpy.typing import NDArray
 from ..errors import InternalError
 from .workloads import DTYPES, Row, TensorSpec
 
-__all__ = ["CHUNK", "POISON", "Block", "FreshInputs", "Place", "stored", "values_of"]
+__all__ = ["POISON", "Block", "FreshInputs", "Place", "each_chunk", "stored", "values_of"]
 
 POISON = 0xFF  # of a byte: NaN in every float type, -1 in every integer
 GUARD_BYTES = 256
 ALIGN_BYTES = 256
 CHUNK = 1 << 18  # elements
+_FEW_CHUNKS = 8  # that are not worth a thread
+_MOST_WORKERS = 16
+Result = TypeVar("Result")
 _TILE = 4_194_301  # a prime: what repeats never meets the same row, column or piece of a launch twice in the same place
 
 
@@ -132,6 +138,19 @@ class Block:
         return found
 
 
+def each_chunk(size: int, work: Callable[[slice], Result]) -> list[Result]:
+    """What `work` makes of each CHUNK of `size` elements, in order; of a large operand, as many at once as there are
+    cores (numpy holds no lock while it computes). The first that raises is raised. `work` does not come back here with
+    more than a chunk."""
+    parts = [slice(at, min(at + CHUNK, size)) for at in range(0, size, CHUNK)]
+    return list(map(work, parts) if len(parts) < _FEW_CHUNKS else _workers().map(work, parts))
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS), "amk-chunks")
+
+
 def stored(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values -> the storage of `dtype`; integers must fit as they are."""
     storage = DTYPES[dtype][0]
@@ -157,8 +176,11 @@ def _in_chunks(array: NDArray[Any], dtype: np.dtype[Any], convert: Callable[[NDA
     """Pieces that stay in the cache: the arrays in between would be larger than the operands."""
     out = np.empty(array.shape, dtype)
     flat, source = out.reshape(-1), array.reshape(-1)
-    for at in range(0, flat.size, CHUNK):
-        flat[at : at + CHUNK] = convert(source[at : at + CHUNK])
+
+    def one(part: slice) -> None:
+        flat[part] = convert(source[part])
+
+    each_chunk(flat.size, one)
     return out
 
 
