@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "device_memory.h"
 #include "launch_shape.h"
+#include "test_machine.h"
 #include "timeline.h"
 #include "variants.h"
 #include "vm/states.h"
@@ -47,13 +48,15 @@ static_assert(sizeof(Mailbox) == 64 && sizeof(std::atomic<uint32_t>) == 4);
 
 class CudaVm final : public Vm {
  public:
-  CudaVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options, int device)
+  // variant: null for the compiled one that the image asks for.
+  CudaVm(const KernelVariant* variant, std::shared_ptr<const std::vector<uint8_t>> bytes,
+         const amk_vm_options_t& options, int device)
       : bytes_(std::move(bytes)),
         image_(ImageView::open(bytes_->data(), bytes_->size())),
         device_(device),
         guard_(options.guard == 1),
         deadline_ms_(options.deadline_ms ? options.deadline_ms : kDefaultDeadlineMs),
-        variant_(find_variant(image_.launch().threads_per_block)),
+        variant_(variant ? *variant : find_variant(image_.launch().threads_per_block)),
         kernel_(variant_.kernel(options.timeline == 1)),
         states_(image_) {
     const CurrentDevice current(device_);
@@ -222,6 +225,15 @@ class CudaVm final : public Vm {
     require_idle();
     AMK_CHECK(has_step_, AMK_ERR_INVALID_ARGUMENT, "timeline: no step has been finished");
     return timeline_->read();
+  }
+
+  void rebuild_tables(const std::vector<uint8_t>& bytes) {
+    require_usable();
+    require_idle();
+    AMK_CHECK(ImageView::of_own(bytes.data(), bytes.size()).header->hash == image_.header->hash,
+              AMK_ERR_INVALID_ARGUMENT, "rebuild_tables: the bytes are another image's");
+    const CurrentDevice current(device_);
+    guarded([&] { memory_->upload_tables(stream_.get()); });
   }
 
   void cancel() override { mailbox().cancel.store(1, std::memory_order_relaxed); }
@@ -498,10 +510,8 @@ class CudaVm final : public Vm {
   std::string poison_reason_;  // not empty: every further call is refused with it
 };
 
-}  // namespace
-
-std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                 const amk_vm_options_t& options, int32_t device) {
+std::unique_ptr<Vm> make(const KernelVariant* variant, std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                         const amk_vm_options_t& options, int32_t device) {
   AMK_CHECK(image_bytes, AMK_ERR_INVALID_ARGUMENT, "no image");
   AMK_CHECK(options.seed == 0 && options.threads == 0, AMK_ERR_INVALID_ARGUMENT,
             "seed and threads choose an order of tasks, which is the hardware's here: both must be 0");
@@ -516,7 +526,24 @@ std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> ima
   AMK_CHECK(found == cudaSuccess, AMK_ERR_UNAVAILABLE, "no usable CUDA device: %s (%s)", cudaGetErrorString(found),
             cudaGetErrorName(found));
   AMK_CHECK(device >= 0 && device < count, AMK_ERR_INVALID_ARGUMENT, "device %d of %d", device, count);
-  return std::make_unique<CudaVm>(std::move(image_bytes), options, device);
+  return std::make_unique<CudaVm>(variant, std::move(image_bytes), options, device);
+}
+
+}  // namespace
+
+std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                                 const amk_vm_options_t& options, int32_t device) {
+  return make(nullptr, std::move(image_bytes), options, device);
+}
+
+std::unique_ptr<Vm> make_cuda_vm_of(const KernelVariant& variant,
+                                    std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                                    const amk_vm_options_t& options, int32_t device) {
+  return make(&variant, std::move(image_bytes), options, device);
+}
+
+void rebuild_tables(Vm& machine, const std::vector<uint8_t>& image_bytes) {
+  static_cast<CudaVm&>(machine).rebuild_tables(image_bytes);
 }
 
 }  // namespace amk

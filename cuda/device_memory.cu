@@ -173,7 +173,7 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
   queue_start_at_ = reserve(image_.queue_start.size_bytes());
   streams_at_ = reserve(bytes_of(streamed));
   stream_start_at_ = reserve(bytes_of(stream_start));
-  tables_ = allocate_device(total, "task records");
+  if (total != tables_bytes_) tables_ = allocate_device(tables_bytes_ = total, "task records");
   const auto put = [&](size_t offset, const void* data, size_t nbytes) {
     if (nbytes)
       AMK_CUDA_CHECK(

@@ -25,6 +25,8 @@ class DeviceImage {
   std::string unbound() const;
   // Copies what was bound since the last call, through pinned memory, and waits.
   void upload(cudaStream_t stream);
+  // Task records, queues and streams from the image to the device, and waits. The constructor does it.
+  void upload_tables(cudaStream_t stream);
   // Enqueues: what a step may not rely on becomes NaN.
   void poison(cudaStream_t stream) const;
 
@@ -52,13 +54,13 @@ class DeviceImage {
   }
   std::vector<DeviceTask> relocate() const;
   void plan_regions();
-  void upload_tables(cudaStream_t stream);
   void repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const;
 
   const ImageView image_;
   std::vector<Region> regions_;  // per storage
   DeviceMemory memory_;
   DeviceMemory tables_;  // DeviceTasks, then at the offsets below what the kernel reads beside them
+  size_t tables_bytes_ = 0;
   size_t queue_start_at_ = 0, streams_at_ = 0, stream_start_at_ = 0;
 };
 
