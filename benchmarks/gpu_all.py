@@ -30,7 +30,7 @@ NVIDIA_SMI = (
 )
 PYTHON_LIMIT_S = 420
 MAKER_LIMIT_S = 120
-PEERS, PEER_START_S = 6, 120  # three shapes, eager and compiled; each has a limit of its own inside
+PEERS, PEER_SPARE_S = 3, 30  # shapes; each has a limit of its own inside
 
 
 def wait_or_kill(child: subprocess.Popen, limit_s: float) -> int:
@@ -66,7 +66,7 @@ def run_peers(limit_s: float, shapes: list[str]) -> dict:
     command = [sys.executable, str(HERE / "peer_torch.py"), *arguments]
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, timeout=PEERS * limit_s + PEER_START_S
+            command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, timeout=PEERS * limit_s + PEER_SPARE_S
         )
     except subprocess.TimeoutExpired as error:
         return {"results": [], "note": f"peer_torch.py: no end after {error.timeout:.0f} s"}
@@ -195,7 +195,10 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="*", default=[], help="0.6B 1B 8B")
     parser.add_argument("--bench", nargs="*", default=[], help="more arguments of gpu_bench, as pipelining_depth=8")
     parser.add_argument(
-        "--peer-limit-s", type=float, default=120, help="seconds for one shape and version; 0: no peers"
+        "--peer-limit-s",
+        type=float,
+        default=180,
+        help="seconds for one shape, eager and compiled, of which compiling takes 30 and more; 0: no peers",
     )
     parser.add_argument("--python", nargs=2, type=Path, metavar=("WHEELS", "CHECKPOINTS"), help="the Python side too")
     parser.add_argument("--load", type=Path, help="with --python: time a load of this checkpoint, made if it is absent")

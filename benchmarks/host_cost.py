@@ -7,11 +7,11 @@ MODEL is a checkpoint directory or an embedded model. Needs the wheel and a GPU;
 loop itself costs (a machine that answers at once in the GPU's place), and ends with exit code 4.
 
 Loops, greedy, from one prompt of one token, in turns: `generate` is amk.generate's iterator without log probabilities,
-`generate_logprobs` with them (all logits cross to the host), `step` is machine.step and an argmax, `decode` is
-machine.decode, `vm_decode` is the C call amk_vm_decode with nothing around it, `vm_calls` are amk_vm_write, amk_vm_run
-and amk_vm_read, and `vm_run` is amk_vm_run alone. Kernel time is amk_vm_time of the same tokens at the same positions:
-CUDA events around all that a step enqueues. The host's cost of a token is the median over rounds of (wall time of a
-loop - kernel time of its steps) / tokens. Prints one JSON object.
+opened before the clock starts, `generate_logprobs` with them (all logits cross to the host), `step` is machine.step and
+an argmax, `decode` is machine.decode, `vm_decode` is the C call amk_vm_decode with nothing around it, `vm_calls` are
+amk_vm_write, amk_vm_run and amk_vm_read, and `vm_run` is amk_vm_run alone. Kernel time is amk_vm_time of the same
+tokens at the same positions: CUDA events around what a step enqueues up to the kernel's end. The host's cost of a token
+is the median over rounds of (wall time of a loop - kernel time of its steps) / tokens. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,10 @@ class AtOnce:
         return 0
 
 
-def generate(model: str, machine: Any, tokens: int, *, logprobs: bool) -> list[int]:
+def generate(model: str, machine: Any, tokens: int, *, logprobs: bool) -> Callable[[], list[int]]:
+    """The loop, ready to run: opening the model's files is no cost of a token."""
     loop = amk.generate(model, [1], machine=machine, max_new_tokens=tokens, stop_at_eos=False, logprobs=logprobs)
-    return [token.token for token in loop]
+    return lambda: [token.token for token in loop]
 
 
 def step_loop(machine: Any, tokens: int) -> list[int]:
@@ -113,8 +115,9 @@ def loop_alone_us(model: str, tokens: int, repeat: int) -> dict[str, float]:
     for name, logprobs in (("generate", False), ("generate_logprobs", True)):
         times = []
         for _ in range(repeat):
+            run = generate(model, machine, tokens, logprobs=logprobs)
             start = time.perf_counter()
-            generate(model, machine, tokens, logprobs=logprobs)
+            run()
             times.append(1e6 * (time.perf_counter() - start) / tokens)
         out[name] = round(statistics.median(times), 3)
     return out
@@ -128,11 +131,11 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     loops = {
         "generate": lambda machine: generate(model, machine, tokens, logprobs=False),
         "generate_logprobs": lambda machine: generate(model, machine, tokens, logprobs=True),
-        "step": lambda machine: step_loop(machine, tokens),
-        "decode": lambda machine: decode_loop(machine, tokens),
-        "vm_decode": lambda machine: vm_decode_loop(machine, tokens),
-        "vm_calls": lambda machine: vm_calls_loop(machine, tokens),
-        "vm_run": lambda machine: vm_run_loop(machine, tokens),
+        "step": lambda machine: lambda: step_loop(machine, tokens),
+        "decode": lambda machine: lambda: decode_loop(machine, tokens),
+        "vm_decode": lambda machine: lambda: vm_decode_loop(machine, tokens),
+        "vm_calls": lambda machine: lambda: vm_calls_loop(machine, tokens),
+        "vm_run": lambda machine: lambda: vm_run_loop(machine, tokens),
     }
     walls: dict[str, list[float]] = {name: [] for name in loops}
     kernels: list[float] = []
@@ -144,8 +147,9 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
             print(f"round {round_ + 1} of {arguments.repeat}", file=sys.stderr)
             kernels.append(kernel_us(machine, [1, *expected[:-1]]))
             for name, loop in loops.items():
+                run = loop(machine)
                 start = time.perf_counter()
-                found = loop(machine)
+                found = run()
                 walls[name].append(1e6 * (time.perf_counter() - start))
                 if name != "vm_run" and found != expected:
                     raise SystemExit(f"{name} generated other tokens than the first loop")

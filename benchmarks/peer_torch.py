@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """The same decode step in PyTorch, on the same machine: what the kernel's times are compared with. Needs only torch.
 
-    python benchmarks/peer_torch.py [--shapes 0.6B 1B 8B] [--limit-s 120] [--output FILE.json]
+    python benchmarks/peer_torch.py [--shapes 0.6B 1B 8B] [--limit-s 180] [--output FILE.json]
 
 Shapes, contexts and steps are those of tests/gpu/gpu_bench.cpp; what is run and how it is timed is the package's own
 peer (python/amk/peers/torch_decode.py, which imports nothing of the package: the two folders can be copied to a bare
-machine together). Each shape and version runs in a process of its own, which is ended at --limit-s; what it had
-measured counts. `amk bench --peers torch` does the same for any model, beside AMK itself.
+machine together). Each shape runs in a process of its own, eager first, then compiled once for all contexts. It is
+ended at --limit-s; what it had measured counts, and the rest says in which stage it was. Stages go to stderr.
+`amk bench --peers torch` does the same for any model, beside AMK itself.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ VERSIONS = ("eager", "compile")  # the quick one first
 TIMES = {"median": "", "p10": "_p10", "p90": "_p90"}
 
 
-def run_peer(shape: str, version: str, limit_s: float) -> tuple[dict, list[dict]]:
-    """(what the peer says of itself, a row per context): without a time, and with a note, where it has none."""
-    job = {"shape": {**COMMON, **SHAPES[shape]}, "version": version, "contexts": CONTEXTS, "device": 0}
+def run_peer(shape: str, versions: list[str], limit_s: float) -> tuple[dict, list[dict]]:
+    """(what the peer says of itself, a row per version and context): without a time, and with a note, where it has
+    none."""
+    job = {"shape": {**COMMON, **SHAPES[shape]}, "versions": versions, "contexts": CONTEXTS, "device": 0}
     command = [sys.executable, str(PEER), json.dumps(job)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     note = ""
@@ -46,33 +48,35 @@ def run_peer(shape: str, version: str, limit_s: float) -> tuple[dict, list[dict]
         os.killpg(process.pid, signal.SIGKILL)  # the compiler's own processes too
         output, _ = process.communicate()
         note = f"ended after {limit_s:.0f} s"
-    about, rows = {}, {}
+    about, rows, stage = {}, {}, ""
     for message in map(json.loads, output.splitlines()):
         about |= message.get("about", {})
-        note = message.get("skipped", note)
+        stage = message.get("stage", stage)
+        if "skipped" in message:
+            note, stage = message["skipped"], ""
         if "context" in message:
             times = {f"{name}_us": round(message[f"latency{key}_us"], 1) for name, key in TIMES.items()}
-            rest = {name: message[name] for name in ("steps", "attention", "prepared_s")}
-            rows[message["context"]] = {**times, **rest}
-    head = {"shape": shape, "version": version}
-    absent = {"median_us": None, "note": note}
-    return about, [{**head, "context": context, **rows.get(context, absent)} for context in CONTEXTS]
+            rest = {name: message[name] for name in ("steps", "attention", "prepared_s", "compile_s")}
+            rows[message["version"], message["context"]] = {**times, **rest}
+    absent = {"median_us": None, "note": f"{note} while {stage}" if note and stage else note}
+    keys = [{"shape": shape, "version": version, "context": context} for version in versions for context in CONTEXTS]
+    return about, [{**key, **rows.get((key["version"], key["context"]), absent)} for key in keys]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--versions", nargs="*", choices=VERSIONS, default=list(VERSIONS))
-    parser.add_argument("--limit-s", type=float, default=120, help="seconds for one shape and version")
+    parser.add_argument("--limit-s", type=float, default=180, help="seconds for one shape")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     about, rows = {}, []
-    for version in options.versions:
-        for shape in options.shapes:
-            said, found = run_peer(shape, version, options.limit_s)
-            about |= said
-            rows += found
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    for shape in options.shapes:
+        said, found = run_peer(shape, options.versions, options.limit_s)
+        about |= said
+        rows += found
+        for row in found:
+            print(json.dumps(row), file=sys.stderr, flush=True)
     text = json.dumps({"torch": about.get("torch"), "device": about.get("device"), "results": rows}, indent=1)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")

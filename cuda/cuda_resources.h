@@ -63,13 +63,18 @@ class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
     AMK_CUDA_CHECK(cudaGetDevice(&before_));
-    if (before_ != device) AMK_CUDA_CHECK(cudaSetDevice(device));
+    if (before_ == device) return;
+    AMK_CUDA_CHECK(cudaSetDevice(device));
+    is_changed_ = true;
   }
-  ~CurrentDevice() { cudaSetDevice(before_); }
+  ~CurrentDevice() {
+    if (is_changed_) cudaSetDevice(before_);
+  }
   CurrentDevice(const CurrentDevice&) = delete;
 
  private:
   int before_ = 0;
+  bool is_changed_ = false;
 };
 
 // A handle and how it is released. abandon() leaks it on purpose: releasing would wait for a kernel that never ends.

@@ -1,16 +1,18 @@
 // The GPU machine's host side: what is checked before a launch, the launch, and what is checked after it.
 // In: bytes of an Image, weights by name, a position. Out: outputs by name, or an Error. It computes nothing.
-// A step is three things on one stream: launch scalars in, ledger and counters cleared, the kernel; and the ledger
-// back.
+// A step is three things on one stream: what it needs to the device (exchange.h), the kernel, and its proof back.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "base/checked.h"
 #include "device_memory.h"
+#include "exchange.h"
 #include "launch_shape.h"
+#include "test_machine.h"
 #include "timeline.h"
 #include "variants.h"
 #include "vm/states.h"
@@ -22,6 +24,8 @@ namespace {
 constexpr int32_t kDefaultDeadlineMs = 2000, kMaxDeadlineMs = 3600 * 1000;
 // The device's own watchdog ends a stuck wait; a task that never ends is the host's to notice, later than that.
 constexpr int kHostDeadlines = 2, kHostGraceMs = 1000;
+constexpr int kSpinMs = 20;           // longer than any step of a decoder: a sleep would cost it some 50 us
+constexpr int kQueriesPerYield = 32;  // a yield takes longer than a query where the kernel is not the system's own
 
 bool is_writable(int32_t kind) {
   return kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE || kind == AMK_KIND_IO_INPUT;
@@ -36,24 +40,17 @@ const KernelVariant& find_variant(int threads) {
   throw Error(AMK_ERR_REJECTED, text("threads_per_block is %d, built: %s", threads, built.c_str()));
 }
 
-// Pinned memory that the device reads and writes, in this order; ledger_bytes of ledger and counters follow.
-struct Mailbox {
-  LaunchScalars scalars;
-  std::atomic<uint32_t> cancel;
-  int32_t token;  // of decode, on its way
-  uint32_t pad[10];
-};
-static_assert(sizeof(Mailbox) == 64 && sizeof(std::atomic<uint32_t>) == 4);
-
 class CudaVm final : public Vm {
  public:
-  CudaVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options, int device)
+  // variant: null for the compiled one that the image asks for.
+  CudaVm(const KernelVariant* variant, std::shared_ptr<const std::vector<uint8_t>> bytes,
+         const amk_vm_options_t& options, int device)
       : bytes_(std::move(bytes)),
         image_(ImageView::open(bytes_->data(), bytes_->size())),
         device_(device),
         guard_(options.guard == 1),
         deadline_ms_(options.deadline_ms ? options.deadline_ms : kDefaultDeadlineMs),
-        variant_(find_variant(image_.launch().threads_per_block)),
+        variant_(variant ? *variant : find_variant(image_.launch().threads_per_block)),
         kernel_(variant_.kernel(options.timeline == 1)),
         states_(image_) {
     const CurrentDevice current(device_);
@@ -62,15 +59,11 @@ class CudaVm final : public Vm {
     done_ = make_event(cudaEventDisableTiming);
     begin_ = make_event(cudaEventDefault);
     end_ = make_event(cudaEventDefault);
-    memory_ = std::make_unique<DeviceImage>(image_, stream_.get());
-    if (options.timeline == 1) timeline_ = std::make_unique<Timeline>(image_);
-    ledger_bytes_ = sizeof(Ledger) + image_.producers.size_bytes();
     find_tokens();
-    choice_bytes_ = choices_.size() * sizeof(int32_t);
-    scalars_offset_ = static_cast<size_t>(round_up(static_cast<int64_t>(ledger_bytes_), sizeof(Ledger)));
-    device_ledger_ = allocate_device(scalars_offset_ + sizeof(LaunchScalars), "counters");
-    mailbox_ = allocate_pinned(sizeof(Mailbox) + ledger_bytes_ + choice_bytes_, "counters");
-    std::memset(mailbox_.get(), 0, sizeof(Mailbox) + ledger_bytes_ + choice_bytes_);
+    exchange_ =
+        std::make_unique<Exchange>(image_.producers.size_bytes(), choices_.size() * sizeof(int32_t), stream_.get());
+    memory_ = make_memory();
+    if (options.timeline == 1) timeline_ = std::make_unique<Timeline>(image_);
   }
 
   ~CudaVm() override {
@@ -126,8 +119,7 @@ class CudaVm final : public Vm {
   void prepare() override {
     require_usable();
     require_idle();
-    const std::string unbound = memory_->unbound();
-    AMK_CHECK(unbound.empty(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", unbound.c_str());
+    AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
     const CurrentDevice current(device_);
     guarded([&] { memory_->upload(stream_.get()); });
   }
@@ -138,51 +130,50 @@ class CudaVm final : public Vm {
     finish();
   }
 
-  // The token goes ahead of the step on its stream, and the choice comes back with the proof: nothing else is waited
-  // for.
+  // The token goes with what the step needs anyway, and the choice comes back with the proof: nothing else is copied or
+  // waited for.
   int32_t decode(int32_t token, int32_t pos) override {
     if (!decodes_) return Vm::decode(token, pos);
     require_usable();
     require_idle();
-    Token& input = tokens_[0];
-    require_token(input, token);
+    require_token(tokens_[0], token);
     prepare();
+    const int32_t before = std::exchange(tokens_[0].value, token);
+    try {
+      check_request(pos);
+    } catch (const Error&) {
+      tokens_[0].value = before;  // what the device still holds
+      throw;
+    }
     const CurrentDevice current(device_);
-    mailbox().token = token;  // no copy of an earlier one is under way: its step was finished
-    check(cudaMemcpyAsync(memory_->at(input.buffer), &mailbox().token, sizeof token, cudaMemcpyHostToDevice,
-                          stream_.get()),
-          "token");
-    input.value = token;
-    launch(pos, nullptr);
+    exchange_->token() = token;  // no copy of an earlier one is under way: its step was finished
+    begin(pos, stream_.get(), true);
+    is_captured_ = false;
+    record_done(stream_.get());
     finish();
-    return choice_values()[0];
+    return exchange_->choices()[0];
   }
 
   void launch(int32_t pos, void* caller_stream) override {
     require_usable();
     check_request(pos);
     const CurrentDevice current(device_);
-    cudaStream_t stream = caller_stream ? static_cast<cudaStream_t>(caller_stream) : stream_.get();
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
-    aim(pos);
-    poison_if_guarded(stream);
-    or_poison_states([&] { enqueue(stream); });
+    cudaStream_t stream = stream_.get();
+    if (caller_stream) {
+      stream = static_cast<cudaStream_t>(caller_stream);
+      check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
+    }
+    begin(pos, stream, false);
     // A captured launch has not begun: whoever replays the graph knows when it is over.
     is_captured_ = capture != cudaStreamCaptureStatusNone;
-    if (!is_captured_) {
-      check(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
-      in_flight_ = true;
-    }
+    if (!is_captured_) record_done(stream);
   }
 
   void aim(int32_t pos) override {
     require_usable();
     check_request(pos);
-    Mailbox& m = mailbox();
-    m.scalars = {pos, 0, ++nonce_};
-    m.cancel.store(0, std::memory_order_relaxed);
-    std::memset(static_cast<void*>(ledger()), 0, ledger_bytes_);  // an old proof must not pass for the next step's
+    set_scalars(pos);
   }
 
   void finish() override {
@@ -205,9 +196,8 @@ class CudaVm final : public Vm {
       aim(pos);
       poison_if_guarded(stream_.get());  // before the clock starts: no part of a step
       check(cudaEventRecord(begin_.get(), stream_.get()), "cudaEventRecord");
-      or_poison_states([&] { enqueue(stream_.get()); });
-      check(cudaEventRecord(done_.get(), stream_.get()), "cudaEventRecord");
-      in_flight_ = true;
+      or_poison_states([&] { enqueue(stream_.get(), false, end_.get()); });
+      record_done(stream_.get());
       finish();
       float ms = 0;
       check(cudaEventElapsedTime(&ms, begin_.get(), end_.get()), "cudaEventElapsedTime");
@@ -224,7 +214,16 @@ class CudaVm final : public Vm {
     return timeline_->read();
   }
 
-  void cancel() override { mailbox().cancel.store(1, std::memory_order_relaxed); }
+  void rebuild_tables(const std::vector<uint8_t>& bytes) {
+    require_usable();
+    require_idle();
+    AMK_CHECK(ImageView::of_own(bytes.data(), bytes.size()).header->hash == image_.header->hash,
+              AMK_ERR_INVALID_ARGUMENT, "rebuild_tables: the bytes are another image's");
+    const CurrentDevice current(device_);
+    guarded([&] { memory_->upload_tables(stream_.get()); });
+  }
+
+  void cancel() override { exchange_->cancel().store(1, std::memory_order_relaxed); }
 
   void reseed(uint64_t) override {
     throw Error(AMK_ERR_UNAVAILABLE, "reseed: the order of tasks on a device is the hardware's");
@@ -234,13 +233,6 @@ class CudaVm final : public Vm {
   struct Token {
     int32_t buffer, vocab, value;  // an input that indexes a table; the device's copy starts as zero
   };
-
-  Mailbox& mailbox() const { return *static_cast<Mailbox*>(mailbox_.get()); }
-  Ledger* ledger() const { return reinterpret_cast<Ledger*>(static_cast<char*>(mailbox_.get()) + sizeof(Mailbox)); }
-  const uint32_t* counters() const { return reinterpret_cast<const uint32_t*>(ledger() + 1); }
-  const int32_t* choice_values() const {
-    return reinterpret_cast<const int32_t*>(reinterpret_cast<const char*>(ledger()) + ledger_bytes_);
-  }
 
   void find_tokens() {
     for (const amk_instruction_t& t : image_.tasks) {
@@ -253,8 +245,24 @@ class CudaVm final : public Vm {
     const auto is_named = [&](int32_t buffer, std::string_view name) {
       return image_.buffer_name.at(static_cast<size_t>(buffer)) == name;
     };
-    decodes_ = tokens_.size() == 1 && is_named(tokens_[0].buffer, "token") && choices_.size() == 1 &&
-               is_named(choices_[0], "next_token");
+    decodes_ = tokens_.size() == 1 && is_named(tokens_[0].buffer, "token") && is_one_number(tokens_[0].buffer) &&
+               choices_.size() == 1 && is_named(choices_[0], "next_token") && is_one_number(choices_[0]);
+  }
+  // In a storage of its own.
+  bool is_one_number(int32_t buffer) const {
+    const ImagePlace& place = image_.places[buffer];
+    const int64_t nbytes = sizeof(int32_t);
+    return place.storage > 0 && place.nbytes == nbytes && image_.storages[place.storage].nbytes == nbytes;
+  }
+
+  // Token and choice of a decoder lie where a step's copies pass.
+  std::unique_ptr<DeviceImage> make_memory() const {
+    if (!decodes_)
+      return std::make_unique<DeviceImage>(image_, std::initializer_list<DeviceImage::Placed>{}, stream_.get());
+    const DeviceImage::Placed token{image_.places[tokens_[0].buffer].storage, exchange_->device_token()};
+    const DeviceImage::Placed choice{image_.places[choices_[0]].storage, exchange_->device_choices()};
+    return std::make_unique<DeviceImage>(image_, std::initializer_list<DeviceImage::Placed>{token, choice},
+                                         stream_.get());
   }
 
   // Every CUDA call of a built machine: a sticky error poisons it.
@@ -292,8 +300,7 @@ class CudaVm final : public Vm {
     states_.require_good();
     AMK_CHECK(pos >= 0 && pos < image_.launch().max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)",
               pos, image_.launch().max_seq);
-    const std::string unbound = memory_->unbound();
-    AMK_CHECK(unbound.empty(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", unbound.c_str());
+    AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
     for (const Token& t : tokens_) require_token(t, t.value);
   }
   void require_token(const Token& t, int32_t value) const {
@@ -344,20 +351,33 @@ class CudaVm final : public Vm {
     if (guard_) guarded([&] { memory_->poison(stream); });
   }
 
-  void enqueue(cudaStream_t stream) {
-    char* device = static_cast<char*>(device_ledger_.get());
-    Ledger* device_ledger = reinterpret_cast<Ledger*>(device);
-    LaunchScalars* device_scalars = reinterpret_cast<LaunchScalars*>(device + scalars_offset_);
-    check(cudaMemcpyAsync(device_scalars, &mailbox().scalars, sizeof(LaunchScalars), cudaMemcpyHostToDevice, stream),
-          "launch scalars");
-    check(cudaMemsetAsync(device_ledger, 0, ledger_bytes_, stream), "counters");
+  void set_scalars(int32_t pos) {
+    exchange_->scalars() = {pos, 0, ++nonce_};
+    exchange_->cancel().store(0, std::memory_order_relaxed);
+    exchange_->forget_proof();
+  }
+
+  // A request that was checked.
+  void begin(int32_t pos, cudaStream_t stream, bool with_token) {
+    set_scalars(pos);
+    poison_if_guarded(stream);
+    or_poison_states([&] { enqueue(stream, with_token, nullptr); });
+  }
+  void record_done(cudaStream_t stream) {
+    check(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
+    in_flight_ = true;
+  }
+
+  // end: recorded behind the kernel, or null.
+  void enqueue(cudaStream_t stream, bool with_token, cudaEvent_t end) {
+    check(exchange_->send(stream, with_token), "launch scalars and counters");
     MachineTables tables{memory_->tasks(),
                          memory_->queue_start(),
-                         device_scalars,
-                         device_ledger,
-                         reinterpret_cast<uint32_t*>(device_ledger + 1),
+                         exchange_->device_scalars(),
+                         exchange_->device_ledger(),
+                         exchange_->device_counters(),
                          static_cast<uint32_t>(image_.producers.size()),
-                         reinterpret_cast<const uint32_t*>(&mailbox().cancel),
+                         reinterpret_cast<const uint32_t*>(&exchange_->cancel()),
                          static_cast<uint64_t>(deadline_ms_) * 1000000,
                          memory_->streams(),
                          memory_->stream_start(),
@@ -372,13 +392,12 @@ class CudaVm final : public Vm {
                                       dim3(static_cast<unsigned>(block_threads(variant_))), arguments,
                                       shape_.shared_bytes, stream),
           "launch");
-    if (stream == stream_.get()) check(cudaEventRecord(end_.get(), stream), "cudaEventRecord");
+    if (end) check(cudaEventRecord(end, stream), "cudaEventRecord");
     if (timeline_) guarded([&] { timeline_->enqueue_copy(stream); });
-    check(cudaMemcpyAsync(static_cast<void*>(ledger()), device_ledger, ledger_bytes_, cudaMemcpyDeviceToHost, stream),
-          "completion proof");
-    for (size_t i = 0; i < choices_.size(); ++i)
-      check(cudaMemcpyAsync(const_cast<int32_t*>(choice_values() + i), memory_->at(choices_[i]), sizeof(int32_t),
-                            cudaMemcpyDeviceToHost, stream),
+    check(exchange_->receive(stream, decodes_), "completion proof");
+    for (size_t i = 0; !decodes_ && i < choices_.size(); ++i)
+      check(cudaMemcpyAsync(exchange_->choices() + i, memory_->at(choices_[i]), sizeof(int32_t), cudaMemcpyDeviceToHost,
+                            stream),
             "choice");
   }
 
@@ -386,7 +405,7 @@ class CudaVm final : public Vm {
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
     const auto patience = std::chrono::milliseconds(int64_t{kHostDeadlines} * deadline_ms_ + kHostGraceMs);
-    for (;;) {
+    for (int queries = 1;; ++queries) {
       const cudaError_t state = cudaEventQuery(done_.get());
       if (state == cudaSuccess) break;
       if (state != cudaErrorNotReady) {
@@ -394,16 +413,16 @@ class CudaVm final : public Vm {
         check(state, "step");
       }
       const auto waited = Clock::now() - start;
-      if (waited > patience) mailbox().cancel.store(1, std::memory_order_relaxed);
+      if (waited > patience) exchange_->cancel().store(1, std::memory_order_relaxed);
       if (waited > patience + std::chrono::milliseconds(kHostGraceMs)) {
         in_flight_ = false;
         never_ends_ = true;
         poison_reason_ = "a task did not end within the host's deadline; only ending the process frees the device";
         throw Error(AMK_ERR_TIMEOUT, poison_reason_);
       }
-      if (waited > std::chrono::milliseconds(5)) {
+      if (waited > std::chrono::milliseconds(kSpinMs)) {
         std::this_thread::sleep_for(std::chrono::microseconds(100));
-      } else {
+      } else if (queries % kQueriesPerYield == 0) {
         std::this_thread::yield();
       }
     }
@@ -414,18 +433,21 @@ class CudaVm final : public Vm {
     return text("task %d (%s)", task, std::string(image_.task_label.at(static_cast<size_t>(task))).c_str());
   }
   void check_proof() const {
-    const Ledger& l = *ledger();
+    const Ledger& l = *exchange_->ledger();
+    const uint32_t* counters = exchange_->counters();
+    const int32_t* choices = exchange_->choices();
     if (l.fault.abort) raise(l.fault);
-    AMK_CHECK(l.nonce == mailbox().scalars.nonce, AMK_ERR_INTERNAL, "K4: step %llu was launched, step %llu is echoed",
-              (unsigned long long)mailbox().scalars.nonce, (unsigned long long)l.nonce);
+    AMK_CHECK(l.nonce == exchange_->scalars().nonce, AMK_ERR_INTERNAL,
+              "K4: step %llu was launched, step %llu is echoed", (unsigned long long)exchange_->scalars().nonce,
+              (unsigned long long)l.nonce);
     AMK_CHECK(l.tasks_done == image_.tasks.size(), AMK_ERR_INTERNAL, "K4: %u of %zu tasks are done", l.tasks_done,
               image_.tasks.size());
     for (size_t i = 0; i < image_.producers.size(); ++i)
-      AMK_CHECK(counters()[i] == image_.producers[i], AMK_ERR_INTERNAL, "K4: counter %zu ended at %u, expected %u", i,
-                counters()[i], image_.producers[i]);
+      AMK_CHECK(counters[i] == image_.producers[i], AMK_ERR_INTERNAL, "K4: counter %zu ended at %u, expected %u", i,
+                counters[i], image_.producers[i]);
     for (size_t i = 0; i < choices_.size(); ++i)
-      AMK_CHECK(choice_values()[i] >= 0, AMK_ERR_NONFINITE, "%s[0] is %d: a logit is NaN",
-                std::string(image_.buffer_name.at(static_cast<size_t>(choices_[i]))).c_str(), choice_values()[i]);
+      AMK_CHECK(choices[i] >= 0, AMK_ERR_NONFINITE, "%s[0] is %d: a logit is NaN",
+                std::string(image_.buffer_name.at(static_cast<size_t>(choices_[i]))).c_str(), choices[i]);
   }
   [[noreturn]] void raise(const Fault& f) const {
     const std::string task = name_of_task(f.task);
@@ -451,14 +473,15 @@ class CudaVm final : public Vm {
   // Many blocks wait for what one task did not do: the first task, in table order, that could run and whose counter is
   // short. Others that share its counter may have done their part.
   std::string first_missing_signal() const {
+    const uint32_t* counters = exchange_->counters();
     for (size_t i = 0; i < image_.tasks.size(); ++i) {
       const amk_instruction_t& t = image_.tasks[i];
       bool could_run = true;
       for (int w = 0; w < t.n_waits; ++w)
-        could_run &= counters()[t.wait_counter[w]] >= static_cast<uint32_t>(t.wait_threshold[w]);
+        could_run &= counters[t.wait_counter[w]] >= static_cast<uint32_t>(t.wait_threshold[w]);
       const size_t c = static_cast<size_t>(t.out_counter);
-      if (could_run && counters()[c] < image_.producers[c])
-        return text("; the first missing signal is to counter %zu, at %u of %u, which %s signals", c, counters()[c],
+      if (could_run && counters[c] < image_.producers[c])
+        return text("; the first missing signal is to counter %zu, at %u of %u, which %s signals", c, counters[c],
                     image_.producers[c], name_of_task(static_cast<int32_t>(i)).c_str());
     }
     return "";
@@ -466,8 +489,7 @@ class CudaVm final : public Vm {
   void abandon() {
     memory_->abandon();
     if (timeline_) timeline_->abandon();
-    device_ledger_.abandon();
-    mailbox_.abandon();
+    exchange_->abandon();
     stream_.abandon();
     done_.abandon();
     begin_.abandon();
@@ -483,13 +505,11 @@ class CudaVm final : public Vm {
   const void* const kernel_;
   States states_;
   LaunchShape shape_;
-  size_t ledger_bytes_ = 0, scalars_offset_ = 0, choice_bytes_ = 0;
   std::vector<Token> tokens_;
   std::vector<int32_t> choices_;  // buffers that ARGMAX_COMBINE writes
   bool decodes_ = false;          // one token in, one choice out, by their usual names
+  std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<DeviceImage> memory_;
-  DeviceMemory device_ledger_;  // Ledger, counters, LaunchScalars
-  PinnedMemory mailbox_;        // Mailbox, Ledger, counters, choices
   Stream stream_;
   Event done_, begin_, end_;
   uint64_t nonce_ = 0;
@@ -498,10 +518,8 @@ class CudaVm final : public Vm {
   std::string poison_reason_;  // not empty: every further call is refused with it
 };
 
-}  // namespace
-
-std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                 const amk_vm_options_t& options, int32_t device) {
+std::unique_ptr<Vm> make(const KernelVariant* variant, std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                         const amk_vm_options_t& options, int32_t device) {
   AMK_CHECK(image_bytes, AMK_ERR_INVALID_ARGUMENT, "no image");
   AMK_CHECK(options.seed == 0 && options.threads == 0, AMK_ERR_INVALID_ARGUMENT,
             "seed and threads choose an order of tasks, which is the hardware's here: both must be 0");
@@ -516,7 +534,24 @@ std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> ima
   AMK_CHECK(found == cudaSuccess, AMK_ERR_UNAVAILABLE, "no usable CUDA device: %s (%s)", cudaGetErrorString(found),
             cudaGetErrorName(found));
   AMK_CHECK(device >= 0 && device < count, AMK_ERR_INVALID_ARGUMENT, "device %d of %d", device, count);
-  return std::make_unique<CudaVm>(std::move(image_bytes), options, device);
+  return std::make_unique<CudaVm>(variant, std::move(image_bytes), options, device);
+}
+
+}  // namespace
+
+std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                                 const amk_vm_options_t& options, int32_t device) {
+  return make(nullptr, std::move(image_bytes), options, device);
+}
+
+std::unique_ptr<Vm> make_cuda_vm_of(const KernelVariant& variant,
+                                    std::shared_ptr<const std::vector<uint8_t>> image_bytes,
+                                    const amk_vm_options_t& options, int32_t device) {
+  return make(&variant, std::move(image_bytes), options, device);
+}
+
+void rebuild_tables(Vm& machine, const std::vector<uint8_t>& image_bytes) {
+  static_cast<CudaVm&>(machine).rebuild_tables(image_bytes);
 }
 
 }  // namespace amk

@@ -122,19 +122,23 @@ void DeviceImage::plan_regions() {
   }
 }
 
-DeviceImage::DeviceImage(const ImageView& image, cudaStream_t stream) : image_(image), regions_(image.storages.size()) {
+DeviceImage::DeviceImage(const ImageView& image, std::initializer_list<Placed> placed, cudaStream_t stream)
+    : image_(image), regions_(image.storages.size()) {
   plan_regions();
+  for (const Placed& p : placed) regions_[static_cast<size_t>(p.storage)].base = static_cast<char*>(p.at);
+  for (size_t i = 1; i < regions_.size(); ++i) unbound_count_ += is_borrowed(image.storages[i].kind);
   int64_t total = 0;
   std::vector<int64_t> offset(regions_.size());
   for (size_t i = 0; i < regions_.size(); ++i) {
     offset[i] = total;
+    if (regions_[i].base) continue;
     AMK_CHECK(checked_add(total, regions_[i].nbytes, &total) && total <= INT64_MAX - kRegionAlign, AMK_ERR_INPUT,
               "image: the storages are larger than 2^63 bytes");
     total = round_up(total, kRegionAlign);
   }
   memory_ = allocate_device(static_cast<size_t>(total), "weights, cache and activations");
   for (size_t i = 0; i < regions_.size(); ++i) {
-    regions_[i].base = static_cast<char*>(memory_.get()) + offset[i];
+    if (!regions_[i].base) regions_[i].base = static_cast<char*>(memory_.get()) + offset[i];
     if (!is_borrowed(image.storages[i].kind) && image.storages[i].nbytes)
       AMK_CUDA_CHECK(cudaMemsetAsync(regions_[i].base, 0, static_cast<size_t>(image.storages[i].nbytes), stream));
   }
@@ -173,7 +177,7 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
   queue_start_at_ = reserve(image_.queue_start.size_bytes());
   streams_at_ = reserve(bytes_of(streamed));
   stream_start_at_ = reserve(bytes_of(stream_start));
-  tables_ = allocate_device(total, "task records");
+  if (total != tables_bytes_) tables_ = allocate_device(tables_bytes_ = total, "task records");
   const auto put = [&](size_t offset, const void* data, size_t nbytes) {
     if (nbytes)
       AMK_CUDA_CHECK(
@@ -247,8 +251,9 @@ void DeviceImage::bind(const std::string& name, const void* ptr, uint64_t nbytes
                 "bind %s: %llu bytes given, the image wants %lld", name.c_str(), (unsigned long long)nbytes,
                 (long long)s.nbytes);
       if (pass == 0) continue;
+      unbound_count_ -= !regions_[i].source;
       regions_[i].source = ptr;
-      regions_[i].is_dirty = true;
+      regions_[i].is_dirty = any_dirty_ = true;
     }
   }
   AMK_CHECK(found, AMK_ERR_INVALID_ARGUMENT, "bind %s: the image reads no weight or constant of that name",
@@ -280,7 +285,7 @@ void DeviceImage::repack(size_t i, const void* plain, int64_t first_row, int64_t
 }
 
 void DeviceImage::upload(cudaStream_t stream) {
-  if (std::none_of(regions_.begin(), regions_.end(), [](const Region& r) { return r.is_dirty; })) return;
+  if (!any_dirty_) return;
   constexpr int kStages = 2;  // the copy of one to the device overlaps the filling of the other
   PinnedMemory staging[kStages];
   DeviceMemory plain[kStages];  // a matrix that is packed passes through here
@@ -315,6 +320,7 @@ void DeviceImage::upload(cudaStream_t stream) {
   }
   AMK_CUDA_CHECK(cudaStreamSynchronize(stream));
   for (Region& r : regions_) r.is_dirty = false;
+  any_dirty_ = false;
 }
 
 void DeviceImage::poison(cudaStream_t stream) const {

@@ -2,6 +2,7 @@
 // In: an image, then weights by name. Out: addresses, and DeviceTasks with addresses for buffer ids. It never launches.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,15 +17,23 @@ constexpr uint8_t kDevicePoisonByte = 0xff;  // NaN in every float type, -1 in e
 
 class DeviceImage {
  public:
-  // Allocates, uploads the tables and zeroes cache, state, inputs, outputs and arena.
-  DeviceImage(const ImageView& image, cudaStream_t stream);
+  // A storage that the caller has device memory for.
+  struct Placed {
+    int32_t storage;
+    void* at;
+  };
+  // Allocates the others, uploads the tables and zeroes cache, state, inputs, outputs and arena.
+  DeviceImage(const ImageView& image, std::initializer_list<Placed> placed, cudaStream_t stream);
 
   // INVALID_ARGUMENT as Vm::bind says. Remembers the pointer; upload() copies.
   void bind(const std::string& name, const void* ptr, uint64_t nbytes);
+  bool is_bound() const { return unbound_count_ == 0; }
   // Names not bound yet; "" when there is none.
   std::string unbound() const;
   // Copies what was bound since the last call, through pinned memory, and waits.
   void upload(cudaStream_t stream);
+  // Task records, queues and streams from the image to the device, and waits. The constructor does it.
+  void upload_tables(cudaStream_t stream);
   // Enqueues: what a step may not rely on becomes NaN.
   void poison(cudaStream_t stream) const;
 
@@ -52,13 +61,15 @@ class DeviceImage {
   }
   std::vector<DeviceTask> relocate() const;
   void plan_regions();
-  void upload_tables(cudaStream_t stream);
   void repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const;
 
   const ImageView image_;
   std::vector<Region> regions_;  // per storage
+  int unbound_count_ = 0;
+  bool any_dirty_ = false;
   DeviceMemory memory_;
   DeviceMemory tables_;  // DeviceTasks, then at the offsets below what the kernel reads beside them
+  size_t tables_bytes_ = 0;
   size_t queue_start_at_ = 0, streams_at_ = 0, stream_start_at_ = 0;
 };
 

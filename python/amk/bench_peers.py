@@ -63,7 +63,7 @@ def run_peer(peer: str, config: Any, contexts: Sequence[int], device: str, limit
     if not sys.executable:
         return PeerRun(peer, skipped="this interpreter does not know its executable")
     index = int(device.partition(":")[2] or 0)
-    job = {"shape": asdict(config), "version": version, "contexts": list(contexts), "device": index}
+    job = {"shape": asdict(config), "versions": [version], "contexts": list(contexts), "device": index}
     with (
         resources.as_file(resources.files("amk").joinpath("peers", file)) as path,
         tempfile.TemporaryFile() as stderr,
@@ -110,19 +110,23 @@ def _last_line(stderr: IO[bytes]) -> str:
 def _read(peer: str, contexts: Sequence[int], output: bytes, ended: str | None) -> PeerRun:
     rows: dict[int, Mapping[str, Any]] = {}
     about: Mapping[str, Any] = {}
-    why = ended
+    why, stage = ended, ""
     for line in output.splitlines():
         message = _parse(line)
         if message is None:
             why = why or "it gave an answer that is no JSON object"
         elif isinstance(message.get("skipped"), str):
             why = message["skipped"][:300]
+        elif isinstance(message.get("stage"), str):
+            stage = message["stage"][:100]
         elif isinstance(message.get("about"), dict):
             about = {str(name): str(value)[:100] for name, value in message["about"].items()}
         elif (fault := _fault(message, contexts)) is not None:
             why = why or fault
         else:
             rows[message["context"]] = message
+    if ended is not None and why == ended and stage:
+        why = f"{ended} (while {stage})"
     missing = [context for context in contexts if context not in rows]
     if missing and why is None:
         why = f"it gave no row for context {', '.join(map(str, missing))}"

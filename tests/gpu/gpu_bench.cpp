@@ -1,74 +1,25 @@
 // Time of a whole decode step (cache, attention, argmax and all) on device 0, as JSON on stdout; notes on stderr.
-// In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N; quantize=int8, and group=64 or 128, for
-// the matrices as int8 against the floor of their own bytes; contexts as below. Weights are random and equal on every
-// layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and position; time
-// is CUDA events around all that one step enqueues; a step's completion proof is checked before it counts. The floor is
-// what the library's own probe reads in this run.
+// In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N, n_tile=N; quantize=int8, and group=64 or
+// 128, for the matrices as int8 against the floor of their own bytes; contexts as below. Weights are random and equal
+// on every layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and
+// position; time is CUDA events around all that one step enqueues; a step's completion proof is checked before it
+// counts. The floor is what the library's own probe reads in this run.
 #include <algorithm>
 #include <cstdio>
 
 #include "cost/cost.h"
-#include "gpu_model.h"
+#include "gpu_shapes.h"
 #include "read_bandwidth.h"
-#include "vm/device.h"
 
 using namespace gpu_test;
 
 namespace {
 
-struct Shape {
-  const char* name;
-  int32_t layers, hidden, heads, kv_heads, dim, ffn, vocab, features;
-};
-constexpr Shape kShapes[] = {
-    {"0.6B", 28, 1024, 16, 8, 128, 3072, 151936, AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD},
-    {"1B", 16, 2048, 32, 8, 64, 8192, 128256, AMK_MODEL_TIED_HEAD},
-    {"8B", 32, 4096, 32, 8, 128, 14336, 128256, 0},
-};
-constexpr int kSteps = 60, kWarmUp = 10;
-constexpr int32_t kMaxSeq = 8192 + kSteps + kWarmUp;
-
-// Random bf16 in [-spread, spread), the same 16 MB again and again.
-void fill(uint8_t* at, int64_t nbytes, float spread) {
-  constexpr int64_t kPeriod = 16 << 20;
-  Random random{3};
-  for (int64_t i = 0; i < std::min(nbytes, kPeriod) / 2; ++i) put(AMK_DTYPE_BF16, at, i, random.uniform() * spread);
-  for (int64_t done = kPeriod; done < nbytes; done += kPeriod)
-    std::memcpy(at + done, at, std::min(kPeriod, nbytes - done));
-}
-
-// group: of quantised matrices, a head of its own among them; 0: none is quantised.
 void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule, int32_t group) {
-  amk_model_t m =
-      model(AMK_DTYPE_BF16, s.layers, s.hidden, s.heads, s.kv_heads, s.dim, s.ffn, s.vocab, kMaxSeq, s.features);
-  m.weight_group = group;
-  if (group) m.features &= ~AMK_MODEL_TIED_HEAD;
-  amk::Program program = amk::lower(amk::build_decoder(m), schedule, h200(amk::query_device(0).sm_count));
-  amk::Judgement judged = amk::validate(program);
-  if (!judged.valid) throw amk::Error(AMK_ERR_INTERNAL, judged.report.entries().front().text);
-  const Bytes bytes = amk::pack(*judged.valid).shared_bytes();
-  const amk::ImageView image = view_of(bytes);
-  auto vm = amk::make_cuda_vm(bytes, options(), 0);
-
-  int64_t largest = 0;
-  for (const amk::ImageStorage& storage : image.storages) largest = std::max(largest, storage.nbytes);
-  Block random(largest), scales(largest), constants(4096), ones(1 << 20);
-  fill(random.data.get(), largest, 0.05f);
-  fill(scales.data.get(), group ? largest : 0, 0.0005f);
-  for (int64_t i = 0; i < 1024; ++i)
-    put(AMK_DTYPE_F32, constants.data.get(), i, std::pow(10000.0f, -float(i) / s.dim * 2));
-  for (int64_t i = 0; i < ones.nbytes / 2; ++i) put(AMK_DTYPE_BF16, ones.data.get(), i, 1.0f);
-  for (size_t i = 1; i < image.storages.size(); ++i) {
-    const amk::ImageStorage& storage = image.storages[i];
-    const std::string name(image.storage_name.at(i));
-    const bool is_norm = name.find("norm") != std::string::npos;
-    if (storage.kind == AMK_KIND_CONST) vm->bind(name, constants.data.get(), (uint64_t)storage.nbytes);
-    const bool is_scale = name.find("_scale") != std::string::npos;
-    const Block& values = is_norm ? ones : is_scale ? scales : random;
-    if (storage.kind == AMK_KIND_WEIGHT) vm->bind(name, values.data.get(), (uint64_t)storage.nbytes);
-    if (storage.kind == AMK_KIND_KV_CACHE) vm->write(name, 0, random.data.get(), (uint64_t)storage.nbytes);
-  }
-  vm->prepare();
+  const Lowered lowered = lower_shape(s, schedule, group);
+  const amk::ImageView& image = lowered.image;
+  auto vm = amk::make_cuda_vm(lowered.bytes, options(), 0);
+  ShapeWeights(s, image, group).load(*vm, image);
 
   std::printf(
       "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"weight_group\": %d, \"layers\": %d, \"tasks\": %zu, \"counters\": "
@@ -79,7 +30,7 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
       schedule.threads_per_block, schedule.attention_kv_block, schedule.cpasync, schedule.pipelining_depth,
       schedule.cpa_stages);
   Random tokens{99};
-  for (int32_t context : {1, 1024, 8192}) {
+  for (int32_t context : kContexts) {
     std::vector<float> us;
     for (int i = 0; i < kWarmUp + kSteps; ++i) {
       const int32_t token = static_cast<int32_t>(tokens.next() % static_cast<uint64_t>(s.vocab));
@@ -89,7 +40,7 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
       if (i >= kWarmUp) us.push_back(one);
     }
     std::sort(us.begin(), us.end());
-    const amk_cost_t cost = amk::predict_cost(program, context - 1 + kWarmUp + kSteps / 2);
+    const amk_cost_t cost = amk::predict_cost(lowered.program, context - 1 + kWarmUp + kSteps / 2);
     const double floor_us = static_cast<double>(cost.streamed_bytes) / gb_per_s / 1e3, median = us[us.size() / 2];
     std::printf(
         "    {\"context\": %d, \"steps\": %d, \"median_us\": %.1f, \"p10_us\": %.1f, \"p90_us\": %.1f, "
@@ -108,8 +59,8 @@ int main(int argc, char** argv) {
   amk_schedule_t schedule = amk::default_schedule();
   int32_t group = 0;
   for (int i = 1; i < argc; ++i) {
-    for (const Shape& s : kShapes)
-      if (std::strcmp(argv[i], s.name) == 0) chosen.push_back(&s);
+    if (const Shape* s = find_shape(argv[i])) chosen.push_back(s);
+    std::sscanf(argv[i], "n_tile=%d", &schedule.gemv_n_tile);
     std::sscanf(argv[i], "kv_block=%d", &schedule.attention_kv_block);
     std::sscanf(argv[i], "cpasync=%d", &schedule.cpasync);
     std::sscanf(argv[i], "pipelining_depth=%d", &schedule.pipelining_depth);

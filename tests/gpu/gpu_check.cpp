@@ -148,6 +148,52 @@ void int8_models() {
   refused("odd vocabulary", quantised(model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 511, 64), 64), plain);
 }
 
+// decode() is write, run and read in one; and what it refuses leaves the token that the device holds as it was.
+void decodes() {
+  const amk_model_t m = model(AMK_DTYPE_BF16, 2, 256, 8, 2, 32, 512, 1001, 128);
+  Pair p(make_image(m, schedule(0, 64), 132), 1, deadline_ms);
+  bool ok = true;
+  const auto logits = [&](amk::Vm& vm) { return read_buffer(vm, p.image, "logits"); };
+  for (int32_t pos : {0, 1, 2, 63, 64, 127}) {
+    const int32_t token = (pos * 37 + 5) % m.vocab;
+    const int32_t chosen = p.gpu->decode(token, pos);
+    const std::vector<uint8_t> decoded = logits(*p.gpu);
+    const float* values = reinterpret_cast<const float*>(decoded.data());
+    ok &= chosen == std::max_element(values, values + m.vocab) - values;
+    int32_t read = -1;
+    p.gpu->read("next_token", 0, &read, sizeof read);
+    p.gpu->run(pos);  // of the token that decode left there
+    ok &= read == chosen && logits(*p.gpu) == decoded;
+    p.token(token);
+    p.reference->run(pos);
+    p.gpu->run(pos);
+    ok &= logits(*p.gpu) == decoded;
+    ok &= error_of(AMK_DTYPE_F32, decoded.data(), logits(*p.reference).data(), m.vocab) <= limit_of(m.dtype);
+  }
+  const auto refuses = [&](int32_t token, int32_t pos) {
+    try {
+      p.gpu->decode(token, pos);
+      return false;
+    } catch (const amk::Error& e) {
+      return e.status() == AMK_ERR_INVALID_ARGUMENT;
+    }
+  };
+  p.gpu->decode(11, 64);
+  const std::vector<uint8_t> before = logits(*p.gpu);
+  const bool refused = refuses(12, m.max_seq) && refuses(12, -1) && refuses(m.vocab, 64) && refuses(-1, 64);
+  p.gpu->run(64);
+  const bool kept = logits(*p.gpu) == before;
+  const int32_t other = 13;
+  p.gpu->write("token", 0, &other, sizeof other);
+  p.gpu->run(64);
+  const bool written = logits(*p.gpu) != before;
+  report(ok && refused && kept && written,
+         amk::text("decode at 6 positions: %s; %s; %s; %s", ok ? "as write, run and read" : "WRONG",
+                   refused ? "bad requests refused" : "a bad request ACCEPTED",
+                   kept ? "the token before is kept" : "the token before is LOST",
+                   written ? "a written token counts" : "a written token is IGNORED"));
+}
+
 // launch() into a capturing stream, replayed at several positions.
 void replay() {
   const amk_model_t m = model(AMK_DTYPE_F32, 2, 256, 8, 2, 32, 512, 1000, 1024);
@@ -228,6 +274,7 @@ int main(int argc, char** argv) {
       three_models();
     } else if (which == "quick") {
       long_context();
+      decodes();
       compare("one layer of a 1B model", model(AMK_DTYPE_BF16, 1, 2048, 32, 8, 64, 8192, 4096, 1024), schedule(0, 64),
               132);
     } else {
@@ -235,6 +282,7 @@ int main(int argc, char** argv) {
       families();
       int8_models();
       long_context();
+      decodes();
       replay();
     }
   } catch (const amk::Error& e) {

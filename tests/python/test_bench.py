@@ -277,7 +277,7 @@ def test_peers_are_chosen_by_name() -> None:
 
 
 def test_a_right_peer_is_taken_at_its_word(peer: Any) -> None:
-    peer("row(1)\nrow(7)\nassert job['shape']['hidden'] == 64 and job['device'] == 3 and job['version'] == 'v'")
+    peer("row(1)\nrow(7)\nassert job['shape']['hidden'] == 64 and job['device'] == 3 and job['versions'] == ['v']")
     found = run_peer("fake", TOY, [1, 7], "cuda:3", 30)
     assert set(found.rows) == {1, 7} and found.skipped is None and found.rows[7]["latency_us"] == 2e5
 
@@ -288,6 +288,11 @@ def test_a_right_peer_is_taken_at_its_word(peer: Any) -> None:
         ("row(1)\nsys.exit('no memory for 7')", "exit status 1: no memory for 7", {1}),
         ("row(1)\nos.kill(os.getpid(), 11)", "SIGSEGV", {1}),
         ("row(1)\ntime.sleep(600)", "ended after 1 s", {1}),
+        (
+            "row(1)\nprint(json.dumps({'stage': 'compiling'}), flush=True)\ntime.sleep(600)",
+            "1 s (while compiling)",
+            {1},
+        ),
         ("row(1)", "no row for context 7", {1}),
         ("row(1)\nrow(9)", "for 9", {1}),
         ("row(1)\nrow(7, latency_us=float('nan'))", "times at context 7", {1}),
@@ -360,6 +365,28 @@ def test_the_peer_computes_the_same_model(changed: dict[str, Any]) -> None:
     reference = Oracle(config, lambda name: weights_of(decoder, config, name)).prefill(tokens)
     assert np.abs(np.array(logits) - reference).max() < 1e-4 * np.abs(reference).max()
     assert not np.allclose(reference[0], reference[1], rtol=0.1)
+
+
+def test_the_peer_compiles_once_for_all_layers_contexts_and_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three graphs, and the eager step's logits from them."""
+    torch, dynamo = pytest.importorskip("torch"), pytest.importorskip("torch._dynamo")
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: plain(f, backend="eager", dynamic=dynamic))
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    decoder = torch_decode.Decoder(torch, {**vars(TOY), "layers": 3, "n_kv_heads": 2}, 40, "cpu")
+    with torch.inference_mode():
+        forms = decoder.attention_forms()
+
+        def logits(form: str, context: int) -> Any:
+            decoder.position.fill_(context - 1)
+            return decoder.step(forms[form], context)[0]
+
+        asked = [("matmul", 1), ("sdpa", 9), ("matmul", 40), ("sdpa", 40)]
+        expected = [logits(*question) for question in asked]
+        decoder.compile()
+        assert all(torch.allclose(logits(*q), e, rtol=1e-4) for q, e in zip(asked, expected, strict=True))
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
 def weights_of(decoder: Any, config: ModelConfig, name: str) -> np.ndarray:

@@ -1,13 +1,16 @@
 """The same decode step in PyTorch: what the kernel's times are compared with. Needs only torch; imports nothing of amk.
 
-    python torch_decode.py '{"shape": {...}, "version": "eager", "contexts": [1, 1024], "device": 0}'
+    python torch_decode.py '{"shape": {...}, "versions": ["eager", "compile"], "contexts": [1, 1024], "device": 0}'
 
-In: a job: the model's dimensions (fields of amk's ModelConfig), a version, contexts, a device. Out: JSON lines on
-stdout: {"about": ...} first, then a row per context, or {"skipped": reason}; everything else goes to stderr.
+In: a job: the model's dimensions (fields of amk's ModelConfig), versions, contexts, a device. Out: JSON lines on
+stdout: {"about": ...}, a row per version and context as soon as it is known, {"stage": what begins now} in between, or
+{"skipped": reason}; everything else, and the stages again, go to stderr. Whoever ends it knows from the last stage what
+took so long.
 A step at batch 1 with random weights: embedding row, all layers with the cache append, grouped-query attention over a
 preallocated cache, LM head, argmax; captured once per context in a CUDA graph, replayed per token with a fresh token.
   eager    library calls, q/k/v and gate/up as one matrix each
-  compile  torch.compile (max-autotune) of everything between two attentions, attention as a library call
+  compile  torch.compile (max-autotune) of everything between two attentions, attention as a library call: three
+           graphs, the same for every layer and context, compiled once before the first row
 Attention is whichever of four stock forms was fastest at that context, measured first. Time: CUDA events around a
 replay. Scaled rotary frequencies are left out: they are a table, and cost the same.
 """
@@ -201,23 +204,37 @@ def capture(torch: Any, function: Callable[[], Any]) -> tuple[Any, Any]:
 
 
 def measure(torch: Any, job: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    """One row for each context, told as soon as it is known."""
+    """One row for each version and context."""
     torch.cuda.set_device(job["device"])
     with torch.inference_mode():
+        tell({"stage": "making weights"})
         decoder = Decoder(torch, job["shape"], max(job["contexts"]))
-        if job["version"] == "compile":
-            decoder.compile()
         tokens = torch.randint(decoder.vocab, (WARM_UP + STEPS,), device="cuda")
-        for context in job["contexts"]:
-            name, attend = decoder.fastest_attention(context)
-            decoder.position.fill_(context - 1)
-            start = time.monotonic()
-            graph, found = capture(torch, lambda attend=attend, context=context: decoder.step(attend, context))
-            prepared_s = time.monotonic() - start
-            us = time_replays(torch, graph, lambda i: decoder.token.copy_(tokens[i : i + 1]))
-            row = {"context": context, "latency_us": us[STEPS // 2], "latency_p10_us": us[STEPS // 10]}
-            row |= {"latency_p90_us": us[STEPS * 9 // 10], "steps": STEPS, "attention": name}
-            tell(row | {"prepared_s": round(prepared_s, 1), "finite": bool(torch.isfinite(found[0]).all())})
+        chosen = {}
+        for version in job["versions"]:
+            compile_s = 0.0
+            if version == "compile":
+                tell({"stage": "compiling (max-autotune)"})
+                start = time.monotonic()
+                decoder.compile()
+                decoder.step(decoder.attention_forms()["matmul"], min(job["contexts"]))
+                torch.cuda.synchronize()
+                compile_s = time.monotonic() - start
+            for context in job["contexts"]:
+                if context not in chosen:
+                    tell({"stage": f"choosing the attention of context {context}"})
+                    chosen[context] = decoder.fastest_attention(context)
+                name, attend = chosen[context]
+                tell({"stage": f"{version}: capturing and timing context {context}"})
+                decoder.position.fill_(context - 1)
+                start = time.monotonic()
+                graph, found = capture(torch, lambda attend=attend, context=context: decoder.step(attend, context))
+                prepared_s = time.monotonic() - start
+                us = time_replays(torch, graph, lambda i: decoder.token.copy_(tokens[i : i + 1]))
+                row = {"version": version, "context": context, "latency_us": us[STEPS // 2]}
+                row |= {"latency_p10_us": us[STEPS // 10], "latency_p90_us": us[STEPS * 9 // 10], "steps": STEPS}
+                row |= {"attention": name, "prepared_s": round(prepared_s, 1), "compile_s": round(compile_s, 1)}
+                tell(row | {"finite": bool(torch.isfinite(found[0]).all())})
 
 
 def die_with_parent() -> None:
@@ -236,7 +253,10 @@ def main() -> None:
     def tell(message: dict[str, Any]) -> None:
         pipe.write(json.dumps(message) + "\n")
         pipe.flush()
+        if "stage" in message:
+            print(f"torch: {message['stage']}", file=sys.stderr, flush=True)
 
+    tell({"stage": "importing torch"})
     try:
         import torch
     except ImportError as error:
