@@ -31,8 +31,9 @@ __device__ __forceinline__ bool are_vectors(const TaskContext& c) {
 template <class T, int kDim, int kWarps>
 class MmaAttention {
  public:
-  // This warp's share of the rows [first, end), which no task writes in this launch: the first are on their way.
-  // state: [kWarps][kStateHeads][kDim + kStatePad], where a warp keeps its query heads until it publishes.
+  // This warp's share of the rows [first, end), which no task writes in this launch: the first are on their way, keys
+  // to registers, values to L2. state: [kWarps][kStateHeads][kDim + kStatePad], where a warp keeps its query heads
+  // until it publishes.
   __device__ MmaAttention(const TaskContext& c, float* state, int g, int first, int end)
       : state_(state + warp() * kStateHeads * (kDim + kStatePad)),
         query_(reinterpret_cast<uint4*>(state_) + lane()),
@@ -41,7 +42,7 @@ class MmaAttention {
     keys_ = c.in<T>(1) + at + quad() * kDim + lane_in_quad() * kElements;
     values_ = c.in<T>(2) + at + 2 * lane_in_quad() * kDim + quad() * kElements;
     load_keys();
-    load_values();
+    fetch_values();
   }
 
   // Query heads, normalised and turned as one_head() does where norms and angles are given. `new_key` and `new_value`:
@@ -73,6 +74,7 @@ class MmaAttention {
   }
 
   __device__ __forceinline__ void rows(float scale) {
+    load_values();
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
     while (left_ > 0 || new_row_) {
@@ -156,6 +158,17 @@ class MmaAttention {
         for (int j = 0; j < kVectors; ++j)
           v_[t][r][j] = load_row(2 * lane_in_quad() + r + t * kStride < left_,
                                  values_ + (t * kStride + r) * kDim + j * 8 * kElements);
+      }
+    }
+  }
+  __device__ __forceinline__ void fetch_values() const {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (2 * lane_in_quad() + r + t * kStride >= left_) continue;
+#pragma unroll
+        for (int j = 0; j < kVectors; ++j) ptx::prefetch_l2(values_ + (t * kStride + r) * kDim + j * 8 * kElements);
       }
     }
   }

@@ -17,7 +17,10 @@ namespace amk {
 // Thread 0 sends signals and the release makes its warp wait for the block's writes, so another warp polls.
 constexpr int kPollWarp = 1;
 constexpr uint32_t kEagerPolls = 256;   // before the first sleep: most waits are over within a few microseconds
-constexpr uint32_t kPollsPerLook = 64;  // polls between two looks at abort flag, cancel word and clock
+constexpr uint32_t kPollsPerLook = 64;  // polls between two looks at the abort flag
+// Between two looks at what lies outside the device, some 2 ms: the host's memory and the global timer answer one SM at
+// a time, and 132 of them that asked every few microseconds waited for 100 ms.
+constexpr int64_t kLookClocks = int64_t{1} << 22;
 constexpr uint32_t kPollSleepNs = 64;
 constexpr uint32_t kLooksPerDeadline = 8;
 
@@ -41,13 +44,14 @@ class Watchdog {
  public:
   // Warp-wide; false when nothing moved for the deadline.
   __device__ bool look(const MachineTables& m) {
-    const uint64_t now = ptx::global_time_ns(), slice = m.deadline_ns / kLooksPerDeadline;
-    if (last_ns_ != 0 && now - last_ns_ < slice) return true;
+    const uint64_t now = __shfl_sync(kWholeWarp, ptx::global_time_ns(), 0), slice = m.deadline_ns / kLooksPerDeadline;
+    if (last_ns_ == 0) last_ns_ = now;
+    if (now - last_ns_ < slice) return true;
     uint32_t sum = 0;
     for (uint32_t i = threadIdx.x % kWarpThreads; i < m.n_counters; i += kWarpThreads)
       sum += ptx::load_relaxed_gpu(m.counters + i);
     sum = __reduce_add_sync(kWholeWarp, sum);
-    quiet_slices_ = last_ns_ == 0 || sum != last_sum_ ? 0 : quiet_slices_ + 1;
+    quiet_slices_ = sum != last_sum_ ? 0 : quiet_slices_ + 1;
     last_ns_ = now;
     last_sum_ = sum;
     return __all_sync(kWholeWarp, quiet_slices_ < kLooksPerDeadline);
@@ -65,6 +69,7 @@ __device__ inline bool poll_waits(const DeviceTask& task, const MachineTables& m
   const uint32_t needed = lane < task.n_waits ? task.wait_threshold[lane] : 0;
   uint32_t seen = 0;
   Watchdog watchdog;
+  int64_t looked = clock64();
   for (uint32_t polls = 1;; ++polls) {
     // ACQUIRE: pairs with the RELEASE in signal().
     if (seen < needed) seen = ptx::load_acquire_gpu(m.counters + counter);
@@ -73,8 +78,10 @@ __device__ inline bool poll_waits(const DeviceTask& task, const MachineTables& m
     __nanosleep(kPollSleepNs);
     if (polls % kPollsPerLook != 0) continue;
     if (ptx::load_relaxed_gpu(&m.ledger->fault.abort) != 0) return false;
-    const bool cancelled = ptx::load_relaxed_system(m.cancel) != 0;
-    if (!__any_sync(kWholeWarp, cancelled) && watchdog.look(m)) continue;
+    if (__any_sync(kWholeWarp, clock64() - looked < kLookClocks)) continue;
+    looked = clock64();
+    const bool cancelled = __any_sync(kWholeWarp, lane == 0 && ptx::load_relaxed_system(m.cancel) != 0);
+    if (!cancelled && watchdog.look(m)) continue;
     const uint32_t stuck = __ballot_sync(kWholeWarp, seen < needed);
     if (lane == __ffs(stuck) - 1)
       raise_fault(m.ledger, cancelled ? FaultKind::kCancelled : FaultKind::kStuckWait, 1, task.task, counter, seen,
