@@ -254,7 +254,7 @@ __device__ void attend(const TaskContext& c, const NewHeads<T>& fresh, int g, Ro
     pass.merge_groups();
     pass.publish(state, dim, warp);
     block_sync<kThreads>();
-    merge_warps<kThreads>(c, state, kHeads, head, heads);
+    merge_warps<kThreads, 0>(c, state, kHeads, head, heads);
     block_sync<kThreads>();
   }
 }
@@ -315,8 +315,8 @@ __device__ void combine_heads(const TaskContext& c) {
   const amk_params_t& p = c.params();
   const int dim = p.head_dim, splits = p.M;
   for (int i = threadIdx.x; i < p.N_tile * dim; i += kThreads) {
-    const int64_t head = p.n_off + i / dim;
-    const int d = i % dim;
+    const int h = p.N_tile == 1 ? 0 : i / dim, d = i - h * dim;  // a division takes as long as the sum
+    const int64_t head = p.n_off + h;
     const float2* ml = reinterpret_cast<const float2*>(c.in<float>(1)) + head * splits;
     const float* part = c.in<float>(0) + head * splits * dim + d;
     float m = minus_infinity(), sum = 0, o = 0;

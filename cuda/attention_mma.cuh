@@ -356,7 +356,7 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
       if (h > 0) block_sync<kThreads>();
       pass.publish(h);
       block_sync<kThreads>();
-      merge_warps<kThreads>(c, state, kStateHeads, g * group + h, min(kStateHeads, group - h));
+      merge_warps<kThreads, kDim>(c, state, kStateHeads, g * group + h, min(kStateHeads, group - h));
     }
   }
   return true;

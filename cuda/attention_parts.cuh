@@ -54,10 +54,11 @@ __device__ __forceinline__ float merge_weight(float m, float common) {
 }
 
 // Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`.
-template <int kThreads>
+// kDim: of a head where it is known, or 0.
+template <int kThreads, int kDim>
 __device__ void merge_warps(const TaskContext& c, const float* state, int pass_heads, int head, int heads) {
   const amk_params_t& p = c.params();
-  const int dim = p.head_dim, stride = dim + kStatePad;
+  const int dim = kDim ? kDim : p.head_dim, stride = dim + kStatePad;
   for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
     const int h = i / dim, d = i % dim;
     float common = minus_infinity(), sum = 0, o = 0;

@@ -23,7 +23,7 @@ __device__ __forceinline__ uint4 times(uint4 v, float factor) {
 template <class T, int kThreads, int kExponent = 0>
 __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int vectors, int padded, uint4* xs,
                                         const T* norm, const uint4* norm_shared) {
-  constexpr int kAhead = 2;
+  constexpr int kAhead = 4;
   constexpr float kGain =
       static_cast<float>(uint64_t{1} << kExponent / 2) * static_cast<float>(uint64_t{1} << (kExponent + 1) / 2);
   float sum = 0;

@@ -1,4 +1,4 @@
-// GEMV_TILE over packed weights from the ring, on the tensor cores: the weights are the 8 columns of B, x is row 0 of
+// GEMV_TILE over packed weights from the ring, on the tensor cores: the weights are the 8 columns of B, x is a row of
 // A. A warp takes every kWarps-th slot of the task, sums those of one row group in registers, and leaves a partial per
 // row and group; partials are added in the order of the columns they cover, so the sum depends neither on timing nor on
 // which warp a slot fell to. While the inputs are awaited a warp already holds its first slot in registers: that much
@@ -64,22 +64,45 @@ struct PlainSlots {
   // What a warp's slots of one row group add up to.
   class Sum {
    public:
+    // All eight rows of A are x, so that no lane is apart from the others; the sums are taken from row 0.
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape& s, int chunk) {
-      const int lane = threadIdx.x % kWarpThreads;
-      const int units = min(kSlotUnits, s.vectors / kUnitRowVectors - chunk * kSlotUnits);
-      const uint4* x = xs + chunk * kSlotRowVectors + lane;
-#pragma unroll
-      for (int u = 0; u < kSlotUnits; ++u) {
-        if (u >= units) break;  // behind the end of the rows a slot holds what it held before
-        const uint4 v = lane < kUnitRowVectors ? x[u * kUnitRowVectors] : uint4{};
-        multiply_add<T>(acc_[2 * u & 3], v.x, v.y, f.v[u].x, f.v[u].y);
-        multiply_add<T>(acc_[(2 * u + 1) & 3], v.z, v.w, f.v[u].z, f.v[u].w);
+      const uint4* x = xs + chunk * kSlotRowVectors + threadIdx.x % kUnitRowVectors;
+      if (s.tail_units == kSlotUnits || chunk + 1 < s.chunks) {
+        add_units<true>(f, x, kSlotUnits);
+      } else {
+        add_units<false>(f, x, s.tail_units);
       }
     }
     // In lanes below kUnitRowVectors: of rows 2 * lane and 2 * lane + 1 of the group.
     __device__ __forceinline__ float2 rows() const {
       return {(acc_[0][0] + acc_[1][0]) + (acc_[2][0] + acc_[3][0]),
               (acc_[0][1] + acc_[1][1]) + (acc_[2][1] + acc_[3][1])};
+    }
+
+   private:
+    static constexpr int kAhead = 4;  // units of x that are read before the first is multiplied
+
+    // A branch per unit would put the latency of reading x and of its two products behind one another: 125 cycles a
+    // unit on an H200. Behind the end of the rows a slot holds what it held before, so there it must be.
+    template <bool kIsWhole>
+    __device__ __forceinline__ void add_units(const Held& f, const uint4* x, int units) {
+#pragma unroll
+      for (int first = 0; first < kSlotUnits; first += kAhead) {
+        uint4 v[kAhead];
+        if constexpr (kIsWhole) {
+#pragma unroll
+          for (int u = 0; u < kAhead; ++u) v[u] = x[(first + u) * kUnitRowVectors];
+        }
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u) {
+          if constexpr (!kIsWhole) {
+            if (first + u >= units) return;
+            v[u] = x[(first + u) * kUnitRowVectors];
+          }
+          multiply_add<T>(acc_[2 * u & 3], v[u].x, v[u].y, f.v[first + u].x, f.v[first + u].y);
+          multiply_add<T>(acc_[(2 * u + 1) & 3], v[u].z, v[u].w, f.v[first + u].z, f.v[first + u].w);
+        }
+      }
     }
 
    private:
@@ -148,8 +171,12 @@ class StreamedGemv {
 
   __device__ float row_sum(int group, int row) const {
     const float* at = partial_ + group * s_.partials * kGroupRows + row;
-    float sum = at[0];
-    for (int i = 1; i < s_.partials; ++i) sum += at[i * kGroupRows];
+    float part[kWarps];
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) part[i] = i < s_.partials ? at[i * kGroupRows] : 0.0f;
+    float sum = part[0];
+#pragma unroll
+    for (int i = 1; i < kWarps; ++i) sum += part[i];
     return sum;
   }
   __device__ void store_rows(int panel, int end, const RowTerms& early) const {

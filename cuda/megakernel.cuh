@@ -17,30 +17,30 @@ class TaskQueue {
  public:
   __device__ TaskQueue(DeviceTask* ring, const MachineTables& m)
       : ring_(ring), records_(m.tasks), next_(m.queue_start[blockIdx.x]), end_(m.queue_start[blockIdx.x + 1]) {
-    fetched_ = next_;
-    for (int i = 0; i < kRecordRing - 1; ++i) fetch();
+    for (int i = 0; i < kRecordRing - 1; ++i) fetch(next_ + i);
     arrived();
     block_sync<kThreads>();
   }
   __device__ bool empty() const { return next_ == end_; }
   __device__ const DeviceTask& front() const { return ring_[next_ % kRecordRing]; }
   // The slot that this overwrites held the task before front().
-  __device__ void fetch() {
-    if (threadIdx.x < kRecordVectors && fetched_ < end_)
-      ptx::copy_async_16(reinterpret_cast<uint4*>(ring_ + fetched_ % kRecordRing) + threadIdx.x,
-                         reinterpret_cast<const uint4*>(records_ + fetched_) + threadIdx.x);
-    ++fetched_;
-    ptx::copy_async_commit();
-  }
+  __device__ void fetch() { fetch(next_ + kRecordRing - 1); }
   // The record behind front() has arrived in this thread; a barrier must follow before another reads it.
   __device__ void arrived() { ptx::copy_async_wait<kRecordRing - 2>(); }
   __device__ void pop() { ++next_; }
   __device__ uint32_t index() const { return next_; }  // of front() in queue order
 
  private:
+  __device__ void fetch(uint32_t task) {
+    if (threadIdx.x < kRecordVectors && task < end_)
+      ptx::copy_async_16(reinterpret_cast<uint4*>(ring_ + task % kRecordRing) + threadIdx.x,
+                         reinterpret_cast<const uint4*>(records_ + task) + threadIdx.x);
+    ptx::copy_async_commit();
+  }
+
   DeviceTask* ring_;
   const DeviceTask* records_;
-  uint32_t next_, end_, fetched_;
+  uint32_t next_, end_;
 };
 
 // The warps of the tasks. False: the launch is over before the queue is.
@@ -48,8 +48,8 @@ template <int kThreads>
 __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTask* records, float* reduce_scratch,
                                           char* shared, RingReader& ring, AngleTable& angles) {
   const int32_t pos = machine.scalars->pos;
-  uint32_t done = 0;
-  for (TaskQueue<kThreads> queue(records, machine); !queue.empty(); queue.pop(), ++done) {
+  TaskQueue<kThreads> queue(records, machine);
+  for (; !queue.empty(); queue.pop()) {
     mark_start();
     queue.fetch();
     const DeviceTask& task = queue.front();
@@ -60,7 +60,7 @@ __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTa
   }
   // The completion proof (K4).
   if (threadIdx.x == 0) {
-    atomicAdd(&machine.ledger->tasks_done, done);
+    atomicAdd(&machine.ledger->tasks_done, queue.index() - machine.queue_start[blockIdx.x]);
     if (blockIdx.x == 0) machine.ledger->nonce = machine.scalars->nonce;
   }
   return true;
@@ -79,6 +79,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
   constexpr int kWarps = kThreads / kWarpThreads;
   static_assert(kHasTimeline == kTimed, "the name of the kernel says what it is");
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
+  static_assert(kWarps == RingReader::kWarps, "a slot belongs to a warp");
   const int slots = machine.ring_stages * kWarps;
   if (threadIdx.x == 0) {
     barriers.init(slots, machine.ring_slot_bytes);
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     }
   } else {
     ptx::take_registers<kTaskRegisters>();
-    RingReader ring(shared, barriers, machine.ring_stages, kWarps);
+    RingReader ring(shared, barriers, machine.ring_stages);
     char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
     const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, angles);

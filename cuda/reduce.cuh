@@ -34,8 +34,10 @@ __device__ __forceinline__ float norm_plus(const amk_params_t& p) {
   return p.flags & AMK_FLAG_NORM_PLUS_ONE ? 1.0f : 0.0f;
 }
 
+// On the path of every product behind a norm: both approximations err by 2 units in the last place (CUDA C++
+// Programming Guide), and the exact forms take some 150 cycles more.
 __device__ __forceinline__ float rms_scale(float sum_of_squares, int count, float eps) {
-  return 1.0f / sqrtf(sum_of_squares / static_cast<float>(count) + eps);
+  return rsqrtf(__fdividef(sum_of_squares, static_cast<float>(count)) + eps);
 }
 
 }  // namespace amk

@@ -38,13 +38,15 @@ struct RingBarriers {
 // A warp's place in the ring. Every warp of the tasks has one, and all go through the same tasks.
 class RingReader {
  public:
-  __device__ RingReader(const char* slots, RingBarriers& barriers, int stages, int warps)
-      : slots_(slots), barriers_(barriers), stages_(stages), warps_(warps) {}
+  static constexpr int kWarps = 8;  // that run tasks
+
+  __device__ RingReader(const char* slots, RingBarriers& barriers, int stages)
+      : slots_(slots), barriers_(barriers), stages_(stages) {}
 
   // The first slot of the next task that is this warp's: slot i of a launch is warp i % warps'.
   __device__ int first_slot() const {
     const int mine = warp() - next_owner_;
-    return mine < 0 ? mine + warps_ : mine;
+    return mine < 0 ? mine + kWarps : mine;
   }
   // Moves this warp's next slot into registers and hands the slot back.
   __device__ __forceinline__ void take(SlotFragment& f) {
@@ -53,7 +55,7 @@ class RingReader {
   // read_more(slot) reads what a slot holds besides, before it is handed back.
   template <class ReadMore>
   __device__ __forceinline__ void take(SlotFragment& f, ReadMore read_more) {
-    const int slot = stage_ * warps_ + warp();
+    const int slot = stage_ * kWarps + warp();
     while (!ptx::mbarrier_try_wait(barriers_.full + slot, parity_)) {
     }
     const char* first = slots_ + slot * barriers_.slot_bytes;
@@ -68,14 +70,14 @@ class RingReader {
     }
   }
   // The task that just ended had `slots` slots.
-  __device__ void advance(int slots) { next_owner_ = (next_owner_ + slots) % warps_; }
+  __device__ void advance(int slots) { next_owner_ = (next_owner_ + slots) % kWarps; }
 
  private:
   __device__ static int warp() { return threadIdx.x / kWarpThreads; }
 
   const char* slots_;
   RingBarriers& barriers_;
-  int stages_, warps_, stage_ = 0, next_owner_ = 0;
+  int stages_, stage_ = 0, next_owner_ = 0;
   uint32_t parity_ = 0;
 };
 
