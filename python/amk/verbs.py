@@ -228,7 +228,7 @@ VERBS: tuple[Verb, ...] = (
             *_LOWERING,
             _DEVICE,
             Option("--token", "the token that starts the decode", "int", default=7),
-            Option("--batch", "sequences decoded at once: 1", "int", default=1),
+            Option("--batch", "consecutive tokens of one sequence that a step decodes: 1 to 16", "int", default=1),
             Option("--position", "context that the latency is for (default: half of --max-seq)", "int"),
             Option("--seed", "draws the questions", "int", default=0),
             *_COMMON,

@@ -2,15 +2,16 @@
 
 In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache and the states of
 linear layers can be set and read. A step moves the states on: running it again is another step. One that fails poisons
-them.
+them. A machine whose program decodes a batch runs that many consecutive tokens of one sequence a step.
 The weights stay the caller's arrays (no copy, unless one is not aligned) and must not change while the machine lives.
 A machine may be used from several threads: calls take turns, and other Python threads run meanwhile.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -73,7 +74,6 @@ class ImageMachine:
         self._handle = None
         self._bound: list[object] = []
         self._last_pos: int | None = None
-        self._chosen = ffi.new("int32_t *")
         options.struct_size = ffi.sizeof("amk_vm_options_t")
         out = ffi.new("amk_vm **")
         _lib.check(create(options, out))
@@ -88,24 +88,27 @@ class ImageMachine:
             self.close()
             raise
         self._by_name = {buffer.name: buffer for buffer in self._buffers if buffer.name}
+        token = self._by_name.get("token")
+        self._batch = 1 if token is None else math.prod(token.shape)
+        self._chosen = ffi.new("int32_t[]", self._batch)
+
+    @property
+    def batch(self) -> int:
+        """Consecutive tokens of one sequence that a step decodes."""
+        return self._batch
 
     # ---- one decoded token ----
 
     def step(self, token: int, pos: int) -> np.ndarray:
         """float32 logits [V] after `token` at position `pos`; rows below pos are taken from the cache as they are, and
         states as the last step left them, or zero in a new machine."""
-        token_id = np.array([checked_int32("token", token)], np.int32)
-        output = self._buffer("logits")
-        logits = np.empty(output.shape, output.dtype)
-        with self._lock:
-            self._write("token", 0, token_id)
-            self._run(pos)
-            self._read("logits", 0, logits)
-        return logits
+        self._require_one("step")
+        return self._step(np.array([checked_int32("token", token)], np.int32), pos)
 
     def decode(self, token: int, pos: int) -> int:
         """The greedy choice after `token` at position `pos`: the step that `step` runs, but the logits stay where they
         are, and only the token comes back. NonFinite where a logit is NaN."""
+        self._require_one("decode")
         token_id, position = checked_int32("token", token), checked_int32("pos", pos)
         with self._lock:
             self._prepare()
@@ -115,8 +118,42 @@ class ImageMachine:
 
     @property
     def next_token(self) -> int:
-        """The greedy choice of the last step."""
+        """The greedy choice of the last step, of one token."""
+        self._require_one("next_token")
         return int(self.read("next_token")[0])
+
+    # ---- a batch: consecutive tokens of one sequence ----
+
+    def step_batch(self, tokens: Sequence[int], pos: int) -> np.ndarray:
+        """float32 logits [B, V]: row t after tokens[0 .. t], which are at positions pos .. pos + t. No token sees a
+        later one."""
+        return self._step(self._all("step_batch", tokens), pos).reshape(self._batch, -1)
+
+    def decode_batch(self, tokens: Sequence[int], pos: int) -> np.ndarray:
+        """int32 [B]: the greedy choice after each token, of the step that `step_batch` runs; the logits stay where they
+        are (`logits_of` reads them). NonFinite where a logit is NaN."""
+        ids, position = self._all("decode_batch", tokens), checked_int32("pos", pos)
+        with self._lock:
+            self._prepare()
+            given = _lib.pointer("int32_t", ids)
+            _lib.check(lib.amk_vm_decode_batch(self._open(), given, len(ids), position, self._chosen))
+            self._last_pos = position
+            return np.array(list(self._chosen), np.int32)
+
+    def logits_of(self, index: int) -> np.ndarray:
+        """float32 logits [V] after token `index` of the last step."""
+        output = self._buffer("logits")
+        if type(index) is not int or not 0 <= index < self._batch:
+            raise InputError(f"logits_of: expected a token of the step, 0 to {self._batch - 1}, got {show(index)}")
+        logits = np.empty(output.shape[-1], output.dtype)
+        with self._lock:
+            self._read("logits", index * logits.nbytes, logits)
+        return logits
+
+    @property
+    def next_tokens(self) -> list[int]:
+        """The greedy choices of the last step, one after each of its tokens."""
+        return self.read("next_token").tolist()
 
     def set_kv(self, layer: int, k: np.ndarray, v: np.ndarray) -> None:
         """Sets the first rows of a layer's cache: k, v [G, rows, D] in storage dtype, k turned and in the order of
@@ -243,6 +280,33 @@ class ImageMachine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    # ---- tokens of a step ----
+
+    def _require_one(self, call: str) -> None:
+        if self._batch != 1:
+            raise InputError(
+                f"{call}: expected a machine of one token a step, got one of {self._batch}: use step_batch, decode_batch "
+                "and next_tokens"
+            )
+
+    def _all(self, call: str, tokens: Sequence[int]) -> np.ndarray:
+        self._open()
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
+            tokens = tokens.tolist()
+        if not isinstance(tokens, (list, tuple)) or len(tokens) != self._batch:
+            got = f"{len(tokens)}" if isinstance(tokens, (list, tuple)) else show(tokens)
+            raise InputError(f"{call}: expected the {self._batch} tokens of a step, got {got}")
+        return np.array([checked_int32(f"tokens[{i}]", token) for i, token in enumerate(tokens)], np.int32)
+
+    def _step(self, ids: np.ndarray, pos: int) -> np.ndarray:
+        output = self._buffer("logits")
+        logits = np.empty(output.shape, output.dtype)
+        with self._lock:
+            self._write("token", 0, ids)
+            self._run(pos)
+            self._read("logits", 0, logits)
+        return logits
 
     # ---- calls into the library; the lock is held ----
 
