@@ -41,7 +41,7 @@ class Vm {
     return next;
   }
   // The same for the batch() tokens of a step. INVALID_ARGUMENT: n is another number.
-  void decode_batch(const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) {
+  virtual void decode_batch(const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) {
     AMK_CHECK(n == batch(), AMK_ERR_INVALID_ARGUMENT, "decode: %d tokens given, expected the %d of a step", n, batch());
     const uint64_t nbytes = sizeof(int32_t) * static_cast<uint64_t>(n);
     write("token", 0, tokens, nbytes);
