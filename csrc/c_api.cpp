@@ -412,6 +412,15 @@ amk_status amk_vm_decode(amk_vm* vm, int32_t token, int32_t pos, int32_t* next) 
   });
 }
 
+amk_status amk_vm_decode_batch(amk_vm* vm, const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) {
+  return guarded([&] {
+    AMK_REQUIRE(vm);
+    AMK_REQUIRE(tokens);
+    AMK_REQUIRE(next);
+    vm->vm->decode_batch(tokens, n, pos, next);
+  });
+}
+
 amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed) {
   return guarded([&] {
     AMK_REQUIRE(vm);
