@@ -27,7 +27,6 @@ extern "C" {
 #define AMK_ABI_VERSION_MAJOR 1
 #define AMK_ABI_VERSION_MINOR 5
 #define AMK_IR_VERSION 1
-
 /* ---- limits ------------------------------------------------------------------------------------------------ */
 #define AMK_MAX_INPUTS 8
 #define AMK_MAX_OUTPUTS 4
@@ -55,7 +54,6 @@ extern "C" {
 /* Bytes touched plus floating-point operations of one queue in a step (V23): what a minute at 1 GB/s amounts to. One SM
  * of today's GPUs streams over 20 GB/s, and the share of a model that fills the device's memory is a tenth of this. */
 #define AMK_MAX_QUEUE_WORK 60000000000
-
 /* ---- status codes: pinned, append-only ---------------------------------------------------------------------- */
 typedef enum amk_status {
   AMK_OK = 0,
@@ -405,13 +403,17 @@ typedef struct amk_task_time_t {
 
 typedef struct amk_vm_options_t {
   uint64_t struct_size;
-  uint64_t seed;       /* which legal order; 0 = program order */
-  int32_t threads;     /* 0 = one thread, order by seed; n = n threads that share the queues out */
-  int32_t guard;       /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
-                          (a GPU machine poisons and has no canaries) */
-  int32_t deadline_ms; /* GPU: a step without progress for so long is ended; 0 = 2,000 */
-  int32_t reserved;    /* 0 */
-  int32_t timeline;    /* GPU: 1 = each step leaves a timeline (amk_vm_timeline), from a kernel compiled with one */
+  uint64_t seed;        /* which legal order; 0 = program order */
+  int32_t threads;      /* 0 = one thread, order by seed; n = n threads that share the queues out */
+  int32_t guard;        /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
+                           (a GPU machine poisons and has no canaries) */
+  int32_t deadline_ms;  /* GPU: a step without progress for so long is ended; 0 = 2,000 */
+  int32_t reserved;     /* 0 */
+  int32_t timeline;     /* GPU: 1 = each step leaves a timeline (amk_vm_timeline), from a kernel compiled with one */
+  struct amk_vm* share; /* NULL, or a machine of this kind (on this device), all bound and, on a GPU, prepared: its
+                           weights, constants and caches are this one's too, and bind is refused. INVALID_ARGUMENT names
+                           what the other lacks or has in another size or packing; UNSUPPORTED: an image with STATE. Of
+                           machines that share, one runs at a time; they are destroyed in any order. */
 } amk_vm_options_t;
 
 /* One task as the library sees it: its operands' byte ranges at a position. rows ranges of row_bytes, stride apart. */
@@ -583,14 +585,11 @@ amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us);
 amk_status amk_vm_timeline(amk_vm* vm, amk_task_time_t* out, int64_t room, int64_t* n);
 /* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
 amk_status amk_vm_cancel(amk_vm* vm);
-
 /* One decode step of a gated delta net, the law of AMK_OP_GDN_DECODE for each batch row. On a device: enqueued on
  * `stream` (a cudaStream_t, NULL: the default one), no allocation, no synchronisation, and what the pointers point to
  * is not looked at. INVALID_ARGUMENT names the operand; UNSUPPORTED: head_dim, a dtype; UNAVAILABLE: as a machine. */
 amk_status amk_gdn_decode(const amk_gdn_decode_t* args, void* stream);
-
 /* amk-cdef-end */
-
 #if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif

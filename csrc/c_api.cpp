@@ -359,7 +359,7 @@ amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_
     const amk_vm_options_t read = read_options(options);
     // The machine keeps the image alive: the caller may destroy its handle first.
     std::shared_ptr<const std::vector<uint8_t>> bytes(image->image, &image->image->bytes());
-    *out = new amk_vm{amk::make_reference_vm(std::move(bytes), read)};
+    *out = new amk_vm{amk::make_reference_vm(std::move(bytes), read, read.share ? read.share->vm.get() : nullptr)};
   });
 }
 
@@ -436,7 +436,7 @@ amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* op
     AMK_REQUIRE(out);
     const amk_vm_options_t read = read_options(options);
     std::shared_ptr<const std::vector<uint8_t>> bytes(image->image, &image->image->bytes());
-    *out = new amk_vm{amk::make_cuda_vm(std::move(bytes), read, device)};
+    *out = new amk_vm{amk::make_cuda_vm(std::move(bytes), read, device, read.share ? read.share->vm.get() : nullptr)};
   });
 }
 

@@ -47,7 +47,8 @@ static_assert(sizeof(Mailbox) == 64 && sizeof(std::atomic<uint32_t>) == 4);
 
 class CudaVm final : public Vm {
  public:
-  CudaVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options, int device)
+  CudaVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options, int device,
+         const CudaVm* share)
       : bytes_(std::move(bytes)),
         image_(ImageView::open(bytes_->data(), bytes_->size())),
         device_(device),
@@ -62,7 +63,9 @@ class CudaVm final : public Vm {
     done_ = make_event(cudaEventDisableTiming);
     begin_ = make_event(cudaEventDefault);
     end_ = make_event(cudaEventDefault);
-    memory_ = std::make_unique<DeviceImage>(image_, stream_.get());
+    AMK_CHECK(!share || share->device_ == device_, AMK_ERR_INVALID_ARGUMENT,
+              "share: the other machine is on device %d, this one on %d", share ? share->device_ : 0, device_);
+    memory_ = std::make_unique<DeviceImage>(image_, stream_.get(), share ? share->memory_.get() : nullptr);
     if (options.timeline == 1) timeline_ = std::make_unique<Timeline>(image_);
     ledger_bytes_ = sizeof(Ledger) + image_.producers.size_bytes();
     find_tokens();
@@ -501,7 +504,7 @@ class CudaVm final : public Vm {
 }  // namespace
 
 std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                 const amk_vm_options_t& options, int32_t device) {
+                                 const amk_vm_options_t& options, int32_t device, const Vm* share) {
   AMK_CHECK(image_bytes, AMK_ERR_INVALID_ARGUMENT, "no image");
   AMK_CHECK(options.seed == 0 && options.threads == 0, AMK_ERR_INVALID_ARGUMENT,
             "seed and threads choose an order of tasks, which is the hardware's here: both must be 0");
@@ -516,7 +519,9 @@ std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> ima
   AMK_CHECK(found == cudaSuccess, AMK_ERR_UNAVAILABLE, "no usable CUDA device: %s (%s)", cudaGetErrorString(found),
             cudaGetErrorName(found));
   AMK_CHECK(device >= 0 && device < count, AMK_ERR_INVALID_ARGUMENT, "device %d of %d", device, count);
-  return std::make_unique<CudaVm>(std::move(image_bytes), options, device);
+  const CudaVm* other = dynamic_cast<const CudaVm*>(share);
+  AMK_CHECK(!share || other, AMK_ERR_INVALID_ARGUMENT, "share: expected a machine on a GPU, got one of another kind");
+  return std::make_unique<CudaVm>(std::move(image_bytes), options, device, other);
 }
 
 }  // namespace amk

@@ -2,6 +2,7 @@
 // In: an image, then weights by name. Out: addresses, and DeviceTasks with addresses for buffer ids. It never launches.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,7 +18,8 @@ constexpr uint8_t kDevicePoisonByte = 0xff;  // NaN in every float type, -1 in e
 class DeviceImage {
  public:
   // Allocates, uploads the tables and zeroes cache, state, inputs, outputs and arena.
-  DeviceImage(const ImageView& image, cudaStream_t stream);
+  // `share`: whose weights, constants and caches to use (amk.h).
+  DeviceImage(const ImageView& image, cudaStream_t stream, const DeviceImage* share);
 
   // INVALID_ARGUMENT as Vm::bind says. Remembers the pointer; upload() copies.
   void bind(const std::string& name, const void* ptr, uint64_t nbytes);
@@ -40,7 +42,7 @@ class DeviceImage {
   struct Region {
     char* base = nullptr;
     const void* source = nullptr;  // bound host memory
-    bool is_dirty = false;
+    bool is_dirty = false, is_shared = false;
     int64_t nbytes = 0;                            // on the device
     int64_t rows = 0, columns = 0, row_bytes = 0;  // of what is packed, as it is bound
     int32_t group = 0;                             // of a packed quantised matrix and of its scales
@@ -52,12 +54,13 @@ class DeviceImage {
   }
   std::vector<DeviceTask> relocate() const;
   void plan_regions();
+  void take_shared(const DeviceImage& share);
   void upload_tables(cudaStream_t stream);
   void repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const;
 
   const ImageView image_;
-  std::vector<Region> regions_;  // per storage
-  DeviceMemory memory_;
+  std::vector<Region> regions_;                        // per storage
+  std::vector<std::shared_ptr<DeviceMemory>> memory_;  // its own, and that of whoever it shares with
   DeviceMemory tables_;  // DeviceTasks, then at the offsets below what the kernel reads beside them
   size_t queue_start_at_ = 0, streams_at_ = 0, stream_start_at_ = 0;
 };

@@ -23,10 +23,11 @@ bool is_readable(int32_t kind) { return is_writable(kind) || kind == AMK_KIND_IO
 
 class ReferenceVm final : public Vm {
  public:
-  ReferenceVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options)
+  ReferenceVm(std::shared_ptr<const std::vector<uint8_t>> bytes, const amk_vm_options_t& options,
+              const ReferenceVm* share)
       : bytes_(std::move(bytes)),
         image_(ImageView::open(bytes_->data(), bytes_->size())),
-        memory_(image_),
+        memory_(image_, share ? &share->memory_ : nullptr),
         states_(image_) {
     AMK_CHECK(options.threads >= 0, AMK_ERR_INVALID_ARGUMENT, "threads is %d, expected >= 0", options.threads);
     AMK_CHECK(options.guard == 0 || options.guard == 1, AMK_ERR_INVALID_ARGUMENT, "guard is %d, expected 0 or 1",
@@ -172,11 +173,13 @@ class ReferenceVm final : public Vm {
 }  // namespace
 
 std::unique_ptr<Vm> make_reference_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                      const amk_vm_options_t& options) {
+                                      const amk_vm_options_t& options, const Vm* share) {
   AMK_CHECK(image_bytes, AMK_ERR_INVALID_ARGUMENT, "no image");
   AMK_CHECK(options.timeline == 0, AMK_ERR_UNAVAILABLE, "timeline is %d: the reference machine keeps none, expected 0",
             options.timeline);
-  return std::make_unique<ReferenceVm>(std::move(image_bytes), options);
+  const ReferenceVm* other = dynamic_cast<const ReferenceVm*>(share);
+  AMK_CHECK(!share || other, AMK_ERR_INVALID_ARGUMENT, "share: expected a reference machine, got one of another kind");
+  return std::make_unique<ReferenceVm>(std::move(image_bytes), options, other);
 }
 
 }  // namespace amk

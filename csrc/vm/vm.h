@@ -25,8 +25,8 @@ class Vm {
   // How many tokens a step decodes.
   virtual int32_t batch() const = 0;
   // One step. INVALID_ARGUMENT before anything is touched: a position pos .. pos + batch() - 1 outside [0, max_seq),
-  // something unbound, a token outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken promise of the program or of
-  // the machine; every later run is then POISONED.
+  // something unbound, a token outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken
+  // promise of the program or of the machine; every later run is then POISONED.
   virtual void run(int32_t pos) = 0;
   // Zeroes every STATE and forgets that a failed step poisoned it: until then, or until each is written whole, reading
   // one and running are POISONED.
@@ -35,7 +35,8 @@ class Vm {
   // UNSUPPORTED where a step decodes several.
   virtual int32_t decode(int32_t token, int32_t pos) {
     AMK_CHECK(batch() == 1, AMK_ERR_UNSUPPORTED,
-              "decode: one token given, but a step of this program decodes %d: amk_vm_decode_batch takes them", batch());
+              "decode: one token given, but a step of this program decodes %d: amk_vm_decode_batch takes them",
+              batch());
     int32_t next = -1;
     decode_batch(&token, 1, pos, &next);
     return next;
@@ -68,13 +69,14 @@ class Vm {
 };
 
 // The reference machine: one CPU, any legal order, every counter asserted. image_bytes must be those of an Image (the
-// hash is checked again here, V24). OUT_OF_MEMORY names the region and its bytes.
+// hash is checked again here, V24). OUT_OF_MEMORY names the region and its bytes. `share` is what the option of that
+// name means (amk.h), which is not looked at here.
 std::unique_ptr<Vm> make_reference_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                      const amk_vm_options_t& options);
+                                      const amk_vm_options_t& options, const Vm* share = nullptr);
 
 // The GPU machine: one cooperative launch of the persistent kernel per step on device `device`, over the same bytes.
 // UNAVAILABLE: no CUDA build, driver, device or machine code for it; REJECTED: the image does not fit the live device.
 std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                 const amk_vm_options_t& options, int32_t device);
+                                 const amk_vm_options_t& options, int32_t device, const Vm* share = nullptr);
 
 }  // namespace amk

@@ -2,7 +2,8 @@
 
 In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache and the states of
 linear layers can be set and read. A step moves the states on: running it again is another step. One that fails poisons
-them. A machine whose program decodes a batch runs that many consecutive tokens of one sequence a step.
+them. A machine whose program decodes a batch runs that many consecutive tokens of one sequence a step. Machines of one
+model may share weights and caches: one that decodes a batch fills the cache that another goes on from.
 The weights stay the caller's arrays (no copy, unless one is not aligned) and must not change while the machine lives.
 A machine may be used from several threads: calls take turns, and other Python threads run meanwhile.
 """
@@ -22,7 +23,7 @@ from ._lib import ffi, lib
 from .errors import InputError, InternalError, Unavailable, show
 from .program import Image
 
-__all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_timeline"]
+__all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_kind", "require_timeline"]
 
 _Self = TypeVar("_Self", bound="ImageMachine")
 
@@ -67,23 +68,36 @@ class ImageMachine:
     """An image, its weights bound by name, and buffers that are set and read by name: the contract of both machines."""
 
     def __init__(
-        self, image: Image, weights: Mapping[str, np.ndarray], create: Callable[[Any, Any], int], options: Any
+        self,
+        image: Image,
+        weights: Mapping[str, np.ndarray],
+        create: Callable[[Any, Any], int],
+        options: Any,
+        share: ImageMachine | None = None,
     ) -> None:
-        """`create(options, out)` is the library's call that makes the machine."""
-        self._lock = threading.Lock()
+        """`create(options, out)` is the library's call that makes the machine. With `share`, weights and caches are
+        those of that machine, and `weights` is not used."""
+        self._lock = threading.Lock() if share is None else share._lock  # of machines that share, one runs at a time
         self._handle = None
         self._bound: list[object] = []
+        self._share = share
         self._last_pos: int | None = None
         options.struct_size = ffi.sizeof("amk_vm_options_t")
         out = ffi.new("amk_vm **")
-        _lib.check(create(options, out))
+        with self._lock:
+            if share is not None:
+                options.share = share._open()
+            _lib.check(create(options, out))
         self._handle = _lib.owned(out, lib.amk_vm_destroy)
         program = image.program()
         self.max_seq: int = program.launch["max_seq"]
         self._n_tasks = program.n_tasks
         self._buffers = _describe(program.tables())
         try:
-            self._bind(weights)
+            if share is None:
+                self._bind(weights)
+            else:
+                self._bound = list(share._bound)
         except BaseException:
             self.close()
             raise
@@ -361,11 +375,19 @@ class ImageMachine:
 class ReferenceVM(ImageMachine):
     """Runs an image in any legal order (`seed`; 0 is table order) on one or more threads.
 
-    guard=True poisons scratch and outputs before each step and checks canaries around every region after it.
+    guard=True poisons scratch and outputs before each step and checks canaries around every region after it. `share`
+    is another machine of this model, whose weights and caches are used in place of its own (`weights` is then not).
     """
 
     def __init__(
-        self, image: Image, weights: Mapping[str, np.ndarray], *, seed: int = 0, threads: int = 0, guard: bool = False
+        self,
+        image: Image,
+        weights: Mapping[str, np.ndarray],
+        *,
+        seed: int = 0,
+        threads: int = 0,
+        guard: bool = False,
+        share: ReferenceVM | None = None,
     ) -> None:
         self._handle = None
         options = ffi.new("amk_vm_options_t *")
@@ -373,8 +395,9 @@ class ReferenceVM(ImageMachine):
         if type(threads) is not int or not 0 <= threads <= _lib.limit("MAX_QUEUES"):
             raise InputError(f"threads: expected an integer in 0..{_lib.limit('MAX_QUEUES')}, got {show(threads)}")
         options.threads, options.guard = threads, bool(guard)
+        require_kind("share", share, ReferenceVM)
         super().__init__(
-            image, weights, lambda given, out: lib.amk_vm_create_reference(image._handle, given, out), options
+            image, weights, lambda given, out: lib.amk_vm_create_reference(image._handle, given, out), options, share
         )
 
     def reseed(self, seed: int) -> None:
@@ -385,6 +408,12 @@ class ReferenceVM(ImageMachine):
 
 def _state_names(layer: int) -> tuple[str, str]:
     return f"layers.{layer}.conv_state", f"layers.{layer}.gdn_state"
+
+
+def require_kind(name: str, machine: object, kind: type) -> None:
+    """InputError where a machine is given and is none of this kind."""
+    if machine is not None and not isinstance(machine, kind):
+        raise InputError(f"{name}: expected a {kind.__name__} or None, got {show(machine)}")
 
 
 def require_timeline() -> None:
