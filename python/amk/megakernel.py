@@ -51,6 +51,7 @@ class MegakernelVM(ImageMachine):
         index = checked_int32("device", device)
         options = ffi.new("amk_vm_options_t *")
         options.deadline_ms, options.guard = _milliseconds(timeout_s), bool(guard)
+        self._opened = {"device": index, "timeout_s": timeout_s, "guard": guard}
         if timeline:
             options.timeline = 1
         require_kind("share", share, MegakernelVM)
@@ -59,6 +60,10 @@ class MegakernelVM(ImageMachine):
         super().__init__(
             image, weights, lambda given, out: lib.amk_vm_create_cuda(image._handle, given, index, out), options, share
         )
+
+    def beside(self, image: Image) -> MegakernelVM:
+        """A machine for another image of this model, on this one's weights and caches."""
+        return MegakernelVM(image, {}, **self._opened, share=self)
 
     def prepare(self) -> None:
         """Copies the weights to the device, once; from here on a launch waits for nothing."""

@@ -158,7 +158,7 @@ class Program:
 
     @cached_property
     def batch(self) -> int:
-        """Consecutive tokens of one sequence that a step decodes: elements of the input `token`; 1 where it has none."""
+        """Consecutive tokens of one sequence that a step decodes: elements of the input `token`; 1 without one."""
         tables = self.tables()
         names = tables.buffer_name.strings()
         return int(tables.buffers["numel"][names.index("token")]) if "token" in names else 1
@@ -282,9 +282,7 @@ class Image:
         return Program(_lib.owned(out, lib.amk_program_destroy), {}, None)
 
 
-def lower(
-    model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, max_seq: int, batch: int = 1
-) -> Program:
+def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, max_seq: int, batch: int = 1) -> Program:
     """Model + schedule + target -> program for positions below max_seq, which decodes `batch` consecutive tokens of one
     sequence a step. Rejected for the schedule's sake, UnsupportedModel or InputError for the model's."""
     gpu = resolve_target(target)

@@ -271,6 +271,7 @@ VERBS: tuple[Verb, ...] = (
             Option("--top-p", "draw from the fewest best tokens with this share of probability", "float", default=1.0),
             Option("--seed", "draws the tokens", "int", default=0),
             Option("--max-seq", "rows of the cache, prompt included (default: 1024, or what the request needs)", "int"),
+            Option("--prompt-block", "tokens of the prompt in a pass over the weights, 1 to 16 (default: 16)", "int"),
             *_COMMON,
         ),
         _generate,

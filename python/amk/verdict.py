@@ -123,8 +123,8 @@ class Verdict:
             f"{head}: {'CORRECT' if self.correct else 'NOT CORRECT'}",
             f"  error     {_number(self.rel_err)} of the largest logit (limit {_number(self.err_limit)}), "
             f"max abs {_number(self.max_abs_err)}, top-1 agreement {_number(self.top1_agreement, 100.0)} %",
-            f"  checked   {len(self.positions)} {probes} over a populated cache (positions {positions}) and a decode of "
-            f"{self.decode_steps} tokens, on {self.device}",
+            f"  checked   {len(self.positions)} {probes} over a populated cache (positions {positions}) and a decode "
+            f"of {self.decode_steps} tokens, on {self.device}",
         ]
         if self.quantize_loss:
             lines.append(self._loss_line())

@@ -80,7 +80,7 @@ class ImageMachine:
         self._lock = threading.Lock() if share is None else share._lock  # of machines that share, one runs at a time
         self._handle = None
         self._bound: list[object] = []
-        self._share = share
+        self.share = share
         self._last_pos: int | None = None
         options.struct_size = ffi.sizeof("amk_vm_options_t")
         out = ffi.new("amk_vm **")
@@ -300,8 +300,8 @@ class ImageMachine:
     def _require_one(self, call: str) -> None:
         if self._batch != 1:
             raise InputError(
-                f"{call}: expected a machine of one token a step, got one of {self._batch}: use step_batch, decode_batch "
-                "and next_tokens"
+                f"{call}: expected a machine of one token a step, got one of {self._batch}, which has step_batch, "
+                "decode_batch and next_tokens"
             )
 
     def _all(self, call: str, tokens: Sequence[int]) -> np.ndarray:
@@ -395,10 +395,15 @@ class ReferenceVM(ImageMachine):
         if type(threads) is not int or not 0 <= threads <= _lib.limit("MAX_QUEUES"):
             raise InputError(f"threads: expected an integer in 0..{_lib.limit('MAX_QUEUES')}, got {show(threads)}")
         options.threads, options.guard = threads, bool(guard)
+        self._threads, self._guard = threads, guard
         require_kind("share", share, ReferenceVM)
         super().__init__(
             image, weights, lambda given, out: lib.amk_vm_create_reference(image._handle, given, out), options, share
         )
+
+    def beside(self, image: Image) -> ReferenceVM:
+        """A machine for another image of this model, on this one's weights and caches."""
+        return ReferenceVM(image, {}, threads=self._threads, guard=self._guard, share=self)
 
     def reseed(self, seed: int) -> None:
         """Another legal order for the next steps."""

@@ -85,9 +85,10 @@ PY_ARROWS = {
     "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "history", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
     "tokenizer": {"errors", "safetensors", "strict_json"},
+    "prompt": {"_lib", "errors"},
     "generate": {
-        *{"checkpoint", "embedded", "errors", "evaluate", "machine", "safetensors", "sampling", "strict_json"},
-        *{"targets", "tokenizer"},
+        *{"checkpoint", "embedded", "errors", "evaluate", "machine", "prompt", "safetensors", "sampling"},
+        *{"strict_json", "targets", "tokenizer"},
     },
     "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
     "schema": {"config", "errors", "records/trial", "verdict"},
