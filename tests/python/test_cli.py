@@ -286,7 +286,7 @@ def bad_inputs(folder: Path) -> list[tuple[tuple[object, ...], int]]:
         ((*toy, "--position", "256"), 2),
         *(((*toy, "--device", name), 2) for name in ("tpu", "", "CUDA", "cuda:", "cuda:-1", "cuda:1x", "cuda:12345")),
         *(((*toy, "--device", name), 4) for name in ("cuda", "cuda:0", "cuda:99")),
-        ((*toy, "--batch", "2"), 1),
+        ((*toy, "--batch", "17"), 1),
         (("eval", "toy", "--gpu", "local"), 0 if live_gpu() else 4),
         (("eval", folder / "moe", "--gpu", "h200"), 3),
         (("eval", folder / "torn", "--gpu", "h200"), 2),
