@@ -211,8 +211,8 @@ class Replay {
 };
 
 void check_pos(const Program& program, int32_t pos) {
-  AMK_CHECK(pos >= 0 && pos < program.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "pos is %d, allowed 0..%d", pos,
-            program.launch.max_seq - 1);
+  const int32_t last_pos = program.launch.max_seq - program_batch(program.tasks);
+  AMK_CHECK(pos >= 0 && pos <= last_pos, AMK_ERR_INVALID_ARGUMENT, "pos is %d, allowed 0..%d", pos, last_pos);
 }
 
 }  // namespace

@@ -12,6 +12,13 @@
 
 namespace amk {
 
+// INVALID_ARGUMENT: a token of a step of `batch` at pos would lie outside [0, max_seq).
+inline void require_positions(int32_t pos, int32_t batch, int32_t max_seq) {
+  AMK_CHECK(pos >= 0 && pos < max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)", pos, max_seq);
+  AMK_CHECK(pos <= max_seq - batch, AMK_ERR_INVALID_ARGUMENT,
+            "position %d: the last of the %d tokens of a step is outside [0, %d)", pos, batch, max_seq);
+}
+
 class Vm {
  public:
   virtual ~Vm() = default;
