@@ -272,20 +272,21 @@ def _load(
         say(note)
     say(f"lowering {source.name} for {target.name}, max_seq {max_seq}")
     _, image = lower_and_pack(source, schedule, target, max_seq)
-    say(f"reading the weights of {source.name}")
-    machine: Any = open_machine(device, image, source.weights(hashed=False))  # no record names them
     if block == 1:
+        say(f"reading the weights of {source.name}")
+        machine = _open(source, device, image)
         return machine, None, machine.close
+    from concurrent.futures import ThreadPoolExecutor
 
-    def beside() -> Any:
-        say(f"lowering {source.name} for blocks of {block} tokens")
-        return machine.beside(lower_and_pack(source, schedule, target, max_seq, block)[1])
-
-    try:
-        blocks = open_blocks(beside, block, is_asked, say)
-    except BaseException:
-        machine.close()
-        raise
+    say(f"reading the weights of {source.name}, and lowering it for blocks of {block} tokens")
+    with ThreadPoolExecutor(1) as pool:  # proving the larger program takes about as long as reading
+        lowered = pool.submit(lower_and_pack, source, schedule, target, max_seq, block)
+        machine = _open(source, device, image)
+        try:
+            blocks = open_blocks(lambda: machine.beside(lowered.result()[1]), block, is_asked, say)
+        except BaseException:
+            machine.close()
+            raise
     if blocks is None:
         return machine, None, machine.close
 
@@ -294,6 +295,18 @@ def _load(
         machine.close()
 
     return machine, blocks, close
+
+
+def _open(source: WeightSource, device: str, image: Any) -> Any:
+    """The machine, with its weights where it computes: the first token waits for none."""
+    machine: Any = open_machine(device, image, source.weights(hashed=False))  # no record names them
+    try:
+        if hasattr(machine, "prepare"):
+            machine.prepare()
+    except BaseException:
+        machine.close()
+        raise
+    return machine
 
 
 def _capacity(source: WeightSource, max_seq: int | None, wanted: int) -> int:
