@@ -7,9 +7,9 @@ MODEL is a checkpoint directory, an embedded model or a shape (0.6B, 1B, 8B). On
 cache; a machine for each block size shares both. A time is that of the first `next` of `amk.generate`, greedy, without
 log probabilities, from a cache whose rows are those of the run before: the whole prompt and the first choice, nothing
 of loading or lowering, whose times stand beside it. The sizes take turns. Every size must choose the first token, and
-the `--check` tokens after it, that one token at a time chooses; where one does not, and the two largest logits there are
-further apart than rounding may bring them, the exit code is 1. Prints one JSON object: median, p10 and p90 of each size
-in microseconds, and the step of one token behind the prompt as a yardstick.
+the `--check` tokens after it, that one token at a time chooses; where one does not, and the two largest logits there
+are further apart than rounding may bring them, the exit code is 1. Prints one JSON object: median, p10 and p90 of each
+size in microseconds, and the step of one token behind the prompt as a yardstick.
 """
 
 from __future__ import annotations

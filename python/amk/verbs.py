@@ -289,6 +289,7 @@ VERBS: tuple[Verb, ...] = (
             Option("--peers", "what to compare with: torch, or torch-eager and torch-compile by name"),
             Option("--peer-limit", "seconds for one peer and model, compilation included", "float", default=300.0),
             Option("--max-seq", "rows of the cache (default: the longest context)", "int"),
+            Option("--batch", "consecutive tokens of one sequence that a step decodes: 1 to 16", "int", default=1),
             Option("--seed", "draws the questions and the tokens", "int", default=0),
             *_QUANTIZE,
             Option("--output-file", "a .json file for the rows"),

@@ -137,7 +137,7 @@ PY_ARROWS = {
     "report/history": {"records", "records/entries", "records/read"},
     "report/page": {"errors", "records", "records/digest", "report/facts", "report/history", "report/plots"},
     "bench_peers": {"errors"},  # it starts a peer, and imports none
-    "bench": {"bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
+    "bench": {"_lib", "bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
     "bench_plot": {"report/canvas", "report/facts"},
     "peers": set(),
     "peers/torch_decode": set(),  # not of the package: a program beside it
