@@ -168,8 +168,8 @@ void op_footprint(const TaskView& v, AccessList* out) {
       break;
     case AMK_OP_EMBED:
       f.whole(0);
-      // Which row is read depends on the token: the tile's columns of every row.
-      f.rows(f.read(1, p.n_off, p.N_tile), p.vocab, p.hidden).any_row = true;
+      // Which rows are read depends on the tokens: the tile's columns of every row.
+      f.rows(f.read(1, p.n_off, p.N_tile), p.vocab, p.hidden).some_rows = op_tokens(v.task);
       f.write_rows(0, p.n_off, p.N_tile);
       break;
     case AMK_OP_RMSNORM:

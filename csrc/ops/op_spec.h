@@ -36,7 +36,7 @@ struct Access {
   int32_t buffer = 0;
   int8_t slot = 0;  // input or output slot
   bool write = false;
-  bool any_row = false;  // only one of the rows is read; which one depends on data
+  int32_t some_rows = 0;  // if not 0, only so many of the rows are read, or fewer; which ones depends on data
   Region region = Region::kPlain;
   int32_t align_bytes = 1;  // the physical offset and the stride must be multiples of this (V5)
   int64_t offset_bytes = 0, row_bytes = 0, rows = 1, stride_bytes = 0;

@@ -19,7 +19,7 @@ double task_work(const Program& p, int64_t task, int32_t last_pos) {
   for (const Access& a : list) {
     const double row_bytes =
         static_cast<double>(a.row_bytes) + static_cast<double>(last_pos) * static_cast<double>(a.row_bytes_per_pos);
-    work += row_bytes * (a.any_row ? 1.0 : static_cast<double>(a.rows));
+    work += row_bytes * (a.some_rows ? a.some_rows : static_cast<double>(a.rows));
   }
   return work;
 }
