@@ -189,11 +189,14 @@ class Oracle:
             for g in range(cfg.n_kv_heads):
                 head_k = to_float64(past_k[g, :longest], cfg.dtype)
                 head_v = to_float64(past_v[g, :longest], cfg.dtype)
-                for i, start in enumerate(starts):
-                    own = slice(i - i % chain, i + 1)
-                    item_k = np.concatenate([head_k[:start], k[own, g]])
-                    item_v = np.concatenate([head_v[:start], v[own, g]])
-                    out[i, g] = _softmax(q[i, g] @ item_k.T / math.sqrt(cfg.head_dim)) @ item_v
+                for first in range(0, len(starts), chain):
+                    start, own = starts[first], slice(first, first + chain)
+                    chain_k = np.concatenate([head_k[:start], k[own, g]])
+                    chain_v = np.concatenate([head_v[:start], v[own, g]])
+                    for i in range(first, first + chain):
+                        seen = start + i - first + 1
+                        scores = q[i, g] @ chain_k[:seen].T / math.sqrt(cfg.head_dim)
+                        out[i, g] = _softmax(scores) @ chain_v[:seen]
             return out
 
         if state is None and any(is_linear(cfg, layer) for layer in range(cfg.layers)):

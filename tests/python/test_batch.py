@@ -412,3 +412,26 @@ def test_what_cannot_be_shared_is_named() -> None:
     one.close()
     with pytest.raises(InputError, match="closed"):
         one.beside(image_of("toy", 4))
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_takes_a_batch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from amk.cli import main
+
+    base = ["toy", "--gpu", "h200", "--json", "--quiet", "--batch"]
+    assert main(["eval", *base, "4", "--device", "cpu"]) == 0
+    verdict = json.loads(capfd.readouterr().out)
+    assert (verdict["batch"], verdict["correct"]) == (4, True)
+    assert main(["compile", *base, "4", "--output", str(tmp_path / "four")]) == 0
+    report = json.loads(capfd.readouterr().out)
+    image = amk.Image.from_bytes((tmp_path / "four" / "image.amk").read_bytes())
+    assert report["batch"] == image.program().batch == 4 and image.hash == verdict["provenance"]["image_hash"]
+    assert main(["validate", *base, "16"]) == 0
+    capfd.readouterr()
+    for verb, more, code in (("eval", (), 1), ("validate", (), 3), ("compile", ("--output", str(tmp_path / "x")), 3)):
+        assert main([verb, *base, "17", *more]) == code
+        out = json.loads(capfd.readouterr().out)
+        assert "batch" in (out.get("rejected_reason") or out["error"]["message"])
+    assert not (tmp_path / "x").exists()
