@@ -58,9 +58,9 @@ class CudaVm final : public Vm {
         variant_(find_variant(image_.launch().threads_per_block)),
         kernel_(variant_.kernel(options.timeline == 1)),
         states_(image_) {
-    AMK_CHECK(program_batch(image_.tasks) == 1, AMK_ERR_UNSUPPORTED,
-              "a step of this program decodes %d tokens: the GPU machine runs one token a step",
-              program_batch(image_.tasks));
+    for (const amk_instruction_t& t : image_.tasks)
+      AMK_CHECK(op_tokens(t) == 1, AMK_ERR_UNSUPPORTED,
+                "a step of this program decodes %d tokens: the GPU machine runs one token a step", op_tokens(t));
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, kernel_, device_);
     stream_ = make_stream();
