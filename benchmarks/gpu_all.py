@@ -94,7 +94,7 @@ def run_python(session, script: Path, wheels: Path, checkpoints: Path, load: Pat
     output.mkdir(parents=True, exist_ok=True)
     arguments = [str(wheels), str(checkpoints), str(output), *([str(load)] if load else [])]
     print(session.python(script, arguments, PYTHON_LIMIT_S), end="", flush=True)
-    names = ("python_on_gpu", "generations", *(["load_time", "host_cost"] if load else []))
+    names = ("python_on_gpu", "generations", *(["load_time", "host_cost", "prompt_time"] if load else []))
     return {name: read_json(output / f"{name}.json") for name in names}
 
 

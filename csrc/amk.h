@@ -11,29 +11,23 @@
  *    the end. A smaller size than this header's first version is AMK_ERR_INVALID_ARGUMENT.
  *  - Dimension letters in shapes: L layers, H hidden, F feed-forward, Q query heads, G kv heads, D head dim,
  *    S cache rows (max_seq), V vocabulary, T KV splits. Of a gated delta net: Hq key heads, Hv value heads, E head dim,
- *    W convolution width, C = (2Hq+Hv)*E channels.
+ *    W convolution width, C = (2Hq+Hv)*E channels. B consecutive tokens of one sequence in a step, 1 unless said.
  */
 #ifndef AMK_H
 #define AMK_H
-
 #include <stddef.h>
 #include <stdint.h>
-
 #ifdef __cplusplus
 extern "C" {
 #endif
 #if defined(__GNUC__)
 #pragma GCC visibility push(default)
 #endif
-
 /* amk-cdef-begin */
-
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 4
+#define AMK_ABI_VERSION_MINOR 5
 #define AMK_IR_VERSION 1
-
 /* ---- limits ------------------------------------------------------------------------------------------------ */
-
 #define AMK_MAX_INPUTS 8
 #define AMK_MAX_OUTPUTS 4
 #define AMK_MAX_WAITS 8
@@ -50,6 +44,7 @@ extern "C" {
 #define AMK_MIN_WEIGHT_GROUP 64  /* elements of a row that share a scale in a quantised model: this many */
 #define AMK_MAX_WEIGHT_GROUP 128 /* or this many */
 #define AMK_MAX_CONV_WIDTH 8     /* taps of a causal convolution */
+#define AMK_MAX_BATCH 16         /* B: consecutive tokens of one sequence that a step decodes */
 #define AMK_VECTOR_BYTES 16      /* widest load of a kernel: what V5 asks of matrix rows and of their operands */
 #define AMK_PAGE_ALIGN 256       /* alignment of pages that the lowering places */
 #define AMK_MAX_GDN_BATCH 512    /* batch rows of amk_gdn_decode */
@@ -59,9 +54,7 @@ extern "C" {
 /* Bytes touched plus floating-point operations of one queue in a step (V23): what a minute at 1 GB/s amounts to. One SM
  * of today's GPUs streams over 20 GB/s, and the share of a model that fills the device's memory is a tenth of this. */
 #define AMK_MAX_QUEUE_WORK 60000000000
-
 /* ---- status codes: pinned, append-only ---------------------------------------------------------------------- */
-
 typedef enum amk_status {
   AMK_OK = 0,
   AMK_ERR_INVALID_ARGUMENT = -1, /* misuse of this API: NULL, size, range of a call argument */
@@ -79,7 +72,6 @@ typedef enum amk_status {
 } amk_status;
 
 /* ---- pinned numbers of the tables: append-only --------------------------------------------------------------- */
-
 typedef enum amk_dtype {
   AMK_DTYPE_F32 = 0,
   AMK_DTYPE_F16 = 1,
@@ -103,7 +95,7 @@ typedef enum amk_space {
 typedef enum amk_buffer_kind {
   AMK_KIND_WEIGHT = 0,
   AMK_KIND_ACTIVATION = 1,
-  AMK_KIND_KV_CACHE = 2, /* [G, S, D]; rows below `pos` are read-only within a step, row `pos` is appended */
+  AMK_KIND_KV_CACHE = 2, /* [G, S, D]; rows below `pos` are read-only in a step, rows pos .. pos + B - 1 are appended */
   AMK_KIND_IO_INPUT = 3,
   AMK_KIND_IO_OUTPUT = 4,
   AMK_KIND_CONST = 5,
@@ -116,19 +108,24 @@ typedef enum amk_buffer_kind {
 /* Opcodes. "Law" = what the task reads and writes; csrc/ops/op_spec.cpp holds it as code and is the only place that
  * does. T is one of f32, f16, bf16, the same for every operand named T. Offsets count elements unless said
  * otherwise; a parameter that an opcode does not name must be zero. Accumulation is f32, with one rounding where a
- * result is stored. */
+ * result is stored.
+ * Tokens: an opcode marked [B] works on B tokens, t = 0 .. B-1 at positions pos + t: M_tile of them (of ATTENTION_TILE
+ * N; there and here 0 means 1), at most AMK_MAX_BATCH. With B > 1 each operand of it but weights, tables and caches is
+ * [B, W], row t at t*W, and each part_o, part_ml and best_* below gets B as its first dimension; the law then holds
+ * row by row for the columns of the task, offsets counting inside a row. With B = 1 such an operand is any W elements.
+ * ROPE, KV_APPEND and ATTENTION_TILE have one B in all of a program (V19): the program's, which is 1 without them. */
 typedef enum amk_opcode {
   AMK_OP_NOP = 0,
-  /* out[n_off + i] = in[m_off + i] for i < N_tile; any dtype, the same on both sides. */
+  /* [B] out[n_off + i] = in[m_off + i] for i < N_tile; any dtype, the same on both sides. */
   AMK_OP_COPY = 1,
-  /* in: token i32 [1], table T [V=vocab, H=hidden]. out[n_off + i] = table[token, n_off + i] for i < N_tile. */
+  /* [B] in: token i32 [B], table T [V=vocab, H=hidden]. out[n_off + i] = table[token, n_off + i] for i < N_tile. */
   AMK_OP_EMBED = 2,
-  /* in: x T, weight T [hidden]. For rows r < M_tile: out[n_off + r*hidden + j] =
+  /* in: x T, weight T [hidden]. For rows r < M_tile, of any number and one after another: out[n_off + r*hidden + j] =
    * x[m_off + r*hidden + j] * weight[j] / sqrt(mean_j(x^2) + eps)   (Zhang & Sennrich 2019, arXiv:1910.07467).
    * NORM_PLUS_ONE is allowed. */
   AMK_OP_RMSNORM = 3,
   AMK_OP_LAYERNORM = 4,
-  /* in: x T, weight T [N, K], then in this order where the flag is set: NORM weight T [K], BIAS T [N],
+  /* [B] in: x T, weight T [N, K], then in this order where the flag is set: NORM weight T [K], BIAS T [N],
    * RESIDUAL T [N]. out (T or f32): y[n] = sum_k weight[n, k] * x[m_off + k] (+ bias[n]) (+ residual[n]) for
    * n in [n_off, n_off + N_tile). NORM: x is first RMS-normalised over its K elements (eps) and rounded to T.
    * SILU_PAIR: weight is [2N, K], bias [2N]: y[n] = silu(row n) * (row N + n). In-place residual is allowed.
@@ -137,45 +134,45 @@ typedef enum amk_opcode {
    * weight[n, k] * scale[n, k / group], where -128 counts as -127. */
   AMK_OP_GEMV_TILE = 5,
   AMK_OP_GEMM_TILE = 6,
-  /* in: q T (rotated; head h at m_off + h*D), k and v caches T [G, S=K, D]. out: part_o f32 [Q, T=M, D],
+  /* [B] in: q T (rotated; head h at m_off + h*D), k and v caches T [G, S=K, D]. out: part_o f32 [Q, T=M, D],
    * part_ml f32 [Q, M, 2] (row maximum, sum of exponentials). Covers kv heads [n_off, n_off + N_tile) and KV split
-   * `dim` of M. At launch the rows [0, pos] are cut into ceil((pos+1) / M_tile) blocks and split d of M takes the
-   * blocks [floor(blocks*d/M), floor(blocks*(d+1)/M)). An empty split writes part_ml = (-inf, 0), part_o = 0.
-   * part_o is the sum of exp(s - max) * v, not divided by the sum. s = scale * <q, k>.
-   * ROPE: input 0 is x T, this step's raw heads back to back: query head h at m_off + h*D, the new key of kv head g at
-   * m_off + (Q + g)*D, its new value at m_off + (Q + G + g)*D. After the caches come inv_freq f32 [D/2] and, where
-   * NORM is set too (never without ROPE), q_norm T [D] and k_norm T [D], with eps. The task turns its query heads and
-   * the new key of its kv heads as ROPE does: normalised where flagged and rounded to T, turned by pos * inv_freq and
-   * rounded to T. Row `pos`, in the split that holds it, is that key and the raw value; only rows [0, pos) come from
-   * the caches, so no KV_APPEND of this step has to come first (one still appends row pos). A task reads of x the
-   * query heads, keys and values of its own kv heads, whatever its split. */
+   * `dim` of M. At launch the rows [0, pos + B) are cut into ceil((pos+B) / M_tile) blocks and split d of M takes the
+   * blocks [floor(blocks*d/M), floor(blocks*(d+1)/M)); of its rows token t sees those in [0, pos + t]. Where that is
+   * none, part_ml = (-inf, 0) and part_o = 0. part_o is the undivided sum of exp(s - max) * v, s = scale * <q, k>.
+   * ROPE (B = 1 alone): input 0 is x T, this step's raw heads back to back: query head h at m_off + h*D, the new key of
+   * kv head g at m_off + (Q + g)*D, its new value at m_off + (Q + G + g)*D. After the caches come inv_freq f32 [D/2]
+   * and, where NORM is set too (never without ROPE), q_norm T [D] and k_norm T [D], with eps. The task turns its query
+   * heads and the new key of its kv heads as ROPE does. Row `pos`, in the split that holds it, is that key and the raw
+   * value; only rows [0, pos) come from the caches, so no KV_APPEND of this step has to come first (one still appends
+   * row pos). A task reads of x the query heads, keys and values of its own kv heads, whatever its split. */
   AMK_OP_ATTENTION_TILE = 7,
-  /* in: x T (head h at m_off + h*D), inv_freq f32 [D/2], then NORM weight T [D] where the flag is set. out T (head h
-   * at n_off + h*D), h < n_heads. Pairs (i, i + D/2) turn by pos * inv_freq[i] (Su et al. 2021, arXiv:2104.09864, in
-   * the half-split order of Hugging Face checkpoints). NORM: each head is RMS-normalised first and rounded to T. */
+  /* [B] in: x T (head h at m_off + h*D), inv_freq f32 [D/2], then NORM weight T [D] where the flag is set. out T (head
+   * h at n_off + h*D), h < n_heads. Pairs (i, i + D/2) turn by (pos + t) * inv_freq[i], rounded to T (Su et al.
+   * 2021, arXiv:2104.09864, in the half-split order of Hugging Face checkpoints). NORM: each head is RMS-normalised
+   * first and rounded to T. */
   AMK_OP_ROPE = 8,
-  /* in: gate_up T [2N]. out[n_off + i] = silu(in[n_off + i]) * in[N + n_off + i] for i < N_tile. */
+  /* [B] in: gate_up T [2N]. out[n_off + i] = silu(in[n_off + i]) * in[N + n_off + i] for i < N_tile. */
   AMK_OP_SILU_MUL = 9,
   AMK_OP_GELU = 10,
-  /* out[n_off + i] = a[n_off + i] + b[n_off + i] for i < N_tile; T; in place allowed. */
+  /* [B] out[n_off + i] = a[n_off + i] + b[n_off + i] for i < N_tile; T; in place allowed. */
   AMK_OP_ADD = 11,
-  /* As ADD, product. */
+  /* [B] As ADD, product. */
   AMK_OP_MUL = 12,
   AMK_OP_DEQUANT = 13,
   AMK_OP_SOFTMAX = 14,
   AMK_OP_ALLREDUCE_SHARD = 15,
-  /* in: src T, then inv_freq f32 [D/2] with ROPE, then NORM weight T [D] with NORM. out: cache T [G, S=K, D].
-   * For i < N_tile: cache[n_off + i, pos, :] = src[m_off + i*D ...] (normalised and rotated first where flagged). */
+  /* [B] in: src T, then inv_freq f32 [D/2] with ROPE, then NORM weight T [D] with NORM. out: cache T [G, S=K, D].
+   * For i < N_tile: cache[n_off + i, pos + t, :] = src[m_off + i*D ...], normalised and rotated first where flagged. */
   AMK_OP_KV_APPEND = 16,
-  /* in: logits f32 [V=vocab]. out: best_value f32 [M], best_index i32 [M]. Entry `dim` = maximum and its lowest
+  /* [B] in: logits f32 [V=vocab]. out: best_value f32 [M], best_index i32 [M]. Entry `dim` = maximum and its lowest
    * index over [n_off, n_off + N_tile). A NaN in the range gives index -1. */
   AMK_OP_SAMPLE_ARGMAX = 17,
-  /* in: part_o f32 [Q, M, D], part_ml f32 [Q, M, 2]. out T: head h at h*D for h in [n_off, n_off + N_tile), the
+  /* [B] in: part_o f32 [Q, M, D], part_ml f32 [Q, M, 2]. out T: head h at h*D for h in [n_off, n_off + N_tile), the
    * splits merged in index order (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao et al. 2023, flash-decoding). */
   AMK_OP_ATTENTION_COMBINE = 18,
   AMK_OP_FUSED = 19,
-  /* in: best_value f32 [M], best_index i32 [M]. out: i32 [1], the index of the largest value, lowest index on a
-   * tie; -1 where any entry is -1. */
+  /* [B] in: best_value f32 [M], best_index i32 [M]. out: i32 [B], the index of the largest value, lowest index on
+   * a tie; -1 where any entry is -1. */
   AMK_OP_ARGMAX_COMBINE = 20,
   /* in: x T (channel c at m_off + c), weight T [C=N, W=K] (WEIGHT or CONST), state T [C, W-1], oldest first, of kind
    * STATE. out: y T [C], and the same state. For c in [n_off, n_off + N_tile): y[c] = silu(sum_{j < W-1} weight[c, j] *
@@ -211,7 +208,6 @@ typedef enum amk_flag {
 } amk_flag;
 
 /* ---- POD tables: little-endian, natural C alignment ----------------------------------------------------------- */
-
 /* Parameters of one task; which fields an opcode uses, and what they mean for it, stands at the opcode. `pos`,
  * `kv_start` and `kv_len` are zero in every table: the position is a launch scalar (V19). */
 typedef struct amk_params_t {
@@ -299,7 +295,6 @@ typedef struct amk_program_tables_t {
 } amk_program_tables_t;
 
 /* ---- descriptions ---------------------------------------------------------------------------------------------- */
-
 typedef enum amk_model_feature {
   AMK_MODEL_QKV_BIAS = 1,
   AMK_MODEL_O_BIAS = 2,
@@ -323,7 +318,10 @@ typedef enum amk_model_feature {
  * With weight_group g > 0 the matrices wqkv, wo, w_gdn_in, w_gdn_out, w_gate_up, w_down and lm_head are I8, and each
  * `m` of them comes with `m_scale` [rows, columns / g] in `dtype`: an element is its integer times the scale of its row
  * and of the g columns that it lies in. embed stays in `dtype`, and so does a tied head.
- * A struct_size that ends before the fields of a hybrid, or before weight_group, means 0 there. */
+ * With batch B > 1 a step decodes B consecutive tokens of one sequence, causal among themselves, and reads the weights
+ * once: activations are [B, width], token and next_token i32 [B] (the greedy choice after each token), logits [B, V].
+ * Independent sequences are not modelled. UNSUPPORTED: B > 1 of a hybrid or with an output gate.
+ * A struct_size that ends before the fields of a hybrid, before weight_group or before reserved means 0 from there. */
 typedef struct amk_model_t {
   uint64_t struct_size;
   int32_t dtype; /* F32, F16 or BF16 */
@@ -332,6 +330,8 @@ typedef struct amk_model_t {
   float eps;
   int32_t linear_key_heads, linear_value_heads, linear_head_dim, conv_width, full_attention_interval; /* Hq Hv E W n */
   int32_t weight_group; /* 0: not quantised; else AMK_MIN_WEIGHT_GROUP or AMK_MAX_WEIGHT_GROUP */
+  int32_t reserved;     /* not read: it was padding */
+  int32_t batch;        /* B: 0 or 1, one token; 2..AMK_MAX_BATCH, at most max_seq */
 } amk_model_t;
 
 typedef enum amk_fusion {
@@ -403,13 +403,17 @@ typedef struct amk_task_time_t {
 
 typedef struct amk_vm_options_t {
   uint64_t struct_size;
-  uint64_t seed;       /* which legal order; 0 = program order */
-  int32_t threads;     /* 0 = one thread, order by seed; n = n threads that share the queues out */
-  int32_t guard;       /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
-                          (a GPU machine poisons and has no canaries) */
-  int32_t deadline_ms; /* GPU: a step without progress for so long is ended; 0 = 2,000 */
-  int32_t reserved;    /* 0 */
-  int32_t timeline;    /* GPU: 1 = each step leaves a timeline (amk_vm_timeline), from a kernel compiled with one */
+  uint64_t seed;        /* which legal order; 0 = program order */
+  int32_t threads;      /* 0 = one thread, order by seed; n = n threads that share the queues out */
+  int32_t guard;        /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
+                           (a GPU machine poisons and has no canaries) */
+  int32_t deadline_ms;  /* GPU: a step without progress for so long is ended; 0 = 2,000 */
+  int32_t reserved;     /* 0 */
+  int32_t timeline;     /* GPU: 1 = each step leaves a timeline (amk_vm_timeline), from a kernel compiled with one */
+  struct amk_vm* share; /* NULL, or a machine of this kind (on this device), all bound and, on a GPU, prepared: its
+                           weights, constants and caches are this one's too, and bind is refused. INVALID_ARGUMENT names
+                           what the other lacks or has in another size or packing; UNSUPPORTED: an image with STATE. Of
+                           machines that share, one runs at a time; they are destroyed in any order. */
 } amk_vm_options_t;
 
 /* One task as the library sees it: its operands' byte ranges at a position. rows ranges of row_bytes, stride apart. */
@@ -446,7 +450,6 @@ typedef struct amk_image amk_image;
 typedef struct amk_vm amk_vm;
 
 /* ---- library ---------------------------------------------------------------------------------------------------- */
-
 /* major << 16 | minor of the ABI the library was built with. */
 uint32_t amk_abi_version(void);
 /* Sentence of the last failed call on this thread; "" if none. Borrowed until the next failing call on it. */
@@ -464,7 +467,6 @@ int32_t amk_op_supported(int32_t op);
 int32_t amk_dtype_bits(int32_t dtype); /* 0 for an unknown dtype */
 
 /* ---- targets ----------------------------------------------------------------------------------------------------- */
-
 int32_t amk_target_count(void);
 /* Preset i < amk_target_count(), and the document its figures come from. INVALID_ARGUMENT if i is out of range. */
 amk_status amk_target_preset(int32_t i, amk_target_t* out);
@@ -478,7 +480,6 @@ amk_status amk_device_uuid(int32_t index, char out[41]);
 amk_status amk_device_read_bandwidth(int32_t index, double* gb_per_s);
 
 /* ---- schedule and lowering ------------------------------------------------------------------------------------- */
-
 /* Fills the default schedule. */
 amk_status amk_schedule_default(amk_schedule_t* out);
 /* REJECTED, naming the field, when a value is outside its domain or was not built. */
@@ -488,7 +489,6 @@ amk_status amk_program_lower(const amk_model_t* model, const amk_schedule_t* sch
                              amk_program** out);
 
 /* ---- programs -------------------------------------------------------------------------------------------------- */
-
 /* Copies the tables; judges nothing (amk_program_validate does). INVALID_ARGUMENT only for NULLs, counts over the
  * caps and string tables that are not monotonic. */
 amk_status amk_program_from_tables(const amk_program_tables_t* tables, amk_program** out);
@@ -518,7 +518,6 @@ amk_status amk_report_entry(const amk_report* report, int32_t i, amk_rejection_t
 void amk_report_destroy(amk_report* report);
 
 /* ---- images ---------------------------------------------------------------------------------------------------- */
-
 /* One flat, hashed blob with offsets for pointers; only a valid program packs. */
 amk_status amk_image_pack(const amk_valid_program* program, amk_image** out);
 /* Opens untrusted bytes: checks the certificate (MISMATCH), validates the program again (REJECTED) and requires that
@@ -532,7 +531,6 @@ amk_status amk_image_program(const amk_image* image, amk_program** out);
 void amk_image_destroy(amk_image* image);
 
 /* ---- machines -------------------------------------------------------------------------------------------------- */
-
 /* The reference machine. Weights and constants are bound by source name and stay the caller's; the cache, inputs,
  * outputs, STATE and the arena belong to the machine (cache and STATE zeroed). */
 amk_status amk_vm_create_reference(const amk_image* image, const amk_vm_options_t* options, amk_vm** out);
@@ -543,15 +541,21 @@ amk_status amk_vm_bind(amk_vm* vm, const char* name, const void* ptr, uint64_t n
  * POISONED from read: a STATE that a failed step left behind; a write of all of its bytes makes it good again. */
 amk_status amk_vm_write(amk_vm* vm, const char* name, uint64_t offset, const void* data, uint64_t nbytes);
 amk_status amk_vm_read(amk_vm* vm, const char* name, uint64_t offset, void* data, uint64_t nbytes);
-/* One launch at position pos. INVALID_ARGUMENT: pos outside [0, max_seq), something not bound, a token outside the
- * table it indexes. A step that fails after its first task may have run poisons every STATE: until each is written
- * whole or amk_vm_reset_state is called, runs are POISONED, naming the step's failure. */
+/* One launch: B tokens at positions pos .. pos + B - 1. INVALID_ARGUMENT: one of them outside [0, max_seq), something
+ * not bound, a token outside the table it indexes. A step that fails after its first task may have run poisons every
+ * STATE: until each is written whole or amk_vm_reset_state is called, runs are POISONED, naming the step's failure. */
 amk_status amk_vm_run(amk_vm* vm, int32_t pos);
 /* Every STATE zero, as in a new machine, and no longer poisoned. Nothing to do without STATE buffers. */
 amk_status amk_vm_reset_state(amk_vm* vm);
 /* One greedy token of a decoder: as write of input "token", run, and read of output "next_token", in one call that
- * copies nothing else. INVALID_ARGUMENT for a program without them; NONFINITE where a logit is NaN. */
+ * copies nothing else. INVALID_ARGUMENT for a program without them; NONFINITE where a logit is NaN; UNSUPPORTED: B > 1.
+ */
 amk_status amk_vm_decode(amk_vm* vm, int32_t token, int32_t pos, int32_t* next);
+/* The same for the n = B tokens of a step: next[t] is the greedy choice after tokens[0 .. t]; output "logits", [B, V],
+ * is there to be read. INVALID_ARGUMENT: n is not the program's B, which is the element count of "token". A caller with
+ * fewer tokens fills up with any: no token sees a later one, and the next step at their positions replaces their cache
+ * rows. So may a caller take back tokens: a step at a lower pos sees no row from there on but its own. */
+amk_status amk_vm_decode_batch(amk_vm* vm, const int32_t* tokens, int32_t n, int32_t pos, int32_t* next);
 /* Legal order: another seed for the next runs. */
 amk_status amk_vm_reseed(amk_vm* vm, uint64_t seed);
 void amk_vm_destroy(amk_vm* vm);
@@ -562,7 +566,7 @@ void amk_vm_destroy(amk_vm* vm);
  * device, or a task is too large for the kernel. MISMATCH: another build's image (V24). OUT_OF_MEMORY: bytes asked and
  * free. A failed or timed-out launch gives DEVICE_FAULT or TIMEOUT from the call that notices it; after a fault of the
  * device, or a step that could not be ended, every later call is POISONED. reseed is UNAVAILABLE here.
- * The cache's row `pos` is undefined after a failed step. STATE is poisoned by one, and by a NONFINITE read. */
+ * The cache's rows of the step are undefined after it failed. STATE is poisoned by one, and by a NONFINITE read. */
 amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* options, int32_t device, amk_vm** out);
 /* Copies what is bound to the device, once; weights rebound later are copied by the next prepare. run does it too. */
 amk_status amk_vm_prepare(amk_vm* vm);
@@ -581,14 +585,11 @@ amk_status amk_vm_time(amk_vm* vm, int32_t pos, int32_t n, float* us);
 amk_status amk_vm_timeline(amk_vm* vm, amk_task_time_t* out, int64_t room, int64_t* n);
 /* Ends the step in flight, from any thread: its finish (or run) reports TIMEOUT, "cancelled". */
 amk_status amk_vm_cancel(amk_vm* vm);
-
 /* One decode step of a gated delta net, the law of AMK_OP_GDN_DECODE for each batch row. On a device: enqueued on
  * `stream` (a cudaStream_t, NULL: the default one), no allocation, no synchronisation, and what the pointers point to
  * is not looked at. INVALID_ARGUMENT names the operand; UNSUPPORTED: head_dim, a dtype; UNAVAILABLE: as a machine. */
 amk_status amk_gdn_decode(const amk_gdn_decode_t* args, void* stream);
-
 /* amk-cdef-end */
-
 #if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif

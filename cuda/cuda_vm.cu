@@ -12,6 +12,7 @@
 #include "device_memory.h"
 #include "exchange.h"
 #include "launch_shape.h"
+#include "ops/op_spec.h"
 #include "test_machine.h"
 #include "timeline.h"
 #include "variants.h"
@@ -42,9 +43,9 @@ const KernelVariant& find_variant(int threads) {
 
 class CudaVm final : public Vm {
  public:
-  // variant: null for the compiled one that the image asks for.
+  // variant: null for the compiled one that the image asks for. share: null, or whose memory to use (amk.h).
   CudaVm(const KernelVariant* variant, std::shared_ptr<const std::vector<uint8_t>> bytes,
-         const amk_vm_options_t& options, int device)
+         const amk_vm_options_t& options, int device, const CudaVm* share)
       : bytes_(std::move(bytes)),
         image_(ImageView::open(bytes_->data(), bytes_->size())),
         device_(device),
@@ -53,6 +54,9 @@ class CudaVm final : public Vm {
         variant_(variant ? *variant : find_variant(image_.launch().threads_per_block)),
         kernel_(variant_.kernel(options.timeline == 1)),
         states_(image_) {
+    for (const amk_instruction_t& t : image_.tasks)
+      AMK_CHECK(op_tokens(t) == 1, AMK_ERR_UNSUPPORTED,
+                "a step of this program decodes %d tokens: the GPU machine runs one token a step", op_tokens(t));
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, kernel_, device_);
     stream_ = make_stream();
@@ -62,7 +66,9 @@ class CudaVm final : public Vm {
     find_tokens();
     exchange_ =
         std::make_unique<Exchange>(image_.producers.size_bytes(), choices_.size() * sizeof(int32_t), stream_.get());
-    memory_ = make_memory();
+    AMK_CHECK(!share || share->device_ == device_, AMK_ERR_INVALID_ARGUMENT,
+              "share: the other machine is on device %d, this one on %d", share ? share->device_ : 0, device_);
+    memory_ = make_memory(share ? share->memory_.get() : nullptr);
     if (options.timeline == 1) timeline_ = std::make_unique<Timeline>(image_);
   }
 
@@ -76,6 +82,8 @@ class CudaVm final : public Vm {
     }
     if (never_ends_) abandon();
   }
+
+  int32_t batch() const override { return 1; }
 
   void bind(const std::string& name, const void* ptr, uint64_t nbytes) override {
     require_usable();
@@ -256,13 +264,12 @@ class CudaVm final : public Vm {
   }
 
   // Token and choice of a decoder lie where a step's copies pass.
-  std::unique_ptr<DeviceImage> make_memory() const {
-    if (!decodes_)
-      return std::make_unique<DeviceImage>(image_, std::initializer_list<DeviceImage::Placed>{}, stream_.get());
+  std::unique_ptr<DeviceImage> make_memory(const DeviceImage* share) const {
+    using Places = std::initializer_list<DeviceImage::Placed>;
+    if (!decodes_) return std::make_unique<DeviceImage>(image_, Places{}, stream_.get(), share);
     const DeviceImage::Placed token{image_.places[tokens_[0].buffer].storage, exchange_->device_token()};
     const DeviceImage::Placed choice{image_.places[choices_[0]].storage, exchange_->device_choices()};
-    return std::make_unique<DeviceImage>(image_, std::initializer_list<DeviceImage::Placed>{token, choice},
-                                         stream_.get());
+    return std::make_unique<DeviceImage>(image_, Places{token, choice}, stream_.get(), share);
   }
 
   // Every CUDA call of a built machine: a sticky error poisons it.
@@ -298,8 +305,7 @@ class CudaVm final : public Vm {
   void check_request(int32_t pos) const {
     require_idle();
     states_.require_good();
-    AMK_CHECK(pos >= 0 && pos < image_.launch().max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)",
-              pos, image_.launch().max_seq);
+    require_positions(pos, batch(), image_.launch().max_seq);
     AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
     for (const Token& t : tokens_) require_token(t, t.value);
   }
@@ -519,7 +525,7 @@ class CudaVm final : public Vm {
 };
 
 std::unique_ptr<Vm> make(const KernelVariant* variant, std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                         const amk_vm_options_t& options, int32_t device) {
+                         const amk_vm_options_t& options, int32_t device, const Vm* share) {
   AMK_CHECK(image_bytes, AMK_ERR_INVALID_ARGUMENT, "no image");
   AMK_CHECK(options.seed == 0 && options.threads == 0, AMK_ERR_INVALID_ARGUMENT,
             "seed and threads choose an order of tasks, which is the hardware's here: both must be 0");
@@ -534,20 +540,22 @@ std::unique_ptr<Vm> make(const KernelVariant* variant, std::shared_ptr<const std
   AMK_CHECK(found == cudaSuccess, AMK_ERR_UNAVAILABLE, "no usable CUDA device: %s (%s)", cudaGetErrorString(found),
             cudaGetErrorName(found));
   AMK_CHECK(device >= 0 && device < count, AMK_ERR_INVALID_ARGUMENT, "device %d of %d", device, count);
-  return std::make_unique<CudaVm>(variant, std::move(image_bytes), options, device);
+  const CudaVm* other = dynamic_cast<const CudaVm*>(share);
+  AMK_CHECK(!share || other, AMK_ERR_INVALID_ARGUMENT, "share: expected a machine on a GPU, got one of another kind");
+  return std::make_unique<CudaVm>(variant, std::move(image_bytes), options, device, other);
 }
 
 }  // namespace
 
 std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                 const amk_vm_options_t& options, int32_t device) {
-  return make(nullptr, std::move(image_bytes), options, device);
+                                 const amk_vm_options_t& options, int32_t device, const Vm* share) {
+  return make(nullptr, std::move(image_bytes), options, device, share);
 }
 
 std::unique_ptr<Vm> make_cuda_vm_of(const KernelVariant& variant,
                                     std::shared_ptr<const std::vector<uint8_t>> image_bytes,
                                     const amk_vm_options_t& options, int32_t device) {
-  return make(&variant, std::move(image_bytes), options, device);
+  return make(&variant, std::move(image_bytes), options, device, nullptr);
 }
 
 void rebuild_tables(Vm& machine, const std::vector<uint8_t>& image_bytes) {

@@ -25,7 +25,8 @@ double measure_read_gb_per_s(int) {
   return 0;
 }
 
-std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>>, const amk_vm_options_t&, int32_t) {
+std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>>, const amk_vm_options_t&, int32_t,
+                                 const Vm*) {
   device_count();
   return nullptr;
 }

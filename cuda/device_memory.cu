@@ -23,6 +23,8 @@ constexpr size_t kStagingBytes = size_t{32} << 20;
 constexpr size_t kCopiers = 4, kBytesPerCopier = size_t{4} << 20;  // one thread copies at about 10 GB/s, the bus at 50
 
 bool is_borrowed(int32_t kind) { return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST; }
+// What machines of one model may share.
+bool is_shareable(int32_t kind) { return is_borrowed(kind) || kind == AMK_KIND_KV_CACHE; }
 bool is_lasting(int32_t kind) {
   return is_borrowed(kind) || kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE || kind == AMK_KIND_IO_INPUT;
 }
@@ -122,11 +124,43 @@ void DeviceImage::plan_regions() {
   }
 }
 
-DeviceImage::DeviceImage(const ImageView& image, std::initializer_list<Placed> placed, cudaStream_t stream)
+// The other machine's regions in place of this image's own, where they hold the same.
+void DeviceImage::take_shared(const DeviceImage& share) {
+  const auto name_in = [](const ImageView& image, size_t i) { return std::string(image.storage_name.at(i)); };
+  AMK_CHECK(!share.any_dirty_, AMK_ERR_INVALID_ARGUMENT, "share: the other machine is not prepared");
+  AMK_CHECK(share.is_bound(), AMK_ERR_INVALID_ARGUMENT, "share: not bound there: %s", share.unbound().c_str());
+  for (size_t i = 1; i < regions_.size(); ++i) {
+    Region& r = regions_[i];
+    const ImageStorage& s = image_.storages[i];
+    AMK_CHECK(s.kind != AMK_KIND_STATE, AMK_ERR_UNSUPPORTED, "share: %s is a state, and machines share none",
+              name_in(image_, i).c_str());
+    if (!is_shareable(s.kind)) continue;
+    for (size_t j = 1; j < share.regions_.size() && !r.is_shared; ++j) {
+      const ImageStorage& other = share.image_.storages[j];
+      if (other.kind != s.kind || share.image_.storage_name.at(j) != image_.storage_name.at(i)) continue;
+      const Region& found = share.regions_[j];
+      AMK_CHECK(other.nbytes == s.nbytes && other.packing == s.packing && found.nbytes == r.nbytes &&
+                    found.rows == r.rows && found.columns == r.columns && found.group == r.group,
+                AMK_ERR_INVALID_ARGUMENT,
+                "share: %s has %lld bytes in packing %d there, this image wants %lld in packing %d",
+                name_in(image_, i).c_str(), (long long)found.nbytes, other.packing, (long long)r.nbytes, s.packing);
+      r.base = found.base;
+      r.is_shared = true;
+    }
+    AMK_CHECK(r.is_shared, AMK_ERR_INVALID_ARGUMENT, "share: the other machine has no %s, which this image reads",
+              name_in(image_, i).c_str());
+  }
+  memory_ = share.memory_;
+}
+
+DeviceImage::DeviceImage(const ImageView& image, std::initializer_list<Placed> placed, cudaStream_t stream,
+                         const DeviceImage* share)
     : image_(image), regions_(image.storages.size()) {
   plan_regions();
+  if (share) take_shared(*share);
   for (const Placed& p : placed) regions_[static_cast<size_t>(p.storage)].base = static_cast<char*>(p.at);
-  for (size_t i = 1; i < regions_.size(); ++i) unbound_count_ += is_borrowed(image.storages[i].kind);
+  for (size_t i = 1; i < regions_.size(); ++i)
+    unbound_count_ += is_borrowed(image.storages[i].kind) && !regions_[i].is_shared;
   int64_t total = 0;
   std::vector<int64_t> offset(regions_.size());
   for (size_t i = 0; i < regions_.size(); ++i) {
@@ -136,9 +170,11 @@ DeviceImage::DeviceImage(const ImageView& image, std::initializer_list<Placed> p
               "image: the storages are larger than 2^63 bytes");
     total = round_up(total, kRegionAlign);
   }
-  memory_ = allocate_device(static_cast<size_t>(total), "weights, cache and activations");
+  memory_.push_back(std::make_shared<DeviceMemory>(
+      allocate_device(static_cast<size_t>(total), share ? "activations" : "weights, cache and activations")));
   for (size_t i = 0; i < regions_.size(); ++i) {
-    if (!regions_[i].base) regions_[i].base = static_cast<char*>(memory_.get()) + offset[i];
+    if (!regions_[i].base) regions_[i].base = static_cast<char*>(memory_.back()->get()) + offset[i];
+    if (regions_[i].is_shared) continue;
     if (!is_borrowed(image.storages[i].kind) && image.storages[i].nbytes)
       AMK_CUDA_CHECK(cudaMemsetAsync(regions_[i].base, 0, static_cast<size_t>(image.storages[i].nbytes), stream));
   }
@@ -241,6 +277,8 @@ void DeviceImage::bind(const std::string& name, const void* ptr, uint64_t nbytes
   AMK_CHECK(ptr, AMK_ERR_INVALID_ARGUMENT, "bind %s: the pointer is NULL", name.c_str());
   AMK_CHECK(reinterpret_cast<uintptr_t>(ptr) % AMK_VECTOR_BYTES == 0, AMK_ERR_INVALID_ARGUMENT,
             "bind %s: the address %p is not a multiple of %d", name.c_str(), ptr, AMK_VECTOR_BYTES);
+  AMK_CHECK(std::none_of(regions_.begin(), regions_.end(), [](const Region& r) { return r.is_shared; }),
+            AMK_ERR_INVALID_ARGUMENT, "bind %s: this machine uses the weights of another", name.c_str());
   bool found = false;
   for (int pass = 0; pass < 2; ++pass) {  // judge all before binding any
     for (size_t i = 1; i < regions_.size(); ++i) {
@@ -265,7 +303,8 @@ std::string DeviceImage::unbound() const {
   std::string names;
   int count = 0;
   for (size_t i = 1; i < regions_.size(); ++i) {
-    if (!is_borrowed(image_.storages[i].kind) || regions_[i].source || ++count > kSpelledOut) continue;
+    if (!is_borrowed(image_.storages[i].kind) || regions_[i].source || regions_[i].is_shared || ++count > kSpelledOut)
+      continue;
     names += (names.empty() ? "" : ", ") + std::string(image_.storage_name.at(i));
   }
   if (count > kSpelledOut) names += text(" and %d more", count - kSpelledOut);
@@ -343,7 +382,7 @@ int64_t DeviceImage::find(std::string_view name) const {
 }
 
 void DeviceImage::abandon() {
-  memory_.abandon();
+  for (const std::shared_ptr<DeviceMemory>& memory : memory_) memory->abandon();
   tables_.abandon();
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,7 +24,9 @@ class DeviceImage {
     void* at;
   };
   // Allocates the others, uploads the tables and zeroes cache, state, inputs, outputs and arena.
-  DeviceImage(const ImageView& image, std::initializer_list<Placed> placed, cudaStream_t stream);
+  // `share`: whose weights, constants and caches to use (amk.h), or null.
+  DeviceImage(const ImageView& image, std::initializer_list<Placed> placed, cudaStream_t stream,
+              const DeviceImage* share);
 
   // INVALID_ARGUMENT as Vm::bind says. Remembers the pointer; upload() copies.
   void bind(const std::string& name, const void* ptr, uint64_t nbytes);
@@ -49,7 +52,7 @@ class DeviceImage {
   struct Region {
     char* base = nullptr;
     const void* source = nullptr;  // bound host memory
-    bool is_dirty = false;
+    bool is_dirty = false, is_shared = false;
     int64_t nbytes = 0;                            // on the device
     int64_t rows = 0, columns = 0, row_bytes = 0;  // of what is packed, as it is bound
     int32_t group = 0;                             // of a packed quantised matrix and of its scales
@@ -61,13 +64,14 @@ class DeviceImage {
   }
   std::vector<DeviceTask> relocate() const;
   void plan_regions();
+  void take_shared(const DeviceImage& share);
   void repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const;
 
   const ImageView image_;
   std::vector<Region> regions_;  // per storage
   int unbound_count_ = 0;
   bool any_dirty_ = false;
-  DeviceMemory memory_;
+  std::vector<std::shared_ptr<DeviceMemory>> memory_;  // its own, and that of whoever it shares with
   DeviceMemory tables_;  // DeviceTasks, then at the offsets below what the kernel reads beside them
   size_t tables_bytes_ = 0;
   size_t queue_start_at_ = 0, streams_at_ = 0, stream_start_at_ = 0;

@@ -12,6 +12,8 @@ namespace {
 
 // A storage that the caller lends: weights and constants. The arena's kind is -1.
 bool is_borrowed(int32_t kind) { return kind == AMK_KIND_WEIGHT || kind == AMK_KIND_CONST; }
+// What machines of one model may share.
+bool is_shareable(int32_t kind) { return is_borrowed(kind) || kind == AMK_KIND_KV_CACHE; }
 // Lives from step to step, or is set by the caller before one.
 bool is_lasting(int32_t kind) {
   return is_borrowed(kind) || kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE || kind == AMK_KIND_IO_INPUT;
@@ -22,8 +24,6 @@ std::string storage_name(const ImageView& image, size_t i) {
 }
 
 }  // namespace
-
-void Memory::Free::operator()(uint8_t* p) const { std::free(p); }
 
 int64_t first_damage(const uint8_t* band, int64_t nbytes) {
   for (int64_t i = 0; i < nbytes; ++i)
@@ -40,7 +40,7 @@ uint8_t* Memory::own(const std::string& name, int64_t nbytes) {
     raw = static_cast<uint8_t*>(std::calloc(1, static_cast<size_t>(total)));
   AMK_CHECK(raw, AMK_ERR_OUT_OF_MEMORY, "%s needs %lld bytes, which this machine does not have", name.c_str(),
             (long long)nbytes);
-  owned_.emplace_back(raw);
+  owned_.emplace_back(raw, std::free);
   // The first aligned address that leaves room for a band below it: at most 2 * kAlign - 1 past the start.
   const uintptr_t above = reinterpret_cast<uintptr_t>(raw) + kBandBytes + kAlign - 1;
   uint8_t* data = reinterpret_cast<uint8_t*>(above / kAlign * kAlign);
@@ -63,9 +63,34 @@ void Memory::map_arena() {
   }
 }
 
-Memory::Memory(const ImageView& image) : image_(image), base_(image.storages.size()) {
+uint8_t* Memory::shared(size_t i, const Memory& share) const {
+  const std::string_view name = image_.storage_name.at(i);
+  const ImageStorage& s = image_.storages[i];
+  for (size_t j = 1; j < share.base_.size(); ++j) {
+    const ImageStorage& other = share.image_.storages[j];
+    if (other.kind != s.kind || share.image_.storage_name.at(j) != name) continue;
+    AMK_CHECK(other.nbytes == s.nbytes, AMK_ERR_INVALID_ARGUMENT,
+              "share: %s has %lld bytes there, this image wants %lld", storage_name(image_, i).c_str(),
+              (long long)other.nbytes, (long long)s.nbytes);
+    AMK_CHECK(share.base_[j], AMK_ERR_INVALID_ARGUMENT, "share: %s is not bound there",
+              storage_name(image_, i).c_str());
+    return share.base_[j];
+  }
+  throw Error(AMK_ERR_INVALID_ARGUMENT,
+              text("share: the other machine has no %s, which this image reads", storage_name(image_, i).c_str()));
+}
+
+Memory::Memory(const ImageView& image, const Memory* share)
+    : image_(image), is_sharing_(share != nullptr), base_(image.storages.size()) {
+  if (share) owned_ = share->owned_;
   for (size_t i = 0; i < image.storages.size(); ++i) {
     const ImageStorage& s = image.storages[i];
+    AMK_CHECK(!share || s.kind != AMK_KIND_STATE, AMK_ERR_UNSUPPORTED, "share: %s is a state, and machines share none",
+              storage_name(image, i).c_str());
+    if (share && is_shareable(s.kind)) {
+      base_[i] = shared(i, *share);
+      continue;
+    }
     if (is_borrowed(s.kind)) continue;
     base_[i] = own(storage_name(image, i), s.nbytes);
     if (i > 0 && !is_lasting(s.kind)) volatile_.push_back({base_[i], s.nbytes, ""});
@@ -75,6 +100,7 @@ Memory::Memory(const ImageView& image) : image_(image), base_(image.storages.siz
 }
 
 void Memory::bind(const std::string& name, const void* ptr, uint64_t nbytes) {
+  AMK_CHECK(!is_sharing_, AMK_ERR_INVALID_ARGUMENT, "bind %s: this machine uses the weights of another", name.c_str());
   bool found = false;
   // Judge all before binding any: a failed call changes nothing.
   for (int pass = 0; pass < 2; ++pass) {

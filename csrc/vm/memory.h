@@ -1,6 +1,7 @@
 // Memory: every byte the reference machine computes on, laid out as the image says.
 // In: an image, then borrowed weights by name. Out: the address of each buffer. It owns the arena, cache, state, inputs
-// and outputs, zeroed and not touched before use, so that a large cache costs nothing until it fills.
+// and outputs, zeroed and not touched before use, so that a large cache costs nothing until it fills. Weights and
+// caches may be those of another memory instead.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ int64_t first_damage(const uint8_t* band, int64_t nbytes);
 
 class Memory {
  public:
-  // OUT_OF_MEMORY, naming the region and its bytes.
-  explicit Memory(const ImageView& image);
+  // OUT_OF_MEMORY, naming the region and its bytes. `share`: whose weights, constants and caches to use (amk.h).
+  explicit Memory(const ImageView& image, const Memory* share = nullptr);
 
   // INVALID_ARGUMENT as Vm::bind says.
   void bind(const std::string& name, const void* ptr, uint64_t nbytes);
@@ -48,15 +49,15 @@ class Memory {
   void check_bands() const;
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const;
-  };
   uint8_t* own(const std::string& name, int64_t nbytes);
   void map_arena();
+  // Where `share` keeps storage i of this image.
+  uint8_t* shared(size_t i, const Memory& share) const;
 
   ImageView image_;
-  std::vector<std::unique_ptr<uint8_t, Free>> owned_;
-  std::vector<uint8_t*> base_;  // per storage; nullptr until bound
+  bool is_sharing_;
+  std::vector<std::shared_ptr<uint8_t>> owned_;  // and what a memory that is shared owned then
+  std::vector<uint8_t*> base_;                   // per storage; nullptr until bound
   std::vector<ByteRange> bands_, volatile_;
 };
 

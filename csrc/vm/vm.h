@@ -12,6 +12,13 @@
 
 namespace amk {
 
+// INVALID_ARGUMENT: a token of a step of `batch` at pos would lie outside [0, max_seq).
+inline void require_positions(int32_t pos, int32_t batch, int32_t max_seq) {
+  AMK_CHECK(pos >= 0 && pos < max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)", pos, max_seq);
+  AMK_CHECK(pos <= max_seq - batch, AMK_ERR_INVALID_ARGUMENT,
+            "position %d: the last of the %d tokens of a step is outside [0, %d)", pos, batch, max_seq);
+}
+
 class Vm {
  public:
   virtual ~Vm() = default;
@@ -22,21 +29,34 @@ class Vm {
   // NONFINITE: what was read of an f32 output holds NaN or infinity, and run() did not look. POISONED: reset_state().
   virtual void write(const std::string& name, uint64_t offset, const void* data, uint64_t nbytes) = 0;
   virtual void read(const std::string& name, uint64_t offset, void* data, uint64_t nbytes) = 0;
-  // One step. INVALID_ARGUMENT before anything is touched: pos outside [0, max_seq), something unbound, a token
-  // outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken promise of the program or of
-  // the machine; every later run is then POISONED.
+  // How many tokens a step decodes.
+  virtual int32_t batch() const = 0;
+  // One step. INVALID_ARGUMENT before anything is touched: a position pos .. pos + batch() - 1 outside [0, max_seq),
+  // something unbound, a token outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken
+  // promise of the program or of the machine; every later run is then POISONED.
   virtual void run(int32_t pos) = 0;
   // Zeroes every STATE and forgets that a failed step poisoned it: until then, or until each is written whole, reading
   // one and running are POISONED.
   virtual void reset_state() = 0;
-  // One greedy token: writes input "token", runs, and reads output "next_token". NONFINITE where that is none.
+  // One greedy token: writes input "token", runs, and reads output "next_token". NONFINITE where that is none;
+  // UNSUPPORTED where a step decodes several.
   virtual int32_t decode(int32_t token, int32_t pos) {
+    AMK_CHECK(batch() == 1, AMK_ERR_UNSUPPORTED,
+              "decode: one token given, but a step of this program decodes %d: amk_vm_decode_batch takes them",
+              batch());
     int32_t next = -1;
-    write("token", 0, &token, sizeof token);
-    run(pos);
-    read("next_token", 0, &next, sizeof next);
-    AMK_CHECK(next >= 0, AMK_ERR_NONFINITE, "next_token[0] is %d: a logit is NaN", next);
+    decode_batch(&token, 1, pos, &next);
     return next;
+  }
+  // The same for the batch() tokens of a step. INVALID_ARGUMENT: n is another number.
+  virtual void decode_batch(const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) {
+    AMK_CHECK(n == batch(), AMK_ERR_INVALID_ARGUMENT, "decode: %d tokens given, expected the %d of a step", n, batch());
+    const uint64_t nbytes = sizeof(int32_t) * static_cast<uint64_t>(n);
+    write("token", 0, tokens, nbytes);
+    run(pos);
+    read("next_token", 0, next, nbytes);
+    for (int32_t t = 0; t < n; ++t)
+      AMK_CHECK(next[t] >= 0, AMK_ERR_NONFINITE, "next_token[%d] is %d: a logit is NaN", t, next[t]);
   }
   virtual void reseed(uint64_t seed) = 0;
 
@@ -56,13 +76,14 @@ class Vm {
 };
 
 // The reference machine: one CPU, any legal order, every counter asserted. image_bytes must be those of an Image (the
-// hash is checked again here, V24). OUT_OF_MEMORY names the region and its bytes.
+// hash is checked again here, V24). OUT_OF_MEMORY names the region and its bytes. `share` is what the option of that
+// name means (amk.h), which is not looked at here.
 std::unique_ptr<Vm> make_reference_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                      const amk_vm_options_t& options);
+                                      const amk_vm_options_t& options, const Vm* share = nullptr);
 
 // The GPU machine: one cooperative launch of the persistent kernel per step on device `device`, over the same bytes.
 // UNAVAILABLE: no CUDA build, driver, device or machine code for it; REJECTED: the image does not fit the live device.
 std::unique_ptr<Vm> make_cuda_vm(std::shared_ptr<const std::vector<uint8_t>> image_bytes,
-                                 const amk_vm_options_t& options, int32_t device);
+                                 const amk_vm_options_t& options, int32_t device, const Vm* share = nullptr);
 
 }  // namespace amk

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import _lib
 from .bench_peers import PeerRun, pick_peers, run_peer
 from .errors import AmkError, InputError, InternalError, show
 from .evaluate import evaluate, freeze_config
@@ -44,13 +45,15 @@ def run_bench(
     peer_limit_s: float = PEER_LIMIT_S,
     quantize: str | None = None,
     group: int | None = None,
+    batch: int = 1,
     progress: Say | None = None,
 ) -> dict[str, Any]:
     """Rows in order of models and contexts, and what the peers did. Ctrl-C ends it early and keeps what there is.
 
     `contexts` are rows of context that a step attends to, its own included (default: 1, 1,024 and 8,192, each at most
     the model's positions); `max_seq` is the capacity of the cache (default: the longest context). With `quantize` AMK
-    runs the quantised models, against the floor of their own bytes; peers run the plain ones.
+    runs the quantised models, against the floor of their own bytes; peers run the plain ones. `batch` is how many
+    consecutive tokens of one sequence a step decodes, of which the first attends to `context` rows; peers have none.
     """
     from .embedded import open_model
     from .targets import resolve_target
@@ -64,12 +67,16 @@ def run_bench(
         raise InputError("bench: expected at least one model, got none")
     if not isinstance(peer_limit_s, int | float) or not 0 < peer_limit_s <= 86400:
         raise InputError(f"peer_limit_s: expected seconds in 0..86400, got {show(peer_limit_s)}")
+    if type(batch) is not int or not 1 <= batch <= _lib.limit("MAX_BATCH"):
+        raise InputError(f"batch: expected an integer in 1..{_lib.limit('MAX_BATCH')}, got {show(batch)}")
+    if batch > 1 and chosen_peers:
+        raise InputError(f"peers: expected none with a batch, as they decode one token a step, got {show(list(peers))}")
     sources = [open_model(model, quantize, group) for model in models]
-    plans = [_contexts(source, contexts, max_seq) for source in sources]
+    plans = [_contexts(source, contexts, max_seq, batch) for source in sources]
 
     result: dict[str, Any] = {
         "gpu": target.name, "device_asked": device, "seed": seed, "schedule_id": schedule.schedule_id,
-        "schedule_config": schedule.to_dict(), "quantize": getattr(sources[0], "scheme", None),
+        "schedule_config": schedule.to_dict(), "quantize": getattr(sources[0], "scheme", None), "batch": batch,
         "notes": notes, "stopped": None, "rows": [], "peers": [],
     }  # fmt: skip
     try:
@@ -77,7 +84,9 @@ def run_bench(
             measured: dict[int, dict[str, Any]] = {}
             for context in asked:
                 say(f"{source.name}: context {context:,}")
-                row = _judge(model, source.name, target, schedule, device, context, rows, seed, say, quantize, group)
+                row = _judge(
+                    model, source.name, target, schedule, device, context, rows, seed, say, quantize, group, batch
+                )
                 result["rows"].append(row)
                 if row["latency_kind"] == MEASURED:
                     measured[context] = row
@@ -92,13 +101,14 @@ def run_bench(
     return result
 
 
-def _contexts(source: Any, contexts: Sequence[int] | None, max_seq: int | None) -> tuple[list[int], int]:
+def _contexts(source: Any, contexts: Sequence[int] | None, max_seq: int | None, batch: int) -> tuple[list[int], int]:
     """The contexts of one model, and the capacity of the cache."""
-    limit = source.config.max_position
+    later = batch - 1  # rows behind a context, of the tokens that follow its own
+    limit = source.config.max_position - later
     if contexts is None:
         asked = list(dict.fromkeys(min(context, limit) for context in CONTEXTS))
         if max_seq is not None:
-            asked = [context for context in asked if context <= max_seq]
+            asked = [context for context in asked if context + later <= max_seq]
     else:
         asked = list(contexts)
     if not asked:
@@ -108,23 +118,22 @@ def _contexts(source: Any, contexts: Sequence[int] | None, max_seq: int | None) 
             raise InputError(f"contexts: expected integers in 1..{limit} for {source.name}, got {show(context)}")
     if len(set(asked)) < len(asked):
         raise InputError(f"contexts: expected each once, got {show(asked)}")
-    rows = max(asked) if max_seq is None else max_seq
-    if type(rows) is not int or not max(asked) <= rows <= limit:
-        raise InputError(
-            f"max_seq: expected an integer in {max(asked)}..{limit} for {source.name}, got {show(max_seq)}"
-        )
+    least, most = max(asked) + later, limit + later
+    rows = least if max_seq is None else max_seq
+    if type(rows) is not int or not least <= rows <= most:
+        raise InputError(f"max_seq: expected an integer in {least}..{most} for {source.name}, got {show(max_seq)}")
     return asked, rows
 
 
 def _judge(
     model: Any, name: str, target: GpuTarget, schedule: Any, device: str, context: int, rows: int, seed: int, say: Say,
-    quantize: str | None, group: int | None,
+    quantize: str | None, group: int | None, batch: int,
 ) -> dict[str, Any]:  # fmt: skip
     head = {"model": name, "context": context, "what": "amk"}
     try:
         verdict = evaluate(
             model, target, schedule, device, max_seq=rows, position=context - 1, seed=seed, quantize=quantize,
-            group=group, progress=say,
+            group=group, batch=batch, progress=say,
         )  # fmt: skip
     except (InputError, InternalError):
         raise
@@ -135,8 +144,8 @@ def _judge(
 
 
 _EMPTY: dict[str, Any] = dict.fromkeys(
-    ("correct", "device", "latency_kind", "latency_us", "latency_p10_us", "latency_p90_us", "gb_per_s", "floor_us",
-     "floor_gb_per_s", "floor_from", "pct_of_floor", "sm_clock_mhz", "error", "verdict")
+    ("correct", "device", "latency_kind", "latency_us", "latency_per_token_us", "latency_p10_us", "latency_p90_us",
+     "gb_per_s", "floor_us", "floor_gb_per_s", "floor_from", "pct_of_floor", "sm_clock_mhz", "error", "verdict")
 )  # fmt: skip
 
 
@@ -153,6 +162,7 @@ def _row_of(verdict: Verdict, target: GpuTarget) -> dict[str, Any]:
         "device": verdict.device,
         "latency_kind": verdict.latency_kind,
         "latency_us": verdict.latency_us,
+        "latency_per_token_us": verdict.latency_per_token_us,
         "latency_p10_us": verdict.latency_p10_us,
         "latency_p90_us": verdict.latency_p90_us,
         "gb_per_s": share / 100.0 * rate if share is not None else None,

@@ -18,7 +18,10 @@ PANEL_INCHES = (5.2, 3.4)
 COLUMNS = 2
 
 
-def draw_bench(rows: Sequence[Mapping[str, Any]], peers: Sequence[Mapping[str, Any]], gpu: str, suffix: str) -> bytes:
+def draw_bench(
+    rows: Sequence[Mapping[str, Any]], peers: Sequence[Mapping[str, Any]], gpu: str, suffix: str, batch: int = 1
+) -> bytes:
+    """With a batch, bars are steps of so many tokens."""
     panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in (*rows, *peers):
         if row["latency_us"] is not None:
@@ -32,6 +35,8 @@ def draw_bench(rows: Sequence[Mapping[str, Any]], peers: Sequence[Mapping[str, A
             axes = figure.add_subplot(grid[divmod(number, n_columns)])
             axes.set_title(f"{printable(model, 40)} on {printable(gpu, 24)}", loc="left")
             _panel(axes, members, kind, theme)
+            if batch > 1:
+                axes.set_ylabel(axes.get_ylabel().replace("per token", f"per step of {batch} tokens"))
         if not panels:
             axes = figure.add_subplot(grid[0, 0])
             axes.set_axis_off()

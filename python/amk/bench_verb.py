@@ -54,6 +54,7 @@ def bench_verb(arguments: Namespace, say: Say) -> Outcome:
             peer_limit_s=arguments.peer_limit,
             quantize=arguments.quantize,
             group=arguments.group,
+            batch=arguments.batch,
             progress=say,
         )
         if arguments.output_file is not None:
@@ -62,7 +63,9 @@ def bench_verb(arguments: Namespace, say: Say) -> Outcome:
         if suffix is not None:
             from .bench_plot import draw_bench
 
-            files.write(arguments.plot, draw_bench(result["rows"], result["peers"], result["gpu"], suffix))
+            files.write(
+                arguments.plot, draw_bench(result["rows"], result["peers"], result["gpu"], suffix, result["batch"])
+            )
     code = 130 if result["stopped"] else 0
     if not code and any(row["error"] for row in result["rows"]):
         code = 4
@@ -81,14 +84,21 @@ def _contexts(text: str) -> list[int]:
 
 _HEADS = ("model", "context", "what", "us/token", "kind", "p10 - p90", "GB/s", "% of floor", "floor us", "correct",
           "SM MHz")  # fmt: skip
-_RIGHT = {"context", "us/token", "p10 - p90", "GB/s", "% of floor", "floor us"}
+_RIGHT = {"context", "us/step", "us/token", "p10 - p90", "GB/s", "% of floor", "floor us"}
+
+
+def _heads(batch: int) -> tuple[str, ...]:
+    """With a batch, the time of a step stands before that of a token, and spread and floor are the step's."""
+    at = _HEADS.index("us/token")
+    return _HEADS if batch == 1 else (*_HEADS[:at], "us/step", *_HEADS[at:])
 
 
 def bench_table(result: Mapping[str, Any]) -> str:
     """AMK's row of each context, then its peers'; what has no number says why below."""
+    heads, batch = _heads(result["batch"]), result["batch"]
     cells, notes = [], []
     for row in result["rows"]:
-        cells.append(_cells(row, _answer(row)))
+        cells.append(_cells(row, _answer(row), batch))
         if row["latency_us"] is None:
             notes.append(f"{row['model']}, context {row['context']:,}: {_why(row)}")
         for peer in result["peers"]:
@@ -96,8 +106,8 @@ def bench_table(result: Mapping[str, Any]) -> str:
                 continue
             if peer["skipped"] is None:
                 cells.append(_cells(peer, "not judged"))
-    widths = [max(map(len, column)) for column in zip(_HEADS, *cells, strict=True)]
-    lines = [_line(line, widths) for line in (_HEADS, *cells)]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = [_line(heads, line, widths) for line in (heads, *cells)]
     lines += [
         f"  {note}" for note in dict.fromkeys([*_floors(result["rows"]), *result["notes"], *notes, *_skipped(result)])
     ]
@@ -106,16 +116,17 @@ def bench_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Mapping[str, Any], answer: str) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], answer: str, batch: int = 1) -> tuple[str, ...]:
     spread = ""
     if row.get("latency_p10_us") is not None:
         spread = f"{_number(row['latency_p10_us'])} - {_number(row['latency_p90_us'])}"
     kind = {None: "none", MEASURED: "measured"}.get(row["latency_kind"], row["latency_kind"])
     clocks = "-".join(str(clock) for clock in row.get("sm_clock_mhz") or () if clock is not None)
     share = "" if row.get("pct_of_floor") is None else f"{row['pct_of_floor']:.1f}"
+    times = [_number(row["latency_us"]), *([] if batch == 1 else [_number(row["latency_per_token_us"])])]
     return (row["model"], f"{row['context']:,}", "AMK" if row["what"] == "amk" else row["what"],
-            _number(row["latency_us"]), kind, spread, _number(row.get("gb_per_s")), share,
-            _number(row.get("floor_us")), answer, clocks)  # fmt: skip
+            *times, kind, spread, _number(row.get("gb_per_s")), share, _number(row.get("floor_us")), answer,
+            clocks)  # fmt: skip
 
 
 def _answer(row: Mapping[str, Any]) -> str:
@@ -156,8 +167,8 @@ def _skipped(result: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    pairs = zip(_HEADS, cells, widths, strict=True)
+def _line(heads: Sequence[str], cells: Sequence[str], widths: Sequence[int]) -> str:
+    pairs = zip(heads, cells, widths, strict=True)
     return "  ".join(cell.rjust(width) if head in _RIGHT else cell.ljust(width) for head, cell, width in pairs).rstrip()
 
 

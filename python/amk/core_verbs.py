@@ -131,6 +131,7 @@ def compile_verb(arguments: Namespace, say: Say) -> Outcome:
             "model": arguments.MODEL,
             "quantize": scheme,
             "gpu": gpu,
+            "batch": program.batch,
             "image_hash": image.hash,
             "image_bytes": len(data),
             **_sizes(program),
@@ -211,7 +212,8 @@ def _lower(arguments: Namespace, say: Say) -> tuple[Program, Image, ScheduleConf
     schedule, notes = freeze_config(config, arguments.strict)
     for note in notes:
         say(note)
-    program, image = lower_and_pack(source, schedule, target, choose_max_seq(source, arguments.max_seq))
+    max_seq, batch = choose_max_seq(source, arguments.max_seq), getattr(arguments, "batch", 1)  # explain has none
+    program, image = lower_and_pack(source, schedule, target, max_seq, batch)
     return program, image, schedule, target.name, getattr(source, "scheme", None)
 
 

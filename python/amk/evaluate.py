@@ -58,8 +58,11 @@ def evaluate(
     too, and measured), or "auto": the GPU where a live one is what `gpu` describes. `max_seq` is the capacity of the
     cache (default: what the model was made for, at most 1,024); `position` is the context that the latency is for
     (default: half of it); `seed` draws the questions. With `strict`, a key of the schedule that AMK does not know is
-    rejected instead of named in the notes. With `quantize="int8"` the judged model is the quantised one (`group`: 64 or
-    128 elements of a row share a scale), and the verdict says besides what quantising loses against the plain one.
+    rejected instead of named in the notes. `batch` (1 to 16) is how many consecutive tokens of one sequence a step
+    decodes, in one pass over the weights: the logits after each of them are judged, and the latency is that of the
+    step. Independent sequences are not modelled, nor a batch of a model with linear layers. With `quantize="int8"` the
+    judged model is the quantised one (`group`: 64 or 128 elements of a row share a scale), and the verdict says besides
+    what quantising loses against the plain one.
     """
     from .embedded import open_model
     from .targets import resolve_target
@@ -69,34 +72,37 @@ def evaluate(
     target = resolve_target(gpu)
     device_name, notes = pick_device(device, target)
     max_seq = choose_max_seq(source, max_seq)
-    position = _require_int("position", max_seq // 2 if position is None else position, 0, max_seq - 1)
+    unfit = _unfit_batch(batch, source, max_seq)
+    room = 1 if unfit else batch
+    position = min(max_seq // 2, max_seq - room) if position is None else position
+    position = _require_int("position", position, 0, max_seq - room)
     token = _require_int("token", token, 0, source.config.vocab - 1)
     seed = _require_int("seed", seed, 0, (1 << 64) - 1)
 
     asked: dict[str, Any] = {
         "model": source.name, "gpu": target.name, "device": device_name, "max_seq": max_seq,
-        "quantize": getattr(source, "scheme", None),
+        "quantize": getattr(source, "scheme", None), "batch": room,
     }  # fmt: skip
     frozen: dict[str, Any] = {"schedule_id": "", "schedule_config": {}}
     try:
-        if type(batch) is not int or batch != 1:
-            raise Rejected(f"batch: expected 1, the only batch that a program decodes, got {show(batch)}")
+        if unfit:
+            raise Rejected(unfit)
         schedule, dropped = freeze_config(config, strict)
         notes += dropped
         frozen = {"schedule_id": schedule.schedule_id, "schedule_config": schedule.to_dict()}
         say(f"lowering {source.name} for {target.name}")
-        program, image = lower_and_pack(source, schedule, target, max_seq)
+        program, image = lower_and_pack(source, schedule, target, max_seq, batch)
     except Rejected as refusal:
         return Verdict(**asked, **frozen, valid=False, rejected_reason=str(refusal), seed=seed, notes=tuple(notes))
 
     from .exam import make_questions
 
-    questions = make_questions(source.config, token, program.launch["kv_block"], max_seq, seed)
+    questions = make_questions(source.config, token, program.launch["kv_block"], max_seq, seed, batch)
     plan = None
     if device_name != "cpu":
         from .timing import make_plan
 
-        plan = make_plan(source.config, position, max_seq, seed)
+        plan = make_plan(source.config, position, max_seq, seed, batch)
     try:
         found = _examine(model, source, image, questions, plan, device_name, say, (quantize, group))
     except Rejected as refusal:  # by the live device, before anything ran on it
@@ -113,6 +119,8 @@ def evaluate(
         *mark.notes[:MAX_NOTES], f"and {len(mark.notes) - MAX_NOTES} more steps like these"
     )  # fmt: skip
     price, why = _price(program, position, target.name, plan, found.trial) if mark.correct else ({}, [])
+    if "latency_us" in price:
+        price["latency_per_token_us"] = price["latency_us"] / batch
     notes += why
     return Verdict(
         **asked, **frozen, **price,
@@ -121,7 +129,7 @@ def evaluate(
         top1_agreement=mark.top1_agreement,
         tasks=program.n_tasks, n_buffers=program.n_buffers, n_counters=program.n_counters,
         weight_mb=found.weight_nbytes / 1e6, quantize_loss=found.quantize_loss,
-        positions=tuple(sorted(questions.probe_positions)), decode_steps=len(questions.decode_tokens), seed=seed,
+        positions=tuple(sorted(questions.probe_starts)), decode_steps=len(questions.decode_tokens), seed=seed,
         notes=tuple(notes), provenance=_provenance(image.hash, found),
     )  # fmt: skip
 
@@ -156,14 +164,14 @@ def choose_max_seq(source: WeightSource, max_seq: int | None) -> int:
 
 
 def lower_and_pack(
-    source: WeightSource, schedule: ScheduleConfig, target: GpuTarget, max_seq: int
+    source: WeightSource, schedule: ScheduleConfig, target: GpuTarget, max_seq: int, batch: int = 1
 ) -> tuple[Program, Image]:
     """The program of one model under one schedule, proved to be that model and packed; Rejected names what was
     refused."""
     from .program import lower
 
-    program = lower(source.config, schedule, target, max_seq)
-    return program, program.pack(source.config, max_seq)
+    program = lower(source.config, schedule, target, max_seq, batch)
+    return program, program.pack(source.config, max_seq, batch)
 
 
 def _examine(
@@ -233,6 +241,26 @@ def _price(
         "pct_of_roofline": 100.0 * cost.bound_us / cost.latency_us,
     }
     return price, [f"latency is the cost model's prediction for {gpu} at position {position}, not a measurement"]
+
+
+def _unfit_batch(batch: Any, source: WeightSource, max_seq: int) -> str:
+    """Why no step decodes such a batch of this model; "" where one does."""
+    from . import _lib
+
+    most = _lib.limit("MAX_BATCH")
+    if type(batch) is not int or not 1 <= batch <= most:
+        return (
+            f"batch: expected 1 to {most} consecutive tokens of one sequence (independent sequences are not modelled), "
+            f"got {show(batch)}"
+        )
+    if batch > 1 and source.config.has_state:
+        return (
+            f"batch: expected 1, because {source.name} has linear layers, whose state takes one token after the other, "
+            f"got {batch}"
+        )
+    if batch > max_seq:
+        return f"batch: expected at most max_seq, which is {max_seq}, got {batch}"
+    return ""
 
 
 def _require_int(name: str, value: Any, low: int, high: int) -> int:

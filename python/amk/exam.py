@@ -3,7 +3,8 @@
 In: a model's configuration, a seed, and two sides that answer independently: a machine with `step(token, pos)` and the
 float64 oracle. Out: a `Grade`. Questions are (a) single steps at several positions over a populated cache, whose rows
 both sides are given, as they are given the states of linear layers, and (b) a short decode from an empty cache and zero
-states, where the machine reads back what it wrote itself.
+states, where the machine reads back what it wrote itself. A machine that decodes blocks takes so many consecutive
+tokens a step, and is asked about each of them.
 The machine finds NaN in every cache row that it may not read. A grade never depends on the clock, on how the machine
 was lowered, or on anything that the machine says about itself.
 """
@@ -34,6 +35,7 @@ __all__ = [
     "ask_oracle",
     "draw",
     "failed",
+    "faults_of_choice",
     "grade",
     "make_questions",
     "noise_of",
@@ -63,7 +65,12 @@ class Machine(Protocol):
     @property
     def next_token(self) -> int: ...
 
+    @property
+    def next_tokens(self) -> Sequence[int]: ...
+
     def step(self, token: int, pos: int) -> NDArray[np.float32]: ...
+
+    def step_batch(self, tokens: Sequence[int], pos: int) -> NDArray[np.float32]: ...
 
     def set_kv(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None: ...
 
@@ -74,24 +81,31 @@ class Machine(Protocol):
 
 @dataclass(frozen=True)
 class Questions:
-    """Probes in descending position, so that the row a probe appends is never history of a later one."""
+    """Probes in descending position, so that the row a probe appends is never history of a later one. Every `batch`
+    tokens are one step, at consecutive positions."""
 
     seed: int
     max_seq: int
     probe_tokens: tuple[int, ...]
     probe_positions: tuple[int, ...]
     decode_tokens: tuple[int, ...]
+    batch: int = 1
+
+    @property
+    def probe_starts(self) -> tuple[int, ...]:
+        """The position of the first token of each probe."""
+        return self.probe_positions[:: self.batch]
 
     @property
     def steps(self) -> tuple[tuple[int, int], ...]:
-        """(token, position) of every step, probes first."""
+        """(token, position) of every token, probes first."""
         probes = zip(self.probe_tokens, self.probe_positions, strict=True)
         return (*probes, *((token, pos) for pos, token in enumerate(self.decode_tokens)))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits of every step, in the order of `Questions.steps`: [n, V]."""
+    """Logits after every token, in the order of `Questions.steps`: [n, V]."""
 
     logits: NDArray[Any]
     faults: tuple[str, ...] = ()  # ways in which the machine contradicts itself
@@ -108,13 +122,18 @@ class Grade:
     remarks: tuple[str, ...] = ()  # what a reader should know and that is no fault
 
 
-def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: int) -> Questions:
-    """Positions: both ends, the first ones, around the edge of a KV block, the middle, and one that the seed draws."""
-    wanted = {0, 1, 17, kv_block - 1, kv_block, max_seq // 2, max_seq - 1, draw(seed, "position", 0, max_seq)}
-    positions = sorted((pos for pos in wanted if 0 <= pos < max_seq), reverse=True)
-    n_decode = min(DECODE_STEPS, max_seq)
+def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: int, batch: int = 1) -> Questions:
+    """Positions: both ends, the first ones, around the edge of a KV block, the middle, and one that the seed draws.
+    With a batch, of the first token: the last start leaves room for the others, and one step spans the edge."""
+    last = max_seq - batch
+    if batch == 1:
+        wanted = {0, 1, 17, kv_block - 1, kv_block, max_seq // 2, last, draw(seed, "position", 0, max_seq)}
+    else:
+        wanted = {0, 1, kv_block - batch // 2, max_seq // 2, last, draw(seed, "position", 0, last + 1)}
+    starts = sorted((pos for pos in wanted if 0 <= pos <= last), reverse=True)
+    n_probe, n_decode = batch * len(starts), batch * _decode_blocks(max_seq, batch)
     tokens, i = [token], 0
-    while len(tokens) < len(positions) + n_decode:
+    while len(tokens) < n_probe + n_decode:
         drawn = draw(seed, "token", i, config.vocab)
         if drawn not in tokens or len(set(tokens)) == config.vocab:
             tokens.append(drawn)
@@ -123,49 +142,65 @@ def make_questions(config: Any, token: int, kv_block: int, max_seq: int, seed: i
     return Questions(
         seed=seed,
         max_seq=max_seq,
-        probe_tokens=tuple(tokens[: len(positions)]),
-        probe_positions=tuple(positions),
-        decode_tokens=(token, *tokens[len(positions) : len(positions) + n_decode - 1]),
+        probe_tokens=tuple(tokens[:n_probe]),
+        probe_positions=tuple(start + t for start in starts for t in range(batch)),
+        decode_tokens=(token, *tokens[n_probe : n_probe + n_decode - 1]),
+        batch=batch,
     )
+
+
+def _decode_blocks(max_seq: int, batch: int) -> int:
+    """Steps of the decode from an empty cache: at least two, so that one reads what another wrote."""
+    return min(max(2, DECODE_STEPS // batch), max_seq // batch)
 
 
 def ask_machine(machine: Machine, config: Any, questions: Questions, progress: Progress) -> Answers:
     """Runs every step. Rows at and past the position of a probe hold NaN, and so does the whole cache of the decode. A
     probe finds the states that the reference is given, whatever the one before it left."""
-    logits = np.empty((len(questions.steps), config.vocab), dtype=np.float32)
+    batch, tokens = questions.batch, questions.steps
+    logits = np.empty((len(tokens), config.vocab), dtype=np.float32)
     faults: list[str] = []
     rows = questions.max_seq
     history, states = stored_history(config, rows, questions.seed), stored_states(config, questions.seed)
     n_probes, last_said = len(questions.probe_positions), 0.0
-    for i, (token, pos) in enumerate(questions.steps):
+    for i in range(0, len(tokens), batch):
+        block, pos = [token for token, _ in tokens[i : i + batch]], tokens[i][1]
         if i == 0 or time.monotonic() - last_said > PROGRESS_SECONDS:
-            progress(f"machine: step {i + 1} of {len(questions.steps)}")
+            progress(f"machine: step {i // batch + 1} of {len(tokens) // batch}")
             last_said = time.monotonic()
         first_hidden = pos if i < n_probes else 0
         if i <= n_probes:  # before each probe, and once before the decode
             for layer, (k, v) in history.items():
                 k[:, first_hidden:rows] = v[:, first_hidden:rows] = stored_nan(config.dtype)
                 machine.set_kv(layer, np.ascontiguousarray(k[:, :rows]), np.ascontiguousarray(v[:, :rows]))
-            rows = first_hidden + 1  # all above hold NaN already; this one is about to be appended to
+            rows = first_hidden + batch  # all above hold NaN already; these are about to be appended to
             if i < n_probes:
                 set_states(machine, states)
             else:
                 clear_states(machine, states, config.dtype)
         try:
-            logits[i] = machine.step(token, pos)
+            logits[i : i + batch] = machine.step(block[0], pos) if batch == 1 else machine.step_batch(block, pos)
         except (DeviceError, NonFinite) as fault:  # no answer: it cannot be a right one
-            logits[i] = math.nan
+            logits[i : i + batch] = math.nan
             faults.append(f"at position {pos}: {fault}")
             if isinstance(fault, DeviceError):
                 logits[i:] = math.nan
                 break
             continue
-        best = int(np.argmax(logits[i]))
-        if machine.next_token != best and np.isfinite(logits[i]).all():
-            faults.append(
-                f"at position {pos} next_token is {machine.next_token}, but the largest logit is that of {best}"
-            )
+        chosen = [machine.next_token] if batch == 1 else machine.next_tokens
+        faults += faults_of_choice(chosen, logits[i : i + batch], f"at position {pos}")
     return Answers(logits, tuple(faults))
+
+
+def faults_of_choice(chosen: Sequence[int], logits: NDArray[np.float32], where: str) -> list[str]:
+    """Where the tokens that a machine chose contradict the logits that it gave: [n, V]."""
+    faults = []
+    for t, (said, values) in enumerate(zip(chosen, logits, strict=True)):
+        best = int(np.argmax(values))
+        if said != best and np.isfinite(values).all():
+            name = "next_token" if len(logits) == 1 else f"next_token[{t}]"
+            faults.append(f"{where} {name} is {said}, but the largest logit is that of {best}")
+    return faults
 
 
 def ask_oracle(
@@ -182,13 +217,13 @@ def ask_oracle(
 
     def probe() -> NDArray[np.float64]:
         progress(f"reference: {len(positions)} probes in float64")
-        return oracle.probe(tokens, positions, *_sources(config, max(positions), seed))
+        return oracle.probe(tokens, positions, *_sources(config, max(positions), seed), chain=questions.batch)
 
     def decode() -> NDArray[np.float64]:
         progress(f"reference: a decode of {len(questions.decode_tokens)} tokens in float64")
         return oracle.prefill(questions.decode_tokens)
 
-    probe_key = cache.key(config, weight_digest, tokens, positions, seed, "probe")
+    probe_key = cache.key(config, weight_digest, tokens, positions, seed, f"probe {questions.batch}")
     decode_key = cache.key(config, weight_digest, questions.decode_tokens, [], 0, "prefill")
     probes = cache.fetch(probe_key, (len(tokens), vocab), probe)
     if not questions.decode_tokens:
@@ -209,7 +244,8 @@ def noise_of(
     sources = _sources(config, max(positions, default=0), questions.seed)
     parts = []
     if positions:
-        parts.append(noisy.probe(tokens * draws, positions * draws, *sources).reshape(draws, -1, vocab))
+        probes = noisy.probe(tokens * draws, positions * draws, *sources, chain=questions.batch)
+        parts.append(probes.reshape(draws, -1, vocab))
     if questions.decode_tokens:
         parts.append(noisy.prefill(questions.decode_tokens, copies=draws).reshape(draws, -1, vocab))
     copies = np.concatenate(parts, axis=1)

@@ -1,8 +1,9 @@
 """model + prompt -> tokens, one by one: the decode loop, on any machine that can `step`.
 
 In: a model, a prompt (text, token ids or chat messages), how to choose. Out: an iterator of `GeneratedToken` that says
-at the end why it ended. Whatever is wrong with the arguments is said by the call itself, before the model is lowered;
-the tokens are made as they are asked for. The machine decides nothing here but the logits.
+at the end why it ended. A long prompt goes into the cache in blocks, on a second machine that shares it. Whatever is
+wrong with the arguments is said by the call itself, before the model is lowered; the tokens are made as they are asked
+for. The machine decides nothing here but the logits.
 This module imports nothing heavy, so that `import amk` stays cheap.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import AmkError, InputError, show
 from .evaluate import DEFAULT_MAX_SEQ, choose_max_seq, freeze_config, lower_and_pack
 from .machine import Machine, choose_device, default_gpu, open_machine
+from .prompt import Fed, PromptMachine, choose_block, feed_blocks, open_blocks
 
 if TYPE_CHECKING:
     from .checkpoint import WeightSource
@@ -55,6 +57,7 @@ class Generation(Iterator[GeneratedToken]):
         *,
         max_new_tokens: int,
         endings: Mapping[int, str],
+        blocks: PromptMachine | None = None,
         has_state: bool = False,
         text: TextStream | None = None,
         logprobs: bool = True,
@@ -64,12 +67,14 @@ class Generation(Iterator[GeneratedToken]):
         """Use `generate`."""
         self.prompt_tokens = tuple(prompt)
         self.max_seq: int = machine.max_seq
+        self.prompt_block = 1 if blocks is None else blocks.batch  # tokens of the prompt in a pass over the weights
         self.has_text = text is not None
         self.quantize = quantize  # "int8-g128"; None: the plain model, or a machine of the caller's
         self.finish_reason: str | None = None
         self._on_close = on_close
         chooser = _chooser(machine, sampling, logprobs)
-        self._tokens = self._decode(machine, chooser, max_new_tokens, endings, has_state, text)
+        first = None if blocks is None else _first_choice(blocks, sampling, logprobs)
+        self._tokens = self._decode(machine, blocks, first, chooser, max_new_tokens, endings, has_state, text)
 
     def __next__(self) -> GeneratedToken:
         try:
@@ -96,6 +101,8 @@ class Generation(Iterator[GeneratedToken]):
     def _decode(
         self,
         machine: Machine,
+        blocks: PromptMachine | None,
+        first: Callable[[Fed], Choice] | None,
         chooser: Chooser,
         max_new_tokens: int,
         endings: Mapping[int, str],
@@ -105,12 +112,16 @@ class Generation(Iterator[GeneratedToken]):
         if has_state:  # whatever the machine did before
             machine.reset_state()
         pos = len(self.prompt_tokens) - 1
+        fed = Fed() if blocks is None else feed_blocks(blocks, self.prompt_tokens)
         feed = getattr(machine, "decode", machine.step)  # nobody looks at the logits of a prompt
-        for before, token in enumerate(self.prompt_tokens[:-1]):
-            feed(token, before)
+        for before in range(fed.count, pos):
+            feed(self.prompt_tokens[before], before)
         token = self.prompt_tokens[-1]
         for index in range(max_new_tokens):
-            token, logprob = chooser(token, pos, index)
+            if index == 0 and first is not None and fed.count > pos:  # a block held the last of the prompt
+                token, logprob = first(fed)
+            else:
+                token, logprob = chooser(token, pos, index)
             pos += 1
             if token in endings:
                 self.finish_reason = endings[token]
@@ -124,7 +135,8 @@ class Generation(Iterator[GeneratedToken]):
                 return
 
 
-Chooser = Callable[[int, int, int], tuple[int, "float | None"]]
+Choice = tuple[int, "float | None"]
+Chooser = Callable[[int, int, int], Choice]
 
 
 def _chooser(machine: Machine, sampling: Sampling, logprobs: bool) -> Chooser:
@@ -138,6 +150,17 @@ def _chooser(machine: Machine, sampling: Sampling, logprobs: bool) -> Chooser:
     if decode is None or sampling.temperature > 0:
         return lambda token, pos, index: (choose_token(step(token, pos), sampling, index), None)
     return lambda token, pos, index: (decode(token, pos), None)
+
+
+def _first_choice(blocks: PromptMachine, sampling: Sampling, logprobs: bool) -> Callable[[Fed], Choice]:
+    """As `_chooser`, of the first token after a prompt that ended in a block."""
+    from .sampling import choose, choose_token
+
+    if logprobs:
+        return lambda fed: choose(blocks.logits_of(fed.place), sampling, 0)
+    if sampling.temperature > 0:
+        return lambda fed: (choose_token(blocks.logits_of(fed.place), sampling, 0), None)
+    return lambda fed: (fed.choice, None)
 
 
 def generate(
@@ -158,7 +181,9 @@ def generate(
     quantize: str | None = None,
     group: int | None = None,
     logprobs: bool = True,
+    prompt_block: int | None = None,
     machine: Machine | None = None,
+    prompt_machine: PromptMachine | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Generation:
     """Continues a prompt: text, token ids, or chat messages; None is the model's first token (BOS).
@@ -168,8 +193,11 @@ def generate(
     made for). `gpu` is the target of the schedule `config` (default: the live device, else h200). `quantize="int8"`
     quantises the matrices at load (`group`: 64 or 128 elements of a row share a scale). `logprobs=False` leaves out the
     log probabilities, which cost more than a step of a small model: each needs all logits on the host, while a greedy
-    choice is the machine's own. A `machine` that already holds the model is used from position 0, its states cleared,
-    and stays open; gpu, config, device, quantize and group are then not used.
+    choice is the machine's own. `prompt_block` is how many tokens of the prompt go in one pass over the weights (1 to
+    16; default: 16 for a longer prompt than that, 1 for a shorter one and for a model with linear layers). A `machine`
+    that already holds the model is used from position 0, its states cleared, and stays open; gpu, config, device,
+    quantize, group and prompt_block are then not used. It takes the prompt in blocks where a `prompt_machine` is given
+    too, which decodes a batch and shares its cache (`machine.beside`).
     """
     from .embedded import open_model
     from .sampling import Sampling
@@ -184,6 +212,7 @@ def generate(
         device = choose_device(device)
     elif max_seq is not None:
         raise InputError(f"max_seq: expected None with a machine, which has its own, got {show(max_seq)}")
+    _require_beside(prompt_machine, machine)
     source = open_model(model, quantize, group)
     vocab = source.config.vocab
     endings = dict.fromkeys(_token_ids("stop_tokens", stop_tokens, vocab), "stop")
@@ -195,10 +224,12 @@ def generate(
     limit = max_seq if machine is None else machine.max_seq
     if len(ids) + 1 > limit:
         raise InputError(f"prompt: expected at most {limit - 1} tokens, one less than max_seq, got {len(ids)}")
+    size = choose_block(prompt_block, source.config, len(ids))
     on_close = None
     if machine is None:
-        machine = opened = _load(source, gpu, config, device, limit, say)
-        on_close = opened.close
+        machine, prompt_machine, on_close = _load(
+            source, gpu, config, device, limit, min(size, limit), prompt_block is not None, say
+        )
     text = None if tokenizer is None else tokenizer.stream(ids)
     return Generation(
         machine,
@@ -206,6 +237,7 @@ def generate(
         sampling,
         max_new_tokens=max_new_tokens,
         endings=endings,
+        blocks=prompt_machine,
         has_state=source.config.has_state,
         text=text,
         logprobs=logprobs,
@@ -214,7 +246,24 @@ def generate(
     )
 
 
-def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int, say: Callable[[str], None]) -> Any:
+def _require_beside(blocks: Any, machine: Any) -> None:
+    if blocks is None:
+        return
+    if machine is None or getattr(blocks, "share", None) is not machine or blocks.max_seq != machine.max_seq:
+        raise InputError("prompt_machine: expected a machine that shares the cache of `machine`, made by its `beside`")
+
+
+def _load(
+    source: WeightSource,
+    gpu: Any,
+    config: Any,
+    device: str,
+    max_seq: int,
+    block: int,
+    is_asked: bool,
+    say: Callable[[str], None],
+) -> tuple[Machine, PromptMachine | None, Callable[[], None]]:
+    """The machine, one for blocks of the prompt where they are more than one token, and what closes both."""
     from .targets import resolve_target
 
     target = resolve_target(default_gpu() if gpu is None else gpu)
@@ -223,8 +272,41 @@ def _load(source: WeightSource, gpu: Any, config: Any, device: str, max_seq: int
         say(note)
     say(f"lowering {source.name} for {target.name}, max_seq {max_seq}")
     _, image = lower_and_pack(source, schedule, target, max_seq)
-    say(f"reading the weights of {source.name}")
-    return open_machine(device, image, source.weights(hashed=False))  # no record names them
+    if block == 1:
+        say(f"reading the weights of {source.name}")
+        machine = _open(source, device, image)
+        return machine, None, machine.close
+    from concurrent.futures import ThreadPoolExecutor
+
+    say(f"reading the weights of {source.name}, and lowering it for blocks of {block} tokens")
+    with ThreadPoolExecutor(1) as pool:  # proving the larger program takes about as long as reading
+        lowered = pool.submit(lower_and_pack, source, schedule, target, max_seq, block)
+        machine = _open(source, device, image)
+        try:
+            blocks = open_blocks(lambda: machine.beside(lowered.result()[1]), block, is_asked, say)
+        except BaseException:
+            machine.close()
+            raise
+    if blocks is None:
+        return machine, None, machine.close
+
+    def close() -> None:
+        blocks.close()
+        machine.close()
+
+    return machine, blocks, close
+
+
+def _open(source: WeightSource, device: str, image: Any) -> Any:
+    """The machine, with its weights where it computes: the first token waits for none."""
+    machine: Any = open_machine(device, image, source.weights(hashed=False))  # no record names them
+    try:
+        if hasattr(machine, "prepare"):
+            machine.prepare()
+    except BaseException:
+        machine.close()
+        raise
+    return machine
 
 
 def _capacity(source: WeightSource, max_seq: int | None, wanted: int) -> int:

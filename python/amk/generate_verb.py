@@ -35,6 +35,7 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
         seed=arguments.seed,
         quantize=arguments.quantize,
         group=arguments.group,
+        prompt_block=arguments.prompt_block,
         logprobs=getattr(arguments, "json", True),  # only the record shows them
         progress=say,
     )
@@ -58,6 +59,7 @@ def run_generate(arguments: Namespace, say: Say) -> Outcome:
         "model": arguments.MODEL,
         "quantize": generation.quantize,
         "prompt_tokens": list(generation.prompt_tokens),
+        "prompt_block": generation.prompt_block,
         "tokens": [token.token for token in tokens],
         "text": "".join(token.text for token in tokens) if generation.has_text else None,
         "logprobs": [token.logprob for token in tokens],
@@ -106,6 +108,7 @@ def _summary(generation: Generation, timings: dict[str, Any]) -> str:
     if timings["tokens_per_s"] is not None:
         parts.append(f"{timings['tokens_per_s']:.1f} tokens/s")
     if timings["first_token_s"] is not None:
+        blocks = f" in blocks of {generation.prompt_block}" if generation.prompt_block > 1 else ""
         wait = f"{1e3 * timings['first_token_s']:.1f} ms"
-        parts.append(f"first after {wait} for a prompt of {len(generation.prompt_tokens)}")
+        parts.append(f"first after {wait} for a prompt of {len(generation.prompt_tokens)}{blocks}")
     return ", ".join([*parts, f"loading took {timings['load_s']:.2f} s"])

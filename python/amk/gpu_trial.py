@@ -98,7 +98,7 @@ def run_trial(
     build_id = _lib.build_info().get("build_id")
     if (facts.get("library_build_id"), facts.get("image_hash")) != (build_id, image.hash):
         raise BuildMismatch(f"the GPU worker ran another library or image: {show(facts.get('library_build_id'))}")
-    n_steps, n_checked = len(questions.steps), len(plan.checked)
+    n_steps, n_checked = len(questions.steps), len(plan.as_questions.steps)
     for name, shape in {
         "before": (n_steps, config.vocab), "after": (n_steps, config.vocab), "checked": (n_checked, config.vocab)
     }.items():  # fmt: skip
@@ -160,7 +160,8 @@ def price_trial(program: Program, position: int, plan: TimingPlan, trial: GpuTri
         "pct_of_roofline": 100.0 * bound_us / median,
     }
     span = f"{min(plan.positions)} to {max(plan.positions)}"
-    notes = [f"latency is the median of {TIMED_STEPS} steps at positions {span}, each with a token of its own"]
+    of_its_own = "a token" if plan.batch == 1 else f"{plan.batch} tokens"
+    notes = [f"latency is the median of {TIMED_STEPS} steps at positions {span}, each with {of_its_own} of its own"]
     l2_bytes = trial.facts["l2_bytes"]
     if streamed_bytes <= l2_bytes:
         size = f"{streamed_bytes / 1e6:.3g} MB that a step streams fit the L2 cache of {l2_bytes / 1e6:.3g} MB"

@@ -18,7 +18,7 @@ from ._lib import ffi, lib
 from .errors import InputError, show
 from .program import Image
 from .streams import stream_handle
-from .vm import ImageMachine, checked_int32, require_timeline
+from .vm import ImageMachine, checked_int32, require_kind, require_timeline
 
 __all__ = ["MegakernelVM", "device_count", "device_uuid", "read_bandwidth"]
 
@@ -29,7 +29,8 @@ class MegakernelVM(ImageMachine):
     """Runs an image on GPU `device`. Refused before anything is launched when the image does not fit that device.
 
     `timeout_s`: a step without progress for so long is ended. guard=True poisons scratch and outputs before each step.
-    timeline=True keeps the times of the last step's tasks (see `timeline`), which slows the step a little.
+    timeline=True keeps the times of the last step's tasks (see `timeline`), which slows the step a little. `share` is
+    another machine of this model on this device, whose weights and caches are used in place of its own.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class MegakernelVM(ImageMachine):
         timeout_s: float = 2.0,
         guard: bool = False,
         timeline: bool = False,
+        share: MegakernelVM | None = None,
     ) -> None:
         self._handle = None
         self._is_prepared = False
@@ -49,11 +51,19 @@ class MegakernelVM(ImageMachine):
         index = checked_int32("device", device)
         options = ffi.new("amk_vm_options_t *")
         options.deadline_ms, options.guard = _milliseconds(timeout_s), bool(guard)
+        self._opened = {"device": index, "timeout_s": timeout_s, "guard": guard}
         if timeline:
             options.timeline = 1
+        require_kind("share", share, MegakernelVM)
+        if share is not None:
+            share.prepare()
         super().__init__(
-            image, weights, lambda given, out: lib.amk_vm_create_cuda(image._handle, given, index, out), options
+            image, weights, lambda given, out: lib.amk_vm_create_cuda(image._handle, given, index, out), options, share
         )
+
+    def beside(self, image: Image) -> MegakernelVM:
+        """A machine for another image of this model, on this one's weights and caches."""
+        return MegakernelVM(image, {}, **self._opened, share=self)
 
     def prepare(self) -> None:
         """Copies the weights to the device, once; from here on a launch waits for nothing."""

@@ -160,6 +160,7 @@ class Oracle:
         state: StateSource | None = None,
         *,
         rows: Rows | None = None,
+        chain: int = 1,
     ) -> F64:
         """Logits [n, V] of n independent steps: tokens[i] at positions[i] over history rows [0, positions[i]).
 
@@ -167,14 +168,20 @@ class Oracle:
         history and is never rounded. `state(layer)` of a linear layer -> what its steps start from: (convolution inputs
         [C, W - 1], S [Hv, D, D]), for all items alike or with an axis of items in front. `rows`, when given, is a list
         that receives each layer's new (K, V) or states.
+
+        Every `chain` items follow one another at consecutive positions: the history of each is the rows below the
+        first one's position, then the own rows of those before it.
         """
         if len(tokens) != len(positions):
             raise ValueError(f"{len(tokens)} tokens but {len(positions)} positions")
+        starts = [positions[i - i % chain] for i in range(len(positions))]
+        if len(tokens) % chain or any(pos != starts[i] + i % chain for i, pos in enumerate(positions)):
+            raise ValueError(f"positions {list(positions)} are no chains of {chain} that follow one another")
         cfg = self.config
 
         def attend(layer: int, q: F64, k: F64, v: F64) -> F64:
             past_k, past_v = kv(layer)
-            longest = max(positions)
+            longest = max(starts)
             for name, past in (("K", past_k), ("V", past_v)):
                 if past.ndim != 3 or (past.shape[0], past.shape[2]) != k.shape[1:] or past.shape[1] < longest:
                     raise ValueError(f"layer {layer} {name} is {past.shape}, expected [G, >= {longest}, D]")
@@ -182,15 +189,19 @@ class Oracle:
             for g in range(cfg.n_kv_heads):
                 head_k = to_float64(past_k[g, :longest], cfg.dtype)
                 head_v = to_float64(past_v[g, :longest], cfg.dtype)
-                for i, pos in enumerate(positions):
-                    item_k = np.concatenate([head_k[:pos], k[i, g : g + 1]])
-                    item_v = np.concatenate([head_v[:pos], v[i, g : g + 1]])
-                    out[i, g] = _softmax(q[i, g] @ item_k.T / math.sqrt(cfg.head_dim)) @ item_v
+                for first in range(0, len(starts), chain):
+                    start, own = starts[first], slice(first, first + chain)
+                    chain_k = np.concatenate([head_k[:start], k[own, g]])
+                    chain_v = np.concatenate([head_v[:start], v[own, g]])
+                    for i in range(first, first + chain):
+                        seen = start + i - first + 1
+                        scores = q[i, g] @ chain_k[:seen].T / math.sqrt(cfg.head_dim)
+                        out[i, g] = _softmax(scores) @ chain_v[:seen]
             return out
 
         if state is None and any(is_linear(cfg, layer) for layer in range(cfg.layers)):
             raise ValueError("a model with linear layers needs their state")
-        return self._decode(tokens, positions, attend, state, 1, rows)
+        return self._decode(tokens, positions, attend, state, chain, rows)
 
     def prefill(self, tokens: Sequence[int], *, rows: Rows | None = None, copies: int = 1) -> F64:
         """Logits [n, V] of a decode from an empty cache: positions 0..n-1 at once, each seeing itself and before.

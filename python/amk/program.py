@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,8 @@ class Program:
         self._handle = handle  # None: refused as data, there are no tables
         self._meta = dict(meta)
         self.config = config
-        # By (model, max_seq), or None for the judgement without a model.
-        self._reports: dict[tuple[ModelConfig, int | None] | None, Report] = {}
+        # By (model, max_seq, batch), or None for the judgement without a model.
+        self._reports: dict[tuple[ModelConfig, int | None, int | None] | None, Report] = {}
         self._proof: Any = None
         self._view = None if handle is None else view_of(handle)
 
@@ -155,10 +156,19 @@ class Program:
         self._require_tables()
         return {name: getattr(self._view.launch, name) for name in _lib.table_dtype("amk_launch_t").names or ()}
 
-    def validate(self, model_config: ModelConfig | None = None, max_seq: int | None = None) -> Report:
+    @cached_property
+    def batch(self) -> int:
+        """Consecutive tokens of one sequence that a step decodes: elements of the input `token`; 1 without one."""
+        tables = self.tables()
+        names = tables.buffer_name.strings()
+        return int(tables.buffers["numel"][names.index("token")]) if "token" in names else 1
+
+    def validate(
+        self, model_config: ModelConfig | None = None, max_seq: int | None = None, batch: int | None = None
+    ) -> Report:
         """The proof, or why there is none; each made once. With a model: also that the program computes this decoder
-        (V17) for positions below `max_seq` (default: the program's own)."""
-        key = None if model_config is None else (model_config, max_seq)
+        (V17) for positions below `max_seq`, `batch` tokens a step (default of both: the program's own)."""
+        key = None if model_config is None else (model_config, max_seq, batch)
         if self._handle is None:
             return self._reports[None]
         if key not in self._reports:
@@ -168,7 +178,9 @@ class Program:
                 capacity = self._view.launch.max_seq if max_seq is None else max_seq
                 if max_seq is None and not 1 <= capacity <= _lib.limit("MAX_SEQ"):
                     return self.validate()  # V19 says so
-                model = _describe(model_config, capacity)
+                if batch is None:
+                    batch = self.batch if 1 <= self.batch <= _lib.limit("MAX_BATCH") else 1
+                model = _describe(model_config, capacity, batch)
                 report = self._judge(lambda *out: lib.amk_program_validate_model(self._handle, model, *out))
                 self._reports[key] = report
                 if report.ok:
@@ -201,7 +213,7 @@ class Program:
 
     def footprint(self, task: int, pos: int = 0) -> list[Access]:
         """The byte ranges a task touches at a position, as the law table has them."""
-        room = _lib.limit("MAX_INPUTS") * 2 + _lib.limit("MAX_OUTPUTS") * 2
+        room = _lib.limit("MAX_INPUTS") * 2 + _lib.limit("MAX_OUTPUTS") * _lib.limit("MAX_BATCH")
         out, count = ffi.new("amk_access_t[]", room), ffi.new("int32_t *")
         proof = self._require_proof()
         _lib.check(lib.amk_program_footprint(proof, _int32("task", task), _int32("pos", pos), out, room, count))
@@ -209,11 +221,13 @@ class Program:
         accesses = [{name: getattr(out[i], name) for name in names} for i in range(min(count[0], room))]
         return [Access(**access | {"is_write": bool(access["is_write"])}) for access in accesses]
 
-    def pack(self, model_config: ModelConfig | None = None, max_seq: int | None = None) -> Image:
+    def pack(
+        self, model_config: ModelConfig | None = None, max_seq: int | None = None, batch: int | None = None
+    ) -> Image:
         """The image that machines run. Rejected, with the report, when the program is invalid, or with a model
         when it computes something else."""
         out = ffi.new("amk_image **")
-        _lib.check(lib.amk_image_pack(self._require_proof(model_config, max_seq), out))
+        _lib.check(lib.amk_image_pack(self._require_proof(model_config, max_seq, batch), out))
         return Image(_lib.owned(out, lib.amk_image_destroy))
 
     def _require_tables(self) -> None:
@@ -221,8 +235,10 @@ class Program:
             report = self.validate()
             raise Rejected(f"the program cannot be put in tables: {_first_rejection(report)}", report)
 
-    def _require_proof(self, model_config: ModelConfig | None = None, max_seq: int | None = None) -> Any:
-        report = self.validate(model_config, max_seq)
+    def _require_proof(
+        self, model_config: ModelConfig | None = None, max_seq: int | None = None, batch: int | None = None
+    ) -> Any:
+        report = self.validate(model_config, max_seq, batch)
         if not report.ok:
             raise Rejected(f"the program is not valid: {_first_rejection(report)}", report)
         return self._proof
@@ -266,17 +282,19 @@ class Image:
         return Program(_lib.owned(out, lib.amk_program_destroy), {}, None)
 
 
-def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, max_seq: int) -> Program:
-    """Model + schedule + target -> program for positions below max_seq. Rejected for the schedule's sake,
-    UnsupportedModel or InputError for the model's."""
+def lower(model: ModelConfig, config: ScheduleConfig, target: GpuTarget | str, max_seq: int, batch: int = 1) -> Program:
+    """Model + schedule + target -> program for positions below max_seq, which decodes `batch` consecutive tokens of one
+    sequence a step. Rejected for the schedule's sake, UnsupportedModel or InputError for the model's."""
     gpu = resolve_target(target)
-    description = _describe(model, max_seq)
+    description = _describe(model, max_seq, batch)
     schedule, _alive = config.to_c()
     out = ffi.new("amk_program **")
     _lib.check(lib.amk_program_lower(description, schedule, gpu.to_c(), out))
     dims = {name: getattr(model, name) for name in (*_MODEL_DIMS, *(_HYBRID_DIMS if model.has_state else ()))}
     features = _features(model)
     meta = {"model": {"family": model.family, "dtype": model.dtype, **dims, "eps": model.eps, "features": features}}
+    if batch > 1:
+        meta["model"]["batch"] = batch
     if model.weight_group:
         meta["model"]["weight_group"] = model.weight_group
     return Program(_lib.owned(out, lib.amk_program_destroy), meta, config)
@@ -289,7 +307,7 @@ def _features(model: ModelConfig) -> list[str]:
     return sorted(name for name in _FEATURES if getattr(model, _FEATURE_FIELDS.get(name, name)))
 
 
-def _describe(model: ModelConfig, max_seq: int) -> Any:
+def _describe(model: ModelConfig, max_seq: int, batch: int) -> Any:
     """The model as the library reads it."""
     if model.dtype not in _DTYPE_NUMBERS:
         raise InputError(f"model.dtype: expected one of f32, f16, bf16, got {show(model.dtype)}")
@@ -299,6 +317,7 @@ def _describe(model: ModelConfig, max_seq: int) -> Any:
     for name in (*_MODEL_DIMS, *_HYBRID_DIMS):
         setattr(description, name, _int32(f"model.{name}", getattr(model, name)))
     description.max_seq = _int32("max_seq", max_seq)
+    description.batch = _int32("batch", batch)
     description.features = sum(_FEATURES[name] for name in _features(model))
     description.eps = model.eps
     description.weight_group = _int32("model.weight_group", model.weight_group)

@@ -128,8 +128,13 @@ def _verdict() -> dict[str, Any]:
     from .verdict import LATENCY_KINDS, Verdict
 
     nothing = {"type": "null"}
-    no_latency = {name: nothing for name in ("latency_us", "latency_kind", "pct_of_roofline")}
-    positive = {"latency_us": {"type": ["number", "null"], "exclusiveMinimum": 0}}
+    no_latency = {name: nothing for name in ("latency_us", "latency_per_token_us", "latency_kind", "pct_of_roofline")}
+    positive = {
+        **{
+            name: {"type": ["number", "null"], "exclusiveMinimum": 0} for name in ("latency_us", "latency_per_token_us")
+        },
+        "batch": {"type": "integer", "minimum": 1},
+    }
     return _record(
         Verdict,
         "What `amk.evaluate` found of one schedule: a latency exists only if the result is correct, and says its kind.",

@@ -2,17 +2,17 @@
 
 In: a model's configuration, the position asked for, a seed; then a machine with `time`. Out: microseconds of each step,
 and the logits of some of them, which the parent chose beforehand and compares with the reference afterwards.
-Each step has a token and a position of its own; positions fall, so that the row a step appends is never history of a
-later one, and the cache is set afresh before each fall. A state is what the step before left, as in a decode; only the
-steps whose logits are compared find one that the reference knows. Outputs and scratch hold NaN when a step begins
-(`guard`).
+Each step has a token, or a block of them, and a position of its own; positions fall, so that the rows a step appends
+are never history of a later one, and the cache is set afresh before each fall. A state is what the step before left, as
+in a decode; only the steps whose logits are compared find one that the reference knows. Outputs and scratch hold NaN
+when a step begins (`guard`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError, NonFinite
-from .exam import Questions, draw
+from .exam import Questions, draw, faults_of_choice
 from .history import hide_rows, set_states, stored_history, stored_states
 
 __all__ = ["Timing", "TimingMachine", "TimingPlan", "make_plan", "time_machine"]
@@ -34,7 +34,7 @@ class TimingMachine(Protocol):
     """What timing needs of a machine."""
 
     @property
-    def next_token(self) -> int: ...
+    def next_tokens(self) -> Sequence[int]: ...
 
     def set_kv(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None: ...
 
@@ -51,7 +51,8 @@ class TimingMachine(Protocol):
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """Steps in order, warm-up first. `checked` are indices of timed steps whose logits are kept."""
+    """Steps in order, warm-up first: `batch` tokens each, from its position on. `checked` are indices of timed steps
+    whose logits are kept."""
 
     seed: int
     max_seq: int
@@ -59,12 +60,18 @@ class TimingPlan:
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     checked: tuple[int, ...]
+    batch: int = 1
+
+    def block(self, step: int) -> tuple[int, ...]:
+        """The tokens of one step."""
+        return self.tokens[step * self.batch : (step + 1) * self.batch]
 
     @property
     def as_questions(self) -> Questions:
         """The checked steps, as the reference is asked about them."""
-        tokens, positions = ([table[i] for i in self.checked] for table in (self.tokens, self.positions))
-        return Questions(self.seed, self.max_seq, tuple(tokens), tuple(positions), ())
+        tokens = tuple(token for i in self.checked for token in self.block(i))
+        positions = tuple(self.positions[i] + t for i in self.checked for t in range(self.batch))
+        return Questions(self.seed, self.max_seq, tokens, positions, (), self.batch)
 
     @property
     def position(self) -> int:
@@ -76,25 +83,39 @@ class TimingPlan:
 class Timing:
     us: NDArray[np.float64]  # of the timed steps, without the warm-up
     wall_s: float  # that these steps took by the host's clock
-    checked_logits: NDArray[np.float32]
+    checked_logits: NDArray[np.float32]  # [checked steps * batch, V]
     faults: tuple[str, ...]
 
 
-def make_plan(config: Any, position: int, max_seq: int, seed: int) -> TimingPlan:
+def make_plan(config: Any, position: int, max_seq: int, seed: int, batch: int = 1) -> TimingPlan:
     """Around `position`, within the cache; the same for the same seed."""
-    n = WARM_UP_STEPS + TIMED_STEPS
-    window = min(WINDOW_ROWS, max_seq)
-    high = min(max(position + window // 2, window - 1), max_seq - 1)
-    tokens = tuple(draw(seed, "timed token", i, config.vocab) for i in range(n))
+    n, starts = WARM_UP_STEPS + TIMED_STEPS, max_seq - batch + 1
+    window = min(WINDOW_ROWS, starts)
+    high = min(max(position + window // 2, window - 1), starts - 1)
+    blocks = [_block(config.vocab, seed, i, batch) for i in range(n)]
     checked: list[int] = []
+    seen: set[int] = set()
     for attempt in range(100 * CHECKED_STEPS):  # a tiny vocabulary may not have enough
         i = WARM_UP_STEPS + draw(seed, "checked step", attempt, TIMED_STEPS)
-        if tokens[i] not in [tokens[j] for j in checked]:
+        if seen.isdisjoint(blocks[i]):
             checked.append(i)
+            seen.update(blocks[i])
         if len(checked) == CHECKED_STEPS:
             break
     positions = tuple(high - i % window for i in range(n))
-    return TimingPlan(seed, max_seq, window, tokens, positions, tuple(sorted(checked)))
+    tokens = tuple(token for block in blocks for token in block)
+    return TimingPlan(seed, max_seq, window, tokens, positions, tuple(sorted(checked)), batch)
+
+
+def _block(vocab: int, seed: int, step: int, batch: int) -> list[int]:
+    """The tokens of one step, all different where the vocabulary has so many."""
+    tokens: list[int] = []
+    for t in range(batch):
+        token = draw(seed, "timed token", step * batch + t, vocab)
+        while token in tokens and len(tokens) < vocab:
+            token = (token + 1) % vocab
+        tokens.append(token)
+    return tokens
 
 
 def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: Callable[[], None]) -> Timing:
@@ -103,9 +124,9 @@ def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: C
     history, states = stored_history(config, high + 1, plan.seed), stored_states(config, plan.seed)
     us: list[float] = []
     wall_s = 0.0
-    checked = np.full((len(plan.checked), config.vocab), math.nan, np.float32)
+    checked = np.full((len(plan.checked) * plan.batch, config.vocab), math.nan, np.float32)
     faults: list[str] = []
-    for i, (token, pos) in enumerate(zip(plan.tokens, plan.positions, strict=True)):
+    for i, pos in enumerate(plan.positions):
         if i % plan.window == 0:
             for layer, (k, v) in history.items():
                 if i == 0:
@@ -117,18 +138,17 @@ def time_machine(machine: TimingMachine, config: Any, plan: TimingPlan, alive: C
             set_states(machine, states)
         alive()
         try:
-            machine.write("token", np.array([token], np.int32))
+            machine.write("token", np.array(plan.block(i), np.int32))
             start = time.perf_counter()
             took_us = float(machine.time(pos, 1)[0])
             if i >= WARM_UP_STEPS:
                 wall_s += time.perf_counter() - start
                 us.append(took_us)
             if i in plan.checked:
-                logits = checked[plan.checked.index(i)]
-                logits[:] = machine.read("logits")
-                best = int(np.argmax(logits))
-                if machine.next_token != best and np.isfinite(logits).all():
-                    faults.append(f"timed step {i}: next_token is {machine.next_token}, the largest logit {best}")
+                first = plan.checked.index(i) * plan.batch
+                logits = checked[first : first + plan.batch]
+                logits[:] = machine.read("logits").reshape(logits.shape)
+                faults += faults_of_choice(machine.next_tokens, logits, f"timed step {i}:")
         except (DeviceError, NonFinite) as fault:
             faults.append(f"timed step {i} at position {pos}: {fault}")
             break

@@ -135,6 +135,7 @@ _QUANTIZE = (
     Option("--group", "elements of a row that share a scale: 64 or 128 (default: 128); with --quantize", "int"),
 )
 _LOWERING = (_GPU, _CONFIG, _STRICT, _MAX_SEQ, *_QUANTIZE)
+_BATCH = Option("--batch", "consecutive tokens of one sequence that a step decodes: 1 to 16", "int", default=1)
 _DEVICE = Option("--device", "where it runs: auto, cpu, cuda or cuda:N", default="auto")
 _COMMON = (_JSON, _QUIET)
 WAIT_S = 15.0  # a tool that takes longer becomes a job
@@ -185,7 +186,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "validate",
         "prove a program file, an image, or the lowering of a model free of deadlocks and races",
-        (_INPUT, *_LOWERING, *_COMMON),
+        (_INPUT, *_LOWERING, _BATCH, *_COMMON),
         validate_verb,
         (
             Tool(
@@ -228,7 +229,7 @@ VERBS: tuple[Verb, ...] = (
             *_LOWERING,
             _DEVICE,
             Option("--token", "the token that starts the decode", "int", default=7),
-            Option("--batch", "sequences decoded at once: 1", "int", default=1),
+            _BATCH,
             Option("--position", "context that the latency is for (default: half of --max-seq)", "int"),
             Option("--seed", "draws the questions", "int", default=0),
             *_COMMON,
@@ -251,6 +252,7 @@ VERBS: tuple[Verb, ...] = (
         (
             _MODEL,
             *_LOWERING,
+            _BATCH,
             Option("--output", "a directory (image.amk and report.json), or a file ending in .amk", required=True),
             *_COMMON,
         ),
@@ -271,6 +273,7 @@ VERBS: tuple[Verb, ...] = (
             Option("--top-p", "draw from the fewest best tokens with this share of probability", "float", default=1.0),
             Option("--seed", "draws the tokens", "int", default=0),
             Option("--max-seq", "rows of the cache, prompt included (default: 1024, or what the request needs)", "int"),
+            Option("--prompt-block", "tokens of the prompt in a pass over the weights, 1 to 16 (default: 16)", "int"),
             *_COMMON,
         ),
         _generate,
@@ -288,6 +291,7 @@ VERBS: tuple[Verb, ...] = (
             Option("--peers", "what to compare with: torch, or torch-eager and torch-compile by name"),
             Option("--peer-limit", "seconds for one peer and model, compilation included", "float", default=300.0),
             Option("--max-seq", "rows of the cache (default: the longest context)", "int"),
+            _BATCH,
             Option("--seed", "draws the questions and the tokens", "int", default=0),
             *_QUANTIZE,
             Option("--output-file", "a .json file for the rows"),

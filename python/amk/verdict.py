@@ -38,12 +38,14 @@ class Verdict:
     rel_err: float | None = None
     err_limit: float | None = None
     top1_agreement: float | None = None  # share of steps whose largest logit is the reference's
-    latency_us: float | None = None
+    batch: int = 1  # consecutive tokens of one sequence that a step decodes
+    latency_us: float | None = None  # of a step
+    latency_per_token_us: float | None = None  # that over its tokens
     latency_p10_us: float | None = None  # of a measurement: a tenth of the steps was as fast
     latency_p90_us: float | None = None  # and a tenth as slow
     latency_kind: str | None = None
-    latency_position: int | None = None  # rows of context that latency_us and bound_us are for
-    bound_us: float | None = None  # streamed bytes / bandwidth: the floor
+    latency_position: int | None = None  # rows before a step's tokens that latency_us and bound_us are for
+    bound_us: float | None = None  # streamed bytes of a step / bandwidth: the floor
     pct_of_roofline: float | None = None  # 100 * bound_us / latency_us
     tasks: int | None = None
     n_buffers: int | None = None
@@ -52,7 +54,7 @@ class Verdict:
     quantize: str | None = None  # "int8-g128": the model that is judged is the one quantised so
     quantize_loss: Mapping[str, Any] = field(default_factory=dict)  # its reference against the plain model's
     max_seq: int | None = None
-    positions: tuple[int, ...] = ()  # of the probes, each over a populated cache
+    positions: tuple[int, ...] = ()  # of the probes' first tokens, each over a populated cache
     decode_steps: int = 0  # of the decode from an empty cache
     seed: int = 0
     notes: tuple[str, ...] = ()
@@ -76,6 +78,10 @@ class Verdict:
             require(math.isfinite(self.latency_us) and self.latency_us > 0, "a latency is finite and positive")
             require(self.latency_kind in LATENCY_KINDS, f"a latency is one of {', '.join(LATENCY_KINDS)}")
             require(self.bound_us is not None and self.latency_us >= self.bound_us, "no latency lies below the floor")
+        require(type(self.batch) is int and self.batch >= 1, "a step has tokens")
+        per_token = self.latency_per_token_us  # a record of before there were batches has none
+        of_a_step = None not in (self.latency_us, per_token) and math.isclose(per_token * self.batch, self.latency_us)  # type: ignore[arg-type, operator]
+        require(per_token is None or of_a_step, "the latency of a token is that of its step over the step's tokens")
         require(self.quantize is not None or not self.quantize_loss, "only a quantised model loses by it")
         self._require_spread(require)
 
@@ -112,12 +118,13 @@ class Verdict:
         if not self.valid:
             return "\n".join([f"{head}: REJECTED", f"  reason    {self.rejected_reason}", *notes])
         positions = ", ".join(map(str, self.positions))
+        probes = "probes" if self.batch == 1 else f"probes of {self.batch} tokens"
         lines = [
             f"{head}: {'CORRECT' if self.correct else 'NOT CORRECT'}",
             f"  error     {_number(self.rel_err)} of the largest logit (limit {_number(self.err_limit)}), "
             f"max abs {_number(self.max_abs_err)}, top-1 agreement {_number(self.top1_agreement, 100.0)} %",
-            f"  checked   {len(self.positions)} probes over a populated cache (positions {positions}) and a decode of "
-            f"{self.decode_steps} tokens, on {self.device}",
+            f"  checked   {len(self.positions)} {probes} over a populated cache (positions {positions}) and a decode "
+            f"of {self.decode_steps} tokens, on {self.device}",
         ]
         if self.quantize_loss:
             lines.append(self._loss_line())
@@ -128,7 +135,11 @@ class Verdict:
             if self.latency_kind != "predicted":
                 spread = f"p10 {_number(self.latency_p10_us)}, p90 {_number(self.latency_p90_us)}"
                 kind = f"{self.latency_kind} ({spread})"
-            lines.append(f"  latency   {_number(self.latency_us)} us, {kind}, at position {self.latency_position}")
+            each = ""
+            if self.batch > 1:
+                each = f" a step of {self.batch} tokens, {_number(self.latency_per_token_us)} us a token"
+            at = f"at position {self.latency_position}"
+            lines.append(f"  latency   {_number(self.latency_us)} us{each}, {kind}, {at}")
         if self.bound_us is not None:
             share = "" if self.pct_of_roofline is None else f", {self.pct_of_roofline:.1f} % of the latency"
             rates = self.provenance.get("read_gb_per_s")

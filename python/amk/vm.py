@@ -2,15 +2,17 @@
 
 In: an `Image` and its weights, by name. Out: logits of a step, or any named output; the KV cache and the states of
 linear layers can be set and read. A step moves the states on: running it again is another step. One that fails poisons
-them.
+them. A machine whose program decodes a batch runs that many consecutive tokens of one sequence a step. Machines of one
+model may share weights and caches: one that decodes a batch fills the cache that another goes on from.
 The weights stay the caller's arrays (no copy, unless one is not aligned) and must not change while the machine lives.
 A machine may be used from several threads: calls take turns, and other Python threads run meanwhile.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from ._lib import ffi, lib
 from .errors import InputError, InternalError, Unavailable, show
 from .program import Image
 
-__all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_timeline"]
+__all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_kind", "require_timeline"]
 
 _Self = TypeVar("_Self", bound="ImageMachine")
 
@@ -66,46 +68,61 @@ class ImageMachine:
     """An image, its weights bound by name, and buffers that are set and read by name: the contract of both machines."""
 
     def __init__(
-        self, image: Image, weights: Mapping[str, np.ndarray], create: Callable[[Any, Any], int], options: Any
+        self,
+        image: Image,
+        weights: Mapping[str, np.ndarray],
+        create: Callable[[Any, Any], int],
+        options: Any,
+        share: ImageMachine | None = None,
     ) -> None:
-        """`create(options, out)` is the library's call that makes the machine."""
-        self._lock = threading.Lock()
+        """`create(options, out)` is the library's call that makes the machine. With `share`, weights and caches are
+        those of that machine, and `weights` is not used."""
+        self._lock = threading.Lock() if share is None else share._lock  # of machines that share, one runs at a time
         self._handle = None
         self._bound: list[object] = []
+        self.share = share
         self._last_pos: int | None = None
-        self._chosen = ffi.new("int32_t *")
         options.struct_size = ffi.sizeof("amk_vm_options_t")
         out = ffi.new("amk_vm **")
-        _lib.check(create(options, out))
+        with self._lock:
+            if share is not None:
+                options.share = share._open()
+            _lib.check(create(options, out))
         self._handle = _lib.owned(out, lib.amk_vm_destroy)
         program = image.program()
         self.max_seq: int = program.launch["max_seq"]
         self._n_tasks = program.n_tasks
         self._buffers = _describe(program.tables())
         try:
-            self._bind(weights)
+            if share is None:
+                self._bind(weights)
+            else:
+                self._bound = list(share._bound)
         except BaseException:
             self.close()
             raise
         self._by_name = {buffer.name: buffer for buffer in self._buffers if buffer.name}
+        token = self._by_name.get("token")
+        self._batch = 1 if token is None else math.prod(token.shape)
+        self._chosen = ffi.new("int32_t[]", self._batch)
+
+    @property
+    def batch(self) -> int:
+        """Consecutive tokens of one sequence that a step decodes."""
+        return self._batch
 
     # ---- one decoded token ----
 
     def step(self, token: int, pos: int) -> np.ndarray:
         """float32 logits [V] after `token` at position `pos`; rows below pos are taken from the cache as they are, and
         states as the last step left them, or zero in a new machine."""
-        token_id = np.array([checked_int32("token", token)], np.int32)
-        output = self._buffer("logits")
-        logits = np.empty(output.shape, output.dtype)
-        with self._lock:
-            self._write("token", 0, token_id)
-            self._run(pos)
-            self._read("logits", 0, logits)
-        return logits
+        self._require_one("step")
+        return self._step(np.array([checked_int32("token", token)], np.int32), pos)
 
     def decode(self, token: int, pos: int) -> int:
         """The greedy choice after `token` at position `pos`: the step that `step` runs, but the logits stay where they
         are, and only the token comes back. NonFinite where a logit is NaN."""
+        self._require_one("decode")
         token_id, position = checked_int32("token", token), checked_int32("pos", pos)
         with self._lock:
             self._prepare()
@@ -115,8 +132,42 @@ class ImageMachine:
 
     @property
     def next_token(self) -> int:
-        """The greedy choice of the last step."""
+        """The greedy choice of the last step, of one token."""
+        self._require_one("next_token")
         return int(self.read("next_token")[0])
+
+    # ---- a batch: consecutive tokens of one sequence ----
+
+    def step_batch(self, tokens: Sequence[int], pos: int) -> np.ndarray:
+        """float32 logits [B, V]: row t after tokens[0 .. t], which are at positions pos .. pos + t. No token sees a
+        later one."""
+        return self._step(self._all("step_batch", tokens), pos).reshape(self._batch, -1)
+
+    def decode_batch(self, tokens: Sequence[int], pos: int) -> np.ndarray:
+        """int32 [B]: the greedy choice after each token, of the step that `step_batch` runs; the logits stay where they
+        are (`logits_of` reads them). NonFinite where a logit is NaN."""
+        ids, position = self._all("decode_batch", tokens), checked_int32("pos", pos)
+        with self._lock:
+            self._prepare()
+            given = _lib.pointer("int32_t", ids)
+            _lib.check(lib.amk_vm_decode_batch(self._open(), given, len(ids), position, self._chosen))
+            self._last_pos = position
+            return np.array(list(self._chosen), np.int32)
+
+    def logits_of(self, index: int) -> np.ndarray:
+        """float32 logits [V] after token `index` of the last step."""
+        output = self._buffer("logits")
+        if type(index) is not int or not 0 <= index < self._batch:
+            raise InputError(f"logits_of: expected a token of the step, 0 to {self._batch - 1}, got {show(index)}")
+        logits = np.empty(output.shape[-1], output.dtype)
+        with self._lock:
+            self._read("logits", index * logits.nbytes, logits)
+        return logits
+
+    @property
+    def next_tokens(self) -> list[int]:
+        """The greedy choices of the last step, one after each of its tokens."""
+        return self.read("next_token").tolist()
 
     def set_kv(self, layer: int, k: np.ndarray, v: np.ndarray) -> None:
         """Sets the first rows of a layer's cache: k, v [G, rows, D] in storage dtype, k turned and in the order of
@@ -244,6 +295,33 @@ class ImageMachine:
     ) -> None:
         self.close()
 
+    # ---- tokens of a step ----
+
+    def _require_one(self, call: str) -> None:
+        if self._batch != 1:
+            raise InputError(
+                f"{call}: expected a machine of one token a step, got one of {self._batch}, which has step_batch, "
+                "decode_batch and next_tokens"
+            )
+
+    def _all(self, call: str, tokens: Sequence[int]) -> np.ndarray:
+        self._open()
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
+            tokens = tokens.tolist()
+        if not isinstance(tokens, (list, tuple)) or len(tokens) != self._batch:
+            got = f"{len(tokens)}" if isinstance(tokens, (list, tuple)) else show(tokens)
+            raise InputError(f"{call}: expected the {self._batch} tokens of a step, got {got}")
+        return np.array([checked_int32(f"tokens[{i}]", token) for i, token in enumerate(tokens)], np.int32)
+
+    def _step(self, ids: np.ndarray, pos: int) -> np.ndarray:
+        output = self._buffer("logits")
+        logits = np.empty(output.shape, output.dtype)
+        with self._lock:
+            self._write("token", 0, ids)
+            self._run(pos)
+            self._read("logits", 0, logits)
+        return logits
+
     # ---- calls into the library; the lock is held ----
 
     def _open(self) -> Any:
@@ -297,11 +375,19 @@ class ImageMachine:
 class ReferenceVM(ImageMachine):
     """Runs an image in any legal order (`seed`; 0 is table order) on one or more threads.
 
-    guard=True poisons scratch and outputs before each step and checks canaries around every region after it.
+    guard=True poisons scratch and outputs before each step and checks canaries around every region after it. `share`
+    is another machine of this model, whose weights and caches are used in place of its own (`weights` is then not).
     """
 
     def __init__(
-        self, image: Image, weights: Mapping[str, np.ndarray], *, seed: int = 0, threads: int = 0, guard: bool = False
+        self,
+        image: Image,
+        weights: Mapping[str, np.ndarray],
+        *,
+        seed: int = 0,
+        threads: int = 0,
+        guard: bool = False,
+        share: ReferenceVM | None = None,
     ) -> None:
         self._handle = None
         options = ffi.new("amk_vm_options_t *")
@@ -309,9 +395,15 @@ class ReferenceVM(ImageMachine):
         if type(threads) is not int or not 0 <= threads <= _lib.limit("MAX_QUEUES"):
             raise InputError(f"threads: expected an integer in 0..{_lib.limit('MAX_QUEUES')}, got {show(threads)}")
         options.threads, options.guard = threads, bool(guard)
+        self._threads, self._guard = threads, guard
+        require_kind("share", share, ReferenceVM)
         super().__init__(
-            image, weights, lambda given, out: lib.amk_vm_create_reference(image._handle, given, out), options
+            image, weights, lambda given, out: lib.amk_vm_create_reference(image._handle, given, out), options, share
         )
+
+    def beside(self, image: Image) -> ReferenceVM:
+        """A machine for another image of this model, on this one's weights and caches."""
+        return ReferenceVM(image, {}, threads=self._threads, guard=self._guard, share=self)
 
     def reseed(self, seed: int) -> None:
         """Another legal order for the next steps."""
@@ -321,6 +413,12 @@ class ReferenceVM(ImageMachine):
 
 def _state_names(layer: int) -> tuple[str, str]:
     return f"layers.{layer}.conv_state", f"layers.{layer}.gdn_state"
+
+
+def require_kind(name: str, machine: object, kind: type) -> None:
+    """InputError where a machine is given and is none of this kind."""
+    if machine is not None and not isinstance(machine, kind):
+        raise InputError(f"{name}: expected a {kind.__name__} or None, got {show(machine)}")
 
 
 def require_timeline() -> None:

@@ -73,6 +73,8 @@ if [ -n "$load" ]; then
   cat "$results/load_time.json"
   step 120 "host cost of a token" python3 benchmarks/host_cost.py "$load" --device cuda:0 \
     --output "$results/host_cost.json"
+  step 120 "time to the first token of a prompt" python3 benchmarks/prompt_time.py "$load" --device cuda:0 \
+    --output "$results/prompt_time.json"
 fi
 echo "results in $results; $([ $status = 0 ] && echo all passed || echo FAILED)"
 exit $status

@@ -120,6 +120,25 @@ def test_without_a_gpu_every_figure_is_a_labelled_prediction() -> None:
     assert "4,800 GB/s, published" in table
 
 
+def test_a_batch_is_timed_by_step_and_by_token() -> None:
+    result = run_bench(["toy", "toy-gdn"], "h200", [1, 40], device="cpu", batch=4)
+    rows = [row for row in result["rows"] if row["model"] == "toy"]
+    assert result["batch"] == 4 and all(row["correct"] for row in rows)
+    for row in rows:
+        verdict = row["verdict"]
+        assert verdict["batch"] == 4 and verdict["max_seq"] == 43 and verdict["latency_position"] == row["context"] - 1
+        assert row["latency_per_token_us"] == pytest.approx(row["latency_us"] / 4)
+    lines = bench_table(result).splitlines()
+    assert lines[0].split()[3:5] == ["us/step", "us/token"]
+    assert any("linear layers" in line for line in lines) and "rejected" in lines[3]
+    assert max(row["context"] for row in run_bench(["toy"], "h200", device="cpu", batch=16)["rows"]) == 241
+    for batch in (0, 17, True, "2", None):
+        with pytest.raises(InputError, match="batch"):
+            run_bench(["toy"], "h200", device="cpu", batch=batch)
+    with pytest.raises(InputError, match="peers"):
+        run_bench(["toy"], "h200", device="cpu", batch=2, peers=["torch"])
+
+
 @pytest.mark.parametrize(("kind", "why"), [("Wrong", "before the timing"), ("Crash", "SIGSEGV"), ("TooFast", "below")])
 def test_no_latency_without_a_right_answer(device: Any, kind: str, why: str) -> None:
     device(kind)

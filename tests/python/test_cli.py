@@ -100,7 +100,7 @@ def test_config_from_stdin_and_strict() -> None:
 def test_doctor(run: Any) -> None:
     data = run("doctor", "--json").json
     assert data["problems"] == [] and data["status"] == "OK"
-    assert data["library"]["abi"] == "1.4" and data["library"]["build"]["cxx_flags"]
+    assert data["library"]["abi"] == "1.5" and data["library"]["build"]["cxx_flags"]
     assert os.path.exists(data["library"]["path"]) and data["numpy"] and data["cpu"]["name"]
     assert {"AMK_LIBRARY", "AMK_CACHE_DIR"} <= set(data["environment"])
     text = run("doctor").out
@@ -286,7 +286,7 @@ def bad_inputs(folder: Path) -> list[tuple[tuple[object, ...], int]]:
         ((*toy, "--position", "256"), 2),
         *(((*toy, "--device", name), 2) for name in ("tpu", "", "CUDA", "cuda:", "cuda:-1", "cuda:1x", "cuda:12345")),
         *(((*toy, "--device", name), 4) for name in ("cuda", "cuda:0", "cuda:99")),
-        ((*toy, "--batch", "2"), 1),
+        ((*toy, "--batch", "17"), 1),
         (("eval", "toy", "--gpu", "local"), 0 if live_gpu() else 4),
         (("eval", folder / "moe", "--gpu", "h200"), 3),
         (("eval", folder / "torn", "--gpu", "h200"), 2),

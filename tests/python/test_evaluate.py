@@ -146,12 +146,6 @@ def test_a_bad_schedule_is_rejected_by_name(config: Any, named: str) -> None:
     json.dumps(verdict.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("batch", [0, 2, -1, True, "1", 1.0, None])
-def test_only_batch_one(batch: Any) -> None:
-    verdict = amk.evaluate("toy", "h200", batch=batch)
-    assert not verdict.valid and "batch" in verdict.rejected_reason
-
-
 MISUSE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"model": "no-such-model"}, InputError, "model"),
     ({"model": 3}, InputError, "model"),

@@ -299,6 +299,80 @@ def test_refused_before_anything_is_launched() -> None:
         gpu.step(7, 0)
 
 
+# --- a batch: consecutive tokens in a step ----------------------------------------------------------------------------
+
+DENSE = [*(name for name in NAMES if not name.startswith("qwen3next")), "toy", "toy-gqa", "toy-qwen3"]
+
+
+def images_of(source: Any, max_seq: int, *batches: int) -> list[amk.Image]:
+    schedule = amk.ScheduleConfig.default()
+    return [amk.lower(source.config, schedule, "local", max_seq, batch).pack(source.config) for batch in batches]
+
+
+@pytest.mark.parametrize("batch", [2, 5, 16])
+@pytest.mark.parametrize("name", DENSE)
+def test_a_batch_equals_the_reference(name: str, batch: int, checkpoints: Path) -> None:
+    max_seq = 256 if name.startswith("toy") else 2048
+    source = amk.open_model(name if name.startswith("toy") else checkpoints / name)
+    (image,), weights = images_of(source, max_seq, batch), source.weights()
+    vocab, dtype = source.config.vocab, source.config.dtype
+    with amk.ReferenceVM(image, weights) as reference, amk.MegakernelVM(image, weights, guard=True) as gpu:
+        fill(source.config, max_seq, reference, gpu)
+        for pos in (max_seq - batch, 1000, KV_BLOCK - 1, KV_BLOCK, 3, 0):
+            if pos + batch > max_seq:
+                continue
+            tokens = [(37 * (pos + t) + 5) % vocab for t in range(batch)]
+            want, got = reference.step_batch(tokens, pos), gpu.step_batch(tokens, pos)
+            for t in range(batch):
+                limit = F32_LIMIT if dtype == "f32" else 2 * error_limit(dtype, source.config, position=pos + t)
+                assert logit_error(got[t].astype(np.float64), want[t].astype(np.float64)) <= limit, (pos, t)
+            assert gpu.next_tokens == got.argmax(axis=-1).tolist() == gpu.decode_batch(tokens, pos).tolist()
+            assert np.array_equal(gpu.logits_of(batch - 1), got[-1]) and np.array_equal(
+                gpu.step_batch(tokens, pos), got
+            )
+            for layer in range(source.config.layers):
+                for mine, theirs in zip(gpu.get_kv(layer, pos), reference.get_kv(layer, pos), strict=True):
+                    assert np.array_equal(mine, theirs), "history was written to"
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILY_NAMES if family != "qwen3next"])
+def test_a_prompt_in_blocks_is_continued_token_for_token(family: str, checkpoints: Path) -> None:
+    wanted = json.loads((checkpoints / EXPECTED).read_text(encoding="utf-8"))[family]
+    text = [*wanted["prompt"], *wanted["tokens"]]
+    for count in (33, 64, 150):
+        options: dict[str, Any] = {"max_new_tokens": len(text) - count, "stop_at_eos": False, "logprobs": count == 64}
+        with amk.generate(checkpoints / f"{family}-f32", text[:count], gpu="local", device="cuda:0", **options) as said:
+            assert said.prompt_block == 16 and [token.token for token in said] == text[count:]
+
+
+def test_machines_on_a_device_share_or_say_why_not() -> None:
+    source = amk.open_model("toy")
+    one_image, four, other = (*images_of(source, 64, 1, 4), *images_of(source, 32, 4))
+    with amk.ReferenceVM(one_image, source.weights()) as cpu, amk.MegakernelVM(one_image, source.weights()) as gpu:
+        many = gpu.beside(four)
+        gpu.beside(one_image).close()  # takes nothing with it
+        with pytest.raises(InputError, match="kv.0.k has"):
+            gpu.beside(other)
+        with pytest.raises(InputError, match="MegakernelVM"):
+            amk.MegakernelVM(four, {}, share=cpu)  # type: ignore[arg-type]
+        expected = [cpu.step(token, pos) for pos, token in enumerate([3, 141, 59, 26, 5])][-1]
+        many.step_batch([3, 141, 59, 26], 0)
+        assert logit_error(gpu.step(5, 4).astype(float), expected.astype(float)) <= F32_LIMIT
+        kept = many.step_batch([1, 2, 3, 4], 5)
+    with many:  # after the one that it shares with
+        assert np.array_equal(many.step_batch([1, 2, 3, 4], 5), kept)
+        assert many.time(5, 3).shape == (3,)
+
+
+@pytest.mark.parametrize("model", ["toy", "toy-gqa", "llama3-bf16", "qwen3-f32"])
+def test_evaluate_measures_a_batch(model: str, checkpoints: Path) -> None:
+    where = model if model.startswith("toy") else checkpoints / model
+    for batch in (2, 16):
+        verdict = amk.evaluate(where, "local", device="cuda", batch=batch)
+        assert verdict.correct and verdict.latency_kind == "measured-gpu" and verdict.batch == batch, verdict.notes
+        assert verdict.latency_per_token_us == pytest.approx(verdict.latency_us / batch)
+
+
 # --- judged ---------------------------------------------------------------------------------------------------------
 
 

@@ -85,9 +85,10 @@ PY_ARROWS = {
     "gpu_trial": {"_lib", "checkpoint", "errors", "exam", "history", "nvml", "program", "supervisor", "timing"},
     "sampling": {"errors"},
     "tokenizer": {"errors", "safetensors", "strict_json"},
+    "prompt": {"_lib", "errors"},
     "generate": {
-        *{"checkpoint", "embedded", "errors", "evaluate", "machine", "safetensors", "sampling", "strict_json"},
-        *{"targets", "tokenizer"},
+        *{"checkpoint", "embedded", "errors", "evaluate", "machine", "prompt", "safetensors", "sampling"},
+        *{"strict_json", "targets", "tokenizer"},
     },
     "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
     "schema": {"config", "errors", "records/trial", "verdict"},
@@ -136,7 +137,7 @@ PY_ARROWS = {
     "report/history": {"records", "records/entries", "records/read"},
     "report/page": {"errors", "records", "records/digest", "report/facts", "report/history", "report/plots"},
     "bench_peers": {"errors"},  # it starts a peer, and imports none
-    "bench": {"bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
+    "bench": {"_lib", "bench_peers", "embedded", "errors", "evaluate", "machine", "targets", "verdict"},
     "bench_plot": {"report/canvas", "report/facts"},
     "peers": set(),
     "peers/torch_decode": set(),  # not of the package: a program beside it

@@ -23,7 +23,7 @@ __all__ = ["MAX_INTERRUPTIONS", "Campaign", "verdict_of"]
 
 _NUMBERS = (
     *("max_abs_err", "rel_err", "err_limit", "top1_agreement", "latency_us", "latency_p10_us", "latency_p90_us"),
-    *("bound_us", "pct_of_roofline", "latency_position", "max_seq"),
+    *("latency_per_token_us", "bound_us", "pct_of_roofline", "latency_position", "max_seq", "batch"),
 )
 MAX_INTERRUPTIONS = 2  # of one config: then it is not tried again
 
