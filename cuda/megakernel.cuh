@@ -1,29 +1,31 @@
 // The machine: block b runs queue b, task by task: fetch, wait, run, signal. The last warps of a block are the
 // producer, which keeps the ring of weights full; the warps before it are the block of the tasks. In: MachineTables.
-// Out: the tasks' writes, counters at their producers, the ledger. One launch is one step.
+// Out: the tasks' writes, counters at their producers, the ledger. One launch is one step, of one token or of several.
 #pragma once
 
+#include "batch_dispatch.cuh"
 #include "dispatch.cuh"
 
 namespace amk {
 
 // Task records are fetched this many tasks ahead: a load takes 1-2 us while weights stream, some tasks less.
 constexpr int kRecordRing = 4;
-constexpr int kRecordVectors = sizeof(DeviceTask) / kVectorBytes;
-static_assert(kRecordVectors <= kWarpThreads, "one warp fetches a record");
 
-template <int kThreads>
+template <int kThreads, class Record>
 class TaskQueue {
  public:
-  __device__ TaskQueue(DeviceTask* ring, const MachineTables& m)
-      : ring_(ring), records_(m.tasks), next_(m.queue_start[blockIdx.x]), end_(m.queue_start[blockIdx.x + 1]) {
+  __device__ TaskQueue(Record* ring, const MachineTables& m)
+      : ring_(ring),
+        records_(static_cast<const Record*>(m.tasks)),
+        next_(m.queue_start[blockIdx.x]),
+        end_(m.queue_start[blockIdx.x + 1]) {
     fetched_ = next_;
     for (int i = 0; i < kRecordRing - 1; ++i) fetch();
     arrived();
     block_sync<kThreads>();
   }
   __device__ bool empty() const { return next_ == end_; }
-  __device__ const DeviceTask& front() const { return ring_[next_ % kRecordRing]; }
+  __device__ Record& front() const { return ring_[next_ % kRecordRing]; }
   // The slot that this overwrites held the task before front().
   __device__ void fetch() {
     if (threadIdx.x < kRecordVectors && fetched_ < end_)
@@ -38,22 +40,35 @@ class TaskQueue {
   __device__ uint32_t index() const { return next_; }  // of front() in queue order
 
  private:
-  DeviceTask* ring_;
-  const DeviceTask* records_;
+  static constexpr int kRecordVectors = sizeof(Record) / kVectorBytes;
+  static_assert(kRecordVectors <= kWarpThreads, "one warp fetches a record");
+
+  Record* ring_;
+  const Record* records_;
   uint32_t next_, end_, fetched_;
 };
 
-// The warps of the tasks. False: the launch is over before the queue is.
+// A record says which family of ops its task belongs to.
 template <int kThreads>
-__device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTask* records, float* reduce_scratch,
-                                          char* shared, RingReader& ring) {
+__device__ __forceinline__ bool run_task(const TaskContext& c, DeviceTask&, BatchRing&) {
+  return run_op<kThreads>(c);
+}
+template <int kThreads>
+__device__ __forceinline__ bool run_task(const TaskContext& c, BatchTask& record, BatchRing& slots) {
+  return run_batch_op<kThreads>({c, record, slots});
+}
+
+// The warps of the tasks. False: the launch is over before the queue is. One of the rings is in use.
+template <int kThreads, class Record>
+__device__ __forceinline__ bool run_tasks(const MachineTables& machine, Record* records, float* reduce_scratch,
+                                          char* shared, RingReader& ring, BatchRing& batch_ring) {
   const int32_t pos = machine.scalars->pos;
   uint32_t done = 0;
-  for (TaskQueue<kThreads> queue(records, machine); !queue.empty(); queue.pop(), ++done) {
+  for (TaskQueue<kThreads, Record> queue(records, machine); !queue.empty(); queue.pop(), ++done) {
     mark_start();
     queue.fetch();
-    const DeviceTask& task = queue.front();
-    if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos, ring})) return false;
+    Record& task = queue.front();
+    if (!run_task<kThreads>({task, machine, shared, reduce_scratch, pos, ring}, task, batch_ring)) return false;
     queue.arrived();
     if (signals(task)) signal<kThreads>(task, machine);
     mark_finish(machine.task_clocks + queue.index());
@@ -69,17 +84,19 @@ __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTa
 // Registers of a thread, by role: at most as many in all as the block starts with.
 constexpr int kTaskRegisters = 232, kProducerRegisters = 40;
 
-template <int kThreads, bool kHasTimeline>
+// kBatched: the kernel of tasks of several tokens (batch.cuh), which reads BatchTasks.
+template <int kThreads, bool kHasTimeline, bool kBatched>
 __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(const MachineTables machine) {
   extern __shared__ __align__(128) char shared[];  // the ring, then what a task may use
-  __shared__ DeviceTask records[kRecordRing];
+  using Record = std::conditional_t<kBatched, BatchTask, DeviceTask>;
+  __shared__ Record records[kRecordRing];
   __shared__ float reduce_scratch[kReduceScratch];
   __shared__ RingBarriers barriers;
   constexpr int kWarps = kThreads / kWarpThreads;
   static_assert(kHasTimeline == kTimed, "the name of the kernel says what it is");
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   const int slots = machine.ring_stages * kWarps;
-  if (threadIdx.x == 0) barriers.init(slots, machine.ring_slot_bytes);
+  if (threadIdx.x == 0) barriers.init(slots, machine.ring_slot_bytes, kBatched ? kSlotReleases : kWarpThreads);
   __syncthreads();
 
   if (threadIdx.x >= kThreads) {
@@ -94,7 +111,8 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     RingReader ring(shared, barriers, machine.ring_stages, kWarps);
     char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
-    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring);
+    BatchRing batch_ring(shared, barriers, slots);
+    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, batch_ring);
     mark_block(machine.block_clocks + blockIdx.x, true);
     if (!ended) barriers.stop = 1;
   }
