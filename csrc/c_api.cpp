@@ -92,6 +92,13 @@ void hand_out(amk::Judgement judgement, amk_report** report, amk_valid_program**
   if (valid) *valid = proof.release();
 }
 
+// All tokens of a step at pos have a place in the cache.
+void require_position(const amk::Program& p, int32_t pos) {
+  const int32_t batch = amk::program_batch(p.tasks);
+  AMK_CHECK(pos >= 0 && pos <= p.launch.max_seq - batch, AMK_ERR_INVALID_ARGUMENT,
+            "position %d of a step of %d, max_seq is %d", pos, batch, p.launch.max_seq);
+}
+
 }  // namespace
 
 extern "C" {
@@ -250,8 +257,7 @@ amk_status amk_program_footprint(const amk_valid_program* program, int64_t task,
     const int64_t tasks = static_cast<int64_t>(p.tasks.size());
     AMK_CHECK(task >= 0 && task < tasks, AMK_ERR_INVALID_ARGUMENT, "task %lld of %lld", (long long)task,
               (long long)tasks);
-    AMK_CHECK(pos >= 0 && pos < p.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d, max_seq is %d", pos,
-              p.launch.max_seq);
+    require_position(p, pos);
     amk::AccessList list;
     amk::op_footprint({p.tasks[task], p.buffers.data(), p.bindings.data()}, &list);
     *n = list.count;
@@ -269,8 +275,7 @@ amk_status amk_program_cost(const amk_valid_program* program, int32_t pos, amk_c
     AMK_REQUIRE(program);
     require_size(out, "cost");
     const amk::Program& p = program->valid.program();
-    AMK_CHECK(pos >= 0 && pos < p.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d, max_seq is %d", pos,
-              p.launch.max_seq);
+    require_position(p, pos);
     *out = amk::predict_cost(p, pos);
   });
 }

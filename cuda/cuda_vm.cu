@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "device_memory.h"
 #include "launch_shape.h"
+#include "ops/op_spec.h"
 #include "timeline.h"
 #include "variants.h"
 #include "vm/states.h"
@@ -56,6 +57,9 @@ class CudaVm final : public Vm {
         variant_(find_variant(image_.launch().threads_per_block)),
         kernel_(variant_.kernel(options.timeline == 1)),
         states_(image_) {
+    AMK_CHECK(program_batch(image_.tasks) == 1, AMK_ERR_UNSUPPORTED,
+              "a step of this program decodes %d tokens: the GPU machine runs one token a step",
+              program_batch(image_.tasks));
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, kernel_, device_);
     stream_ = make_stream();
@@ -83,6 +87,8 @@ class CudaVm final : public Vm {
     }
     if (never_ends_) abandon();
   }
+
+  int32_t batch() const override { return 1; }
 
   void bind(const std::string& name, const void* ptr, uint64_t nbytes) override {
     require_usable();
@@ -290,8 +296,7 @@ class CudaVm final : public Vm {
   void check_request(int32_t pos) const {
     require_idle();
     states_.require_good();
-    AMK_CHECK(pos >= 0 && pos < image_.launch().max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)",
-              pos, image_.launch().max_seq);
+    require_positions(pos, batch(), image_.launch().max_seq);
     const std::string unbound = memory_->unbound();
     AMK_CHECK(unbound.empty(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", unbound.c_str());
     for (const Token& t : tokens_) require_token(t, t.value);

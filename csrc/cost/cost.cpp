@@ -33,7 +33,7 @@ TaskBytes count_bytes(const TaskView& view, int32_t pos) {
   op_footprint(view, &accesses);
   TaskBytes bytes;
   for (const Access& a : accesses) {
-    const double rows = a.any_row ? 1 : static_cast<double>(a.rows);
+    const double rows = a.some_rows ? a.some_rows : static_cast<double>(a.rows);
     const double touched = rows * (static_cast<double>(a.row_bytes) + static_cast<double>(a.row_bytes_per_pos) * pos);
     const int32_t kind = view.bindings[a.buffer].kind;
     const bool is_state = kind == AMK_KIND_STATE;
@@ -80,11 +80,11 @@ void add_streamed(const Access& a, const StorageMap& map, int32_t pos, std::vect
   const int64_t row_bytes = a.row_bytes + a.row_bytes_per_pos * pos;
   if (row_bytes == 0) return;
   int64_t begin = place.offset_bytes + a.offset_bytes + a.offset_per_pos * pos;
-  if (!a.any_row && a.stride_bytes == row_bytes) {
+  if (!a.some_rows && a.stride_bytes == row_bytes) {
     out.push_back({place.storage, begin, begin + a.rows * row_bytes});
     return;
   }
-  const int64_t rows = a.any_row ? 1 : a.rows;
+  const int64_t rows = a.some_rows ? std::min<int64_t>(a.some_rows, a.rows) : a.rows;
   for (int64_t r = 0; r < rows; ++r, begin += a.stride_bytes) out.push_back({place.storage, begin, begin + row_bytes});
 }
 
@@ -211,8 +211,8 @@ class Replay {
 };
 
 void check_pos(const Program& program, int32_t pos) {
-  AMK_CHECK(pos >= 0 && pos < program.launch.max_seq, AMK_ERR_INVALID_ARGUMENT, "pos is %d, allowed 0..%d", pos,
-            program.launch.max_seq - 1);
+  const int32_t last_pos = program.launch.max_seq - program_batch(program.tasks);
+  AMK_CHECK(pos >= 0 && pos <= last_pos, AMK_ERR_INVALID_ARGUMENT, "pos is %d, allowed 0..%d", pos, last_pos);
 }
 
 }  // namespace

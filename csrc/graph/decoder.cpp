@@ -4,6 +4,7 @@
 // Qwen3-Next (Yang et al. 2024, arXiv:2412.06464) where the model has them.
 #include "graph/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -75,6 +76,20 @@ void check_linear_layers(const amk_model_t& m) {
   check_tensor_bytes("a state", hv, e, e, AMK_DTYPE_F32);
 }
 
+void check_batch(const amk_model_t& m) {
+  AMK_CHECK(m.batch >= 0 && m.batch <= AMK_MAX_BATCH, AMK_ERR_UNSUPPORTED,
+            "model.batch is %d, supported 1..%d consecutive tokens of one sequence (0 is 1)", m.batch, AMK_MAX_BATCH);
+  if (m.batch <= 1) return;
+  AMK_CHECK(m.batch <= m.max_seq, AMK_ERR_INVALID_ARGUMENT, "model.batch is %d tokens, but model.max_seq is %d",
+            m.batch, m.max_seq);
+  AMK_CHECK(m.full_attention_interval == 0, AMK_ERR_UNSUPPORTED,
+            "model.batch is %d with full_attention_interval %d: a hybrid decodes one token a step", m.batch,
+            m.full_attention_interval);
+  AMK_CHECK((m.features & AMK_MODEL_ATTENTION_GATE) == 0, AMK_ERR_UNSUPPORTED,
+            "model.batch is %d with features 0x%x: an output gate is modelled for one token a step", m.batch,
+            m.features);
+}
+
 void check_model(const amk_model_t& m) {
   AMK_CHECK(m.struct_size >= sizeof m, AMK_ERR_INVALID_ARGUMENT, "model.struct_size is %llu, expected %zu",
             (unsigned long long)m.struct_size, sizeof m);
@@ -109,6 +124,7 @@ void check_model(const amk_model_t& m) {
   check_tensor_bytes("a cache", g, m.max_seq, d, m.dtype);
   check_linear_layers(m);
   check_groups(m);
+  check_batch(m);
 }
 
 class DecoderBuilder {
@@ -130,10 +146,11 @@ class DecoderBuilder {
     graph_.l2_eps = kL2Eps;
     graph_.norm_plus_one = has(AMK_MODEL_NORM_PLUS_ONE);
     graph_.weight_group = m_.weight_group;
+    graph_.batch = std::max(m_.batch, 1);
   }
 
   Graph build() {
-    const int32_t token = graph_.add_tensor("token", AMK_KIND_IO_INPUT, AMK_DTYPE_I32, {1});
+    const int32_t token = graph_.add_tensor("token", AMK_KIND_IO_INPUT, AMK_DTYPE_I32, {graph_.batch});
     const int32_t embed = weight("embed", {m_.vocab, m_.hidden});
     inv_freq_ = graph_.add_tensor("rope_inv_freq", AMK_KIND_CONST, AMK_DTYPE_F32, {m_.head_dim / 2});
     int32_t x = activation("x", m_.hidden);
@@ -166,7 +183,11 @@ class DecoderBuilder {
             weight((std::string(name) + "_scale").c_str(), {rows, columns / m_.weight_group})};
   }
   int32_t activation(const char* name, int64_t elements) {
-    return graph_.add_tensor(layer_ + name, AMK_KIND_ACTIVATION, m_.dtype, {elements});
+    return per_token(layer_ + name, AMK_KIND_ACTIVATION, m_.dtype, elements);
+  }
+  int32_t per_token(const std::string& name, int32_t kind, int32_t dtype, int64_t elements) {
+    if (graph_.batch == 1) return graph_.add_tensor(name, kind, dtype, {elements});
+    return graph_.add_tensor(name, kind, dtype, {graph_.batch, elements});
   }
   // The reference holds until the next push.
   Node& push(NodeKind kind, const char* name, int32_t x, int32_t out) {
@@ -318,9 +339,9 @@ class DecoderBuilder {
   void head(int32_t x, int32_t embed) {
     const int32_t normed = rmsnorm("final_norm", x, "head_in");
     const Matrix lm_head = has(AMK_MODEL_TIED_HEAD) ? Matrix{embed, kNoTensor} : matrix("lm_head", m_.vocab, m_.hidden);
-    const int32_t logits = graph_.add_tensor("logits", AMK_KIND_IO_OUTPUT, AMK_DTYPE_F32, {m_.vocab});
+    const int32_t logits = per_token("logits", AMK_KIND_IO_OUTPUT, AMK_DTYPE_F32, m_.vocab);
     linear("lm_head", normed, lm_head, kNoTensor, logits, 0, m_.vocab);
-    const int32_t next = graph_.add_tensor("next_token", AMK_KIND_IO_OUTPUT, AMK_DTYPE_I32, {1});
+    const int32_t next = graph_.add_tensor("next_token", AMK_KIND_IO_OUTPUT, AMK_DTYPE_I32, {graph_.batch});
     push(NodeKind::kArgmax, "argmax", logits, next);
   }
 

@@ -19,14 +19,15 @@ struct Tensor {
   int32_t dtype = AMK_DTYPE_F32;
   int32_t rank = 0;
   std::array<int64_t, AMK_MAX_RANK> shape{};
+  int64_t width() const { return shape[rank - 1]; }  // of a vector, or of the row of each token
 };
 
 enum class NodeKind : uint8_t {
-  kEmbed,      // out [H] = weight[token x, :]
+  kEmbed,      // out [H] = weight[token x, :]; this and all below for each token of the step
   kRmsNorm,    // out = normalise(x) * norm
   kLinear,     // out[r] = weight[r, :] . x for the rows [row_first, row_first + row_count)
   kRope,       // out = rotate(x), `heads` heads from element x_first of x
-  kKvAppend,   // row pos of every kv head of the cache `out` = x, from element x_first of x
+  kKvAppend,   // the token's row of every kv head of the cache `out` = x, from element x_first of x
   kAttention,  // out = attention of the rotated query x over k_cache and v_cache; with inv_freq x is the raw q, k and v
   kCausalConv,  // out [C] = silu of the short convolution of x[x_first ...] and what `state` kept of it; state moves on
   kGdn,         // out = linear attention of x (q, k and v of all heads) with ba at x_first of `gates`; state moves on
@@ -34,7 +35,7 @@ enum class NodeKind : uint8_t {
   kSigmoidMul,  // out[i] = x[i] * sigmoid(gates[x_first + i])
   kSiluMul,     // out[i] = silu(x[i]) * x[F + i]
   kAdd,         // out = residual + x
-  kArgmax       // out i32 [1] = index of the largest of x
+  kArgmax       // out = index of the largest of x
 };
 
 constexpr int32_t kNoTensor = -1;
@@ -65,6 +66,7 @@ struct Graph {
   int32_t dtype = AMK_DTYPE_F32;
   int32_t hidden = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0, max_seq = 0;
   int32_t linear_key_heads = 0, linear_value_heads = 0, linear_head_dim = 0, conv_width = 0;
+  int32_t batch = 1;           // B, tokens of the step: with more than one, activations are [B, width]
   int32_t weight_group = 0;    // of the quantised weights; 0: none are
   float eps = 0, l2_eps = 0;   // of the norms; of q and k in linear attention
   bool norm_plus_one = false;  // norm weights are used as 1 + w, except a kGatedNorm's

@@ -96,8 +96,10 @@ class Fuser {
     index();
   }
 
-  // Attention turns this step's queries and key itself, and no longer waits for the appends: they move behind it.
+  // Attention turns this step's queries and key itself, and no longer waits for the appends: they move behind it. With
+  // several tokens it reads the step's keys back from the cache.
   void rope_into_attention() {
+    if (graph_.batch > 1) return;
     std::vector<std::pair<size_t, int32_t>> order;  // per node: the place it takes, and its turn there
     for (size_t i = 0; i < graph_.nodes.size(); ++i) order.emplace_back(i, 0);
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
@@ -172,7 +174,7 @@ class Fuser {
   Node* whole_linear_only_for(int32_t tensor) {
     if (writers_[tensor].size() != 1 || readers_[tensor].size() != 1) return nullptr;
     Node& node = graph_.nodes[writers_[tensor][0]];
-    const bool whole = node.row_first == 0 && node.row_count == graph_.tensors[tensor].shape[0];
+    const bool whole = node.row_first == 0 && node.row_count == graph_.tensors[tensor].width();
     return node.kind == NodeKind::kLinear && whole ? &node : nullptr;
   }
 

@@ -39,7 +39,7 @@ std::vector<Range> split_even(int64_t total, int64_t group, int64_t max_parts) {
 class Tiler {
  public:
   Tiler(const Graph& graph, const amk_schedule_t& schedule, const amk_target_t& target)
-      : g_(graph), schedule_(schedule), sm_count_(target.sm_count) {
+      : g_(graph), schedule_(schedule), sm_count_(target.sm_count), tokens_(graph.batch > 1 ? graph.batch : 0) {
     plan_.program.target = target;
     fill_launch();
     // Every KV split of a kv head is a task: as many splits as keep one wave of tasks, none without a block to read.
@@ -106,8 +106,11 @@ class Tiler {
                : t.rank == 2 ? make_buffer(t.dtype, space, {s[0], s[1]})
                              : make_buffer(t.dtype, space, {s[0], s[1], s[2]}));
   }
+  // For each token.
   int32_t add_scratch(const std::string& name, int32_t dtype, std::initializer_list<int64_t> shape) {
-    return add_buffer(name, AMK_KIND_ACTIVATION, make_buffer(dtype, AMK_SPACE_GLOBAL_SCRATCH, shape));
+    std::vector<int64_t> dims(shape);
+    if (tokens_) dims.insert(dims.begin(), tokens_);
+    return add_buffer(name, AMK_KIND_ACTIVATION, make_buffer(dtype, AMK_SPACE_GLOBAL_SCRATCH, dims));
   }
 
   // The tasks pushed until the next begin_op are one op; they start as copies of `base`.
@@ -115,6 +118,7 @@ class Tiler {
                 std::initializer_list<int32_t> outputs) {
     base_ = {};
     base_.op = opcode;
+    base_.params.M_tile = tokens_;  // where most opcodes have it
     for (int32_t id : inputs) add_input(id);
     for (int32_t id : outputs) base_.outputs[base_.n_outputs++] = id;
     op_name_ = name;
@@ -140,7 +144,8 @@ class Tiler {
   }
   // N_tile and n_off over [0, total), in shares worth a task.
   void push_elementwise(int64_t total, int64_t tile = kElementwiseTile) {
-    for (Range r : split_even(total, AMK_ROW_GROUP, std::min<int64_t>(sm_count_, total / tile))) push_range(r);
+    for (Range r : split_even(total, AMK_ROW_GROUP, std::min<int64_t>(sm_count_, total * g_.batch / tile)))
+      push_range(r);
   }
   void push_range(Range r) {
     amk_params_t& p = push_task();
@@ -148,7 +153,7 @@ class Tiler {
     p.N_tile = r.count;
   }
   std::vector<Range> split_heads(int32_t heads, int32_t width) const {
-    return split_even(heads, 1, std::min<int64_t>(sm_count_, int64_t{heads} * width / kHeadsTile));
+    return split_even(heads, 1, std::min<int64_t>(sm_count_, int64_t{heads} * width * g_.batch / kHeadsTile));
   }
 
   void tile_node(const Node& node) {
@@ -165,7 +170,7 @@ class Tiler {
       case NodeKind::kSigmoidMul:
         begin_op(node.name, AMK_OP_SIGMOID_MUL, {node.x, node.gates}, {node.out});
         base_.params.m_off = node.x_first;
-        return push_elementwise(g_.tensors[node.out].shape[0]);
+        return push_elementwise(g_.tensors[node.out].width());
       case NodeKind::kSiluMul:
         begin_op(node.name, AMK_OP_SILU_MUL, {node.x}, {node.out});
         base_.params.N = g_.ffn;
@@ -185,7 +190,7 @@ class Tiler {
   void tile_rmsnorm(const Node& node) {
     begin_op(node.name, AMK_OP_RMSNORM, {node.x, node.norm}, {node.out});
     base_.params.hidden = g_.hidden;
-    base_.params.M_tile = 1;
+    base_.params.M_tile = g_.batch;
     add_norm_numbers();
     push_task();
   }
@@ -253,6 +258,7 @@ class Tiler {
     base.n_kv_heads = g_.n_kv_heads;
     base.head_dim = g_.head_dim;
     base.K = g_.max_seq;
+    base.N = tokens_;
     base.M = splits_;
     base.M_tile = schedule_.attention_kv_block;
     base.N_tile = 1;
@@ -303,7 +309,8 @@ class Tiler {
     for (Range heads : split_heads(g_.linear_value_heads, g_.linear_head_dim)) push_range(heads);
   }
   void tile_argmax(const Node& node) {
-    const int32_t parts = static_cast<int32_t>(std::clamp<int64_t>(g_.vocab / kElementwiseTile, 1, sm_count_));
+    const int32_t parts =
+        static_cast<int32_t>(std::clamp<int64_t>(int64_t{g_.vocab} * g_.batch / kElementwiseTile, 1, sm_count_));
     const int32_t value = add_scratch(node.name + ".best_value", AMK_DTYPE_F32, {parts});
     const int32_t index = add_scratch(node.name + ".best_index", AMK_DTYPE_I32, {parts});
     begin_op(node.name, AMK_OP_SAMPLE_ARGMAX, {node.x}, {value, index});
@@ -321,6 +328,7 @@ class Tiler {
   const Graph& g_;
   const amk_schedule_t& schedule_;
   const int32_t sm_count_;
+  const int32_t tokens_;  // parameter of the tasks: 0 for one
   int32_t splits_ = 1;
   Plan plan_;
   amk_instruction_t base_{};

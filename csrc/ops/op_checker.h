@@ -2,6 +2,7 @@
 // In: a task with its tables. Out: true, or the Problem. Only the law's own files include this.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -23,7 +24,9 @@ struct LastingSlots {
 // Collects the first broken rule. Each helper returns true when its rule holds, so checks chain with &&.
 class Checker {
  public:
-  Checker(const TaskView& view, Problem* problem) : v(view), p(view.task.params), problem_(problem) {}
+  // tokens is right once the signature was checked.
+  Checker(const TaskView& view, Problem* problem)
+      : v(view), p(view.task.params), tokens(op_tokens(view.task)), problem_(problem) {}
 
   bool fail(int code, int32_t buffer, std::string message) {
     problem_->code = code;
@@ -81,23 +84,48 @@ class Checker {
                 text("%s: elements [%lld, %lld) of %lld", what, (long long)first, (long long)(first + count),
                      (long long)limit));
   }
+  // The same for the columns of an operand that has a row for each token.
   bool in_range(int slot, const char* what, int64_t first, __int128 count) {
-    return within(what, first, count, v.input(slot).numel, v.task.inputs[slot]);
+    const amk_buffer_t& b = v.input(slot);
+    return has_rows(b, v.task.inputs[slot], what) && within(what, first, count, b.numel / tokens, v.task.inputs[slot]);
   }
   bool out_range(int slot, const char* what, int64_t first, __int128 count) {
-    return within(what, first, count, v.output(slot).numel, v.task.outputs[slot]);
+    const amk_buffer_t& b = v.output(slot);
+    return has_rows(b, v.task.outputs[slot], what) &&
+           within(what, first, count, b.numel / tokens, v.task.outputs[slot]);
+  }
+  // [B, W] where there are several tokens.
+  bool has_rows(const amk_buffer_t& b, int32_t id, const char* what) {
+    if (tokens == 1 || (b.rank == 2 && b.shape[0] == tokens)) return true;
+    return fail(4, id,
+                text("%s has shape %s, expected [%d, width]: a row for each token", what, dims(b).c_str(), tokens));
   }
   bool finite_positive(const char* name, float value) {
     return (std::isfinite(value) && value > 0) ||
            fail(4, -1, text("%s is %g, expected a finite number > 0", name, (double)value));
   }
   bool shape(const amk_buffer_t& b, int32_t id, const char* what, int rank, int64_t d0, int64_t d1, int64_t d2 = 0) {
-    if (b.rank == rank && b.shape[0] == d0 && (rank < 2 || b.shape[1] == d1) && (rank < 3 || b.shape[2] == d2))
-      return true;
-    std::string got, want = text("[%lld, %lld", (long long)d0, (long long)d1);
-    want += rank > 2 ? text(", %lld]", (long long)d2) : "]";
-    for (int i = 0; i < b.rank && i < AMK_MAX_RANK; ++i) got += text(i ? ", %lld" : "%lld", (long long)b.shape[i]);
-    return fail(4, id, text("%s has shape [%s], expected %s", what, got.c_str(), want.c_str()));
+    amk_buffer_t want{};
+    want.rank = rank;
+    want.shape[0] = d0, want.shape[1] = d1, want.shape[2] = d2;
+    return same_shape(b, id, what, want);
+  }
+  // [d0, d1, d2], behind the tokens where there are several.
+  bool partial(const amk_buffer_t& b, int32_t id, const char* what, int64_t d0, int64_t d1, int64_t d2) {
+    if (tokens == 1) return shape(b, id, what, 3, d0, d1, d2);
+    amk_buffer_t want{};
+    want.rank = 4;
+    want.shape[0] = tokens, want.shape[1] = d0, want.shape[2] = d1, want.shape[3] = d2;
+    return same_shape(b, id, what, want);
+  }
+  // The width of an operand that has a row for each token.
+  bool width_in(int slot, const char* what, int64_t want) {
+    const amk_buffer_t& b = v.input(slot);
+    return has_rows(b, v.task.inputs[slot], "input") && width(b, v.task.inputs[slot], what, want);
+  }
+  bool width_out(int slot, const char* what, int64_t want) {
+    const amk_buffer_t& b = v.output(slot);
+    return has_rows(b, v.task.outputs[slot], "output") && width(b, v.task.outputs[slot], what, want);
   }
   bool numel_in(int slot, const char* what, int64_t want) {
     return equal("numel", v.input(slot).numel, what, want, v.task.inputs[slot]);
@@ -117,8 +145,21 @@ class Checker {
 
   const TaskView& v;
   const amk_params_t& p;
+  const int32_t tokens;
 
  private:
+  static std::string dims(const amk_buffer_t& b) {
+    std::string got = "[";
+    for (int i = 0; i < b.rank && i < AMK_MAX_RANK; ++i) got += text(i ? ", %lld" : "%lld", (long long)b.shape[i]);
+    return got + "]";
+  }
+  bool same_shape(const amk_buffer_t& b, int32_t id, const char* what, const amk_buffer_t& want) {
+    if (b.rank == want.rank && std::equal(want.shape, want.shape + want.rank, b.shape)) return true;
+    return fail(4, id, text("%s has shape %s, expected %s", what, dims(b).c_str(), dims(want).c_str()));
+  }
+  bool width(const amk_buffer_t& b, int32_t id, const char* what, int64_t want) {
+    return equal(tokens == 1 ? "numel" : "the width", b.numel / tokens, what, want, id);
+  }
   bool bad_dtype(int32_t buffer, const amk_buffer_t& b, int32_t want, const char* what) {
     return fail(3, buffer, text("%s has dtype %s, expected %s", what, dtype_name(b.dtype), dtype_name(want)));
   }

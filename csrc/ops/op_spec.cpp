@@ -73,28 +73,28 @@ constexpr uint32_t kGemvFlags = kNormFlags | AMK_FLAG_BIAS | AMK_FLAG_SILU_PAIR 
 
 constexpr OpRow kRows[] = {
     {AMK_OP_NOP, "NOP", true, 0, 0, 0, 0},
-    {AMK_OP_COPY, "COPY", true, 1, 1, 0, kNTile | kNOff | kMOff},
-    {AMK_OP_EMBED, "EMBED", true, 2, 1, 0, kVocab | kHidden | kNTile | kNOff},
+    {AMK_OP_COPY, "COPY", true, 1, 1, 0, kNTile | kNOff | kMOff | kMTile},
+    {AMK_OP_EMBED, "EMBED", true, 2, 1, 0, kVocab | kHidden | kNTile | kNOff | kMTile},
     {AMK_OP_RMSNORM, "RMSNORM", true, 2, 1, AMK_FLAG_NORM_PLUS_ONE, kHidden | kMTile | kNOff | kMOff | kEps},
     {AMK_OP_LAYERNORM, "LAYERNORM", false, 0, 0, 0, 0},
-    {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kNOff | kMOff | kQdtype},
+    {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kMTile | kNOff | kMOff | kQdtype},
     {AMK_OP_GEMM_TILE, "GEMM_TILE", false, 0, 0, 0, 0},
     {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, kNormFlags | AMK_FLAG_ROPE,
-     kHeads | kKvHeads | kHeadDim | kK | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
-    {AMK_OP_ROPE, "ROPE", true, 2, 1, kNormFlags, kHeads | kHeadDim | kMOff | kNOff},
-    {AMK_OP_SILU_MUL, "SILU_MUL", true, 1, 1, 0, kN | kNTile | kNOff},
+     kHeads | kKvHeads | kHeadDim | kK | kN | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
+    {AMK_OP_ROPE, "ROPE", true, 2, 1, kNormFlags, kHeads | kHeadDim | kMTile | kMOff | kNOff},
+    {AMK_OP_SILU_MUL, "SILU_MUL", true, 1, 1, 0, kN | kNTile | kMTile | kNOff},
     {AMK_OP_GELU, "GELU", false, 0, 0, 0, 0},
-    {AMK_OP_ADD, "ADD", true, 2, 1, 0, kNTile | kNOff},
-    {AMK_OP_MUL, "MUL", true, 2, 1, 0, kNTile | kNOff},
+    {AMK_OP_ADD, "ADD", true, 2, 1, 0, kNTile | kMTile | kNOff},
+    {AMK_OP_MUL, "MUL", true, 2, 1, 0, kNTile | kMTile | kNOff},
     {AMK_OP_DEQUANT, "DEQUANT", false, 0, 0, 0, 0},
     {AMK_OP_SOFTMAX, "SOFTMAX", false, 0, 0, 0, 0},
     {AMK_OP_ALLREDUCE_SHARD, "ALLREDUCE_SHARD", false, 0, 0, 0, 0},
     {AMK_OP_KV_APPEND, "KV_APPEND", true, 1, 1, kNormFlags | AMK_FLAG_ROPE,
-     kKvHeads | kHeadDim | kK | kNOff | kNTile | kMOff},
-    {AMK_OP_SAMPLE_ARGMAX, "SAMPLE_ARGMAX", true, 1, 2, 0, kVocab | kNTile | kNOff | kM | kDim},
-    {AMK_OP_ATTENTION_COMBINE, "ATTENTION_COMBINE", true, 2, 1, 0, kHeads | kHeadDim | kM | kNOff | kNTile},
+     kKvHeads | kHeadDim | kK | kNOff | kNTile | kMTile | kMOff},
+    {AMK_OP_SAMPLE_ARGMAX, "SAMPLE_ARGMAX", true, 1, 2, 0, kVocab | kNTile | kMTile | kNOff | kM | kDim},
+    {AMK_OP_ATTENTION_COMBINE, "ATTENTION_COMBINE", true, 2, 1, 0, kHeads | kHeadDim | kM | kMTile | kNOff | kNTile},
     {AMK_OP_FUSED, "FUSED", false, 0, 0, 0, 0},
-    {AMK_OP_ARGMAX_COMBINE, "ARGMAX_COMBINE", true, 2, 1, 0, kM},
+    {AMK_OP_ARGMAX_COMBINE, "ARGMAX_COMBINE", true, 2, 1, 0, kM | kMTile},
     {AMK_OP_CAUSAL_CONV, "CAUSAL_CONV", true, 3, 2, 0, kK | kN | kNTile | kNOff | kMOff},
     {AMK_OP_GDN_DECODE, "GDN_DECODE", true, 5, 2, AMK_FLAG_L2_NORM,
      kHeads | kKvHeads | kHeadDim | kNTile | kNOff | kMOff | kScale},
@@ -103,6 +103,25 @@ constexpr OpRow kRows[] = {
 };
 constexpr int kOpCount = sizeof(kRows) / sizeof(kRows[0]);
 static_assert(kOpCount == AMK_OP_SIGMOID_MUL + 1, "an opcode was added: give it its row here");
+
+// Where an opcode keeps its number of tokens, or nullptr.
+int32_t amk_params_t::* tokens_field(int32_t op) {
+  switch (op) {
+    case AMK_OP_COPY:
+    case AMK_OP_EMBED:
+    case AMK_OP_GEMV_TILE:
+    case AMK_OP_ROPE:
+    case AMK_OP_SILU_MUL:
+    case AMK_OP_ADD:
+    case AMK_OP_MUL:
+    case AMK_OP_KV_APPEND:
+    case AMK_OP_SAMPLE_ARGMAX:
+    case AMK_OP_ATTENTION_COMBINE:
+    case AMK_OP_ARGMAX_COMBINE: return &P::M_tile;
+    case AMK_OP_ATTENTION_TILE: return &P::N;
+    default: return nullptr;
+  }
+}
 
 const OpRow* find_row(int32_t op) { return op >= 0 && op < kOpCount ? &kRows[op] : nullptr; }
 
@@ -115,9 +134,9 @@ bool check_copy(Checker& c) {
 bool check_embed(Checker& c) {
   return c.in_dtype(0, AMK_DTYPE_I32, "token") && c.compute_dtype(1, "table") && c.immutable(1, "table") &&
          c.out_dtype(0, c.v.input(1).dtype, "out") && c.positive("vocab", c.p.vocab) &&
-         c.positive("hidden", c.p.hidden) && c.numel_in(0, "the token operand", 1) &&
+         c.positive("hidden", c.p.hidden) && c.numel_in(0, "the number of tokens", c.tokens) &&
          c.shape(c.v.input(1), c.v.task.inputs[1], "table", 2, c.p.vocab, c.p.hidden) &&
-         c.numel_out(0, "hidden", c.p.hidden) && c.positive("N_tile", c.p.N_tile) &&
+         c.width_out(0, "hidden", c.p.hidden) && c.positive("N_tile", c.p.N_tile) &&
          c.out_range(0, "out", c.p.n_off, c.p.N_tile);
 }
 
@@ -162,8 +181,8 @@ bool check_gemv(Checker& c) {
   if (quantised && !check_scales(c, slots.scale, weight_rows)) return false;
   if (slots.norm >= 0 && !(c.numel_in(slots.norm, "K", c.p.K) && c.finite_positive("eps", c.p.eps))) return false;
   if (slots.bias >= 0 && !c.numel_in(slots.bias, "the weight's row count", weight_rows)) return false;
-  if (slots.residual >= 0 && !c.numel_in(slots.residual, "N", c.p.N)) return false;
-  return c.numel_out(0, "N", c.p.N) && c.in_range(0, "x", c.p.m_off, c.p.K) &&
+  if (slots.residual >= 0 && !c.width_in(slots.residual, "N", c.p.N)) return false;
+  return c.width_out(0, "N", c.p.N) && c.in_range(0, "x", c.p.m_off, c.p.K) &&
          c.out_range(0, "out", c.p.n_off, c.p.N_tile);
 }
 
@@ -185,6 +204,7 @@ bool check_attention(Checker& c) {
   const FlagSlots slots = flag_slots(t);
   const bool raw = slots.rope >= 0;
   if (slots.norm >= 0 && !raw) return c.fail(3, -1, "flag NORM without ROPE");
+  if (raw && c.tokens > 1) return c.fail(3, -1, text("flag ROPE with N = %d tokens, allowed with one alone", c.tokens));
   if (int64_t{c.p.head_dim} * dtype_bits(dtype) / 8 % AMK_VECTOR_BYTES != 0)
     return c.fail(
         5, t.inputs[1],
@@ -196,8 +216,8 @@ bool check_attention(Checker& c) {
          (c.p.dim >= 0 && c.p.dim < c.p.M ? true : c.fail(4, -1, text("split dim is %d of M = %d", c.p.dim, c.p.M))) &&
          c.shape(c.v.input(1), t.inputs[1], "k cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
          c.shape(c.v.input(2), t.inputs[2], "v cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
-         c.shape(c.v.output(0), t.outputs[0], "part_o", 3, c.p.n_heads, c.p.M, c.p.head_dim) &&
-         c.shape(c.v.output(1), t.outputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
+         c.partial(c.v.output(0), t.outputs[0], "part_o", c.p.n_heads, c.p.M, c.p.head_dim) &&
+         c.partial(c.v.output(1), t.outputs[1], "part_ml", c.p.n_heads, c.p.M, 2) &&
          check_rotation_operands(c, slots, slots.rope) && c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
          c.in_range(0, raw ? "q, k and v" : "q", c.p.m_off,
                     (c.p.n_heads + (raw ? 2 * __int128{c.p.n_kv_heads} : 0)) * c.p.head_dim);
@@ -211,9 +231,9 @@ bool check_combine(Checker& c) {
   return c.in_dtype(0, AMK_DTYPE_F32, "part_o") && c.in_dtype(1, AMK_DTYPE_F32, "part_ml") &&
          c.positive("n_heads", c.p.n_heads) && c.positive("head_dim", c.p.head_dim) && c.positive("M", c.p.M) &&
          c.positive("N_tile", c.p.N_tile) &&
-         c.shape(c.v.input(0), t.inputs[0], "part_o", 3, c.p.n_heads, c.p.M, c.p.head_dim) &&
-         c.shape(c.v.input(1), t.inputs[1], "part_ml", 3, c.p.n_heads, c.p.M, 2) &&
-         c.numel_out(0, "n_heads * head_dim", int64_t{c.p.n_heads} * c.p.head_dim) &&
+         c.partial(c.v.input(0), t.inputs[0], "part_o", c.p.n_heads, c.p.M, c.p.head_dim) &&
+         c.partial(c.v.input(1), t.inputs[1], "part_ml", c.p.n_heads, c.p.M, 2) &&
+         c.width_out(0, "n_heads * head_dim", int64_t{c.p.n_heads} * c.p.head_dim) &&
          c.within("heads", c.p.n_off, c.p.N_tile, c.p.n_heads);
 }
 
@@ -236,7 +256,7 @@ bool check_kv_append(Checker& c) {
 
 bool check_silu_mul(Checker& c) {
   return c.compute_dtype(0, "gate_up") && c.out_dtype(0, c.v.input(0).dtype, "out") && c.positive("N", c.p.N) &&
-         c.positive("N_tile", c.p.N_tile) && c.numel_in(0, "2 * N", 2 * int64_t{c.p.N}) && c.numel_out(0, "N", c.p.N) &&
+         c.positive("N_tile", c.p.N_tile) && c.width_in(0, "2 * N", 2 * int64_t{c.p.N}) && c.width_out(0, "N", c.p.N) &&
          c.out_range(0, "out", c.p.n_off, c.p.N_tile);
 }
 
@@ -250,15 +270,15 @@ bool check_elementwise(Checker& c) {
 bool check_argmax(Checker& c) {
   return c.in_dtype(0, AMK_DTYPE_F32, "logits") && c.out_dtype(0, AMK_DTYPE_F32, "best_value") &&
          c.out_dtype(1, AMK_DTYPE_I32, "best_index") && c.positive("vocab", c.p.vocab) && c.positive("M", c.p.M) &&
-         c.positive("N_tile", c.p.N_tile) && c.numel_in(0, "vocab", c.p.vocab) && c.numel_out(0, "M", c.p.M) &&
-         c.numel_out(1, "M", c.p.M) && c.in_range(0, "logits", c.p.n_off, c.p.N_tile) &&
+         c.positive("N_tile", c.p.N_tile) && c.width_in(0, "vocab", c.p.vocab) && c.width_out(0, "M", c.p.M) &&
+         c.width_out(1, "M", c.p.M) && c.in_range(0, "logits", c.p.n_off, c.p.N_tile) &&
          (c.p.dim >= 0 && c.p.dim < c.p.M ? true : c.fail(4, -1, text("entry dim is %d of M = %d", c.p.dim, c.p.M)));
 }
 
 bool check_argmax_combine(Checker& c) {
   return c.in_dtype(0, AMK_DTYPE_F32, "best_value") && c.in_dtype(1, AMK_DTYPE_I32, "best_index") &&
-         c.out_dtype(0, AMK_DTYPE_I32, "out") && c.positive("M", c.p.M) && c.numel_in(0, "M", c.p.M) &&
-         c.numel_in(1, "M", c.p.M) && c.numel_out(0, "one", 1);
+         c.out_dtype(0, AMK_DTYPE_I32, "out") && c.positive("M", c.p.M) && c.width_in(0, "M", c.p.M) &&
+         c.width_in(1, "M", c.p.M) && c.numel_out(0, "the number of tokens", c.tokens);
 }
 
 uint32_t used_params(const OpRow& row, const amk_instruction_t& t) {
@@ -296,6 +316,11 @@ bool check_signature(Checker& c, const OpRow& row) {
     const bool set = f.as_int ? t.params.*f.as_int != 0 : !(t.params.*f.as_float == 0);
     if (set && !(used >> i & 1)) return c.fail(3, -1, text("parameter %s is set, but this opcode has none", f.name));
   }
+  const auto tokens = tokens_field(t.op);
+  if (tokens && (t.params.*tokens < 0 || t.params.*tokens > AMK_MAX_BATCH))
+    return c.fail(4, -1,
+                  text("%s is %d tokens, allowed 0 (one)..%d", tokens == &P::N ? "N" : "M_tile", t.params.*tokens,
+                       AMK_MAX_BATCH));
   return true;
 }
 
@@ -309,6 +334,15 @@ const char* op_name(int32_t op) {
 bool op_supported(int32_t op) {
   const OpRow* row = find_row(op);
   return row && row->supported;
+}
+
+int32_t op_tokens(const amk_instruction_t& task) {
+  const auto field = tokens_field(task.op);
+  return field && task.params.*field > 1 ? task.params.*field : 1;
+}
+
+bool op_knows_position(int32_t op) {
+  return op == AMK_OP_ROPE || op == AMK_OP_KV_APPEND || op == AMK_OP_ATTENTION_TILE;
 }
 
 bool is_quantised(const amk_instruction_t& task) {

@@ -27,7 +27,7 @@ struct TaskView {
 enum class Region : uint8_t {
   kPlain,      // fixed bytes
   kKvHistory,  // rows [0, pos) of some kv heads: older than this step
-  kKvRow       // row pos of some kv heads: appended in this step
+  kKvRow       // rows [pos, pos + B) of some kv heads: appended in this step
 };
 
 // `rows` ranges of row_bytes bytes, stride_bytes apart, from offset_bytes in the buffer; affine in the position:
@@ -36,17 +36,19 @@ struct Access {
   int32_t buffer = 0;
   int8_t slot = 0;  // input or output slot
   bool write = false;
-  bool any_row = false;  // only one of the rows is read; which one depends on data
+  int32_t some_rows = 0;  // if not 0, only so many of the rows are read, or fewer; which ones depends on data
   Region region = Region::kPlain;
   int32_t align_bytes = 1;  // the physical offset and the stride must be multiples of this (V5)
   int64_t offset_bytes = 0, row_bytes = 0, rows = 1, stride_bytes = 0;
   int64_t offset_per_pos = 0, row_bytes_per_pos = 0;
-  // For cache regions: kv heads [head_first, head_first + head_count), and the head's width in bytes (D elements).
+  // For cache regions: kv heads [head_first, head_first + head_count), and the bytes of one's rows of this step (B * D
+  // elements).
   int32_t head_first = 0, head_count = 0;
   int64_t head_row_bytes = 0;
 };
 
-constexpr int kMaxAccesses = AMK_MAX_INPUTS + AMK_MAX_OUTPUTS + 4;
+// A partial result of attention may take one for each token.
+constexpr int kMaxAccesses = AMK_MAX_INPUTS + 4 + AMK_MAX_OUTPUTS * AMK_MAX_BATCH;
 
 struct AccessList {
   int count = 0;
@@ -62,6 +64,21 @@ struct Problem {
   int32_t buffer = -1;
   std::string text;
 };
+
+// How many tokens a task works on, 1 for an opcode that knows none. The task passed op_check.
+int32_t op_tokens(const amk_instruction_t& task);
+
+// Whether the position of a token is part of the opcode's law: these tasks have one number of tokens in a program
+// (V19).
+bool op_knows_position(int32_t op);
+
+// B of a program: how many tokens its steps decode. In: tasks that passed V19.
+template <class Tasks>
+int32_t program_batch(const Tasks& tasks) {
+  for (const amk_instruction_t& task : tasks)
+    if (op_knows_position(task.op)) return op_tokens(task);
+  return 1;
+}
 
 // Whether the weight of a matrix-vector tile is quantised, and its scales are an operand.
 bool is_quantised(const amk_instruction_t& task);

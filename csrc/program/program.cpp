@@ -80,7 +80,7 @@ amk_program_tables_t Program::view() const {
   return t;
 }
 
-amk_buffer_t make_buffer(int32_t dtype, int32_t space, std::initializer_list<int64_t> shape) {
+amk_buffer_t make_buffer(int32_t dtype, int32_t space, const std::vector<int64_t>& shape) {
   AMK_CHECK(shape.size() <= AMK_MAX_RANK, AMK_ERR_INTERNAL, "a buffer of rank %zu", shape.size());
   amk_buffer_t b{};
   b.dtype = dtype;

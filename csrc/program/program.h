@@ -43,6 +43,6 @@ struct Program {
 };
 
 // A contiguous row-major buffer record.
-amk_buffer_t make_buffer(int32_t dtype, int32_t space, std::initializer_list<int64_t> shape);
+amk_buffer_t make_buffer(int32_t dtype, int32_t space, const std::vector<int64_t>& shape);
 
 }  // namespace amk

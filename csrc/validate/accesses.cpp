@@ -50,6 +50,7 @@ bool is_read_only(int32_t kind) {
 void lay_out(const Program& p, const StorageMap& map, AccessTable* out) {
   out->areas.push_back({0, map.storages[0].nbytes, -1, -1});
   out->area_of_buffer.assign(p.buffers.size(), -1);
+  const int32_t batch = program_batch(p.tasks);
   int64_t end = map.storages[0].nbytes;
   for (size_t i = 0; i < p.buffers.size(); ++i) {
     const int32_t kind = p.bindings[i].kind;
@@ -59,9 +60,9 @@ void lay_out(const Program& p, const StorageMap& map, AccessTable* out) {
       continue;
     }
     int64_t nbytes = map.places[i].nbytes;
-    // Of a cache only row `pos` changes within a step; rows before it are as old as the step (V19).
+    // Of a cache only rows [pos, pos + B) change within a step; rows before them are as old as the step (V19).
     if (kind == AMK_KIND_KV_CACHE)
-      nbytes = storage_bytes(p.buffers[i].dtype, p.buffers[i].shape[0] * p.buffers[i].shape[2]);
+      nbytes = storage_bytes(p.buffers[i].dtype, p.buffers[i].shape[0] * p.buffers[i].shape[2] * batch);
     out->area_of_buffer[i] = static_cast<int32_t>(out->areas.size());
     out->areas.push_back({end, nbytes, static_cast<int32_t>(i), kind});
     end += nbytes;
@@ -88,7 +89,7 @@ struct Touched {
 class AccessProof {
  public:
   AccessProof(const Program& p, const StorageMap& map, AccessTable* out, Report* report)
-      : p_(p), map_(map), out_(out), report_(report), index_(&out->ranges) {}
+      : p_(p), map_(map), out_(out), report_(report), index_(&out->ranges), batch_(program_batch(p.tasks)) {}
 
   void run() {
     lay_out(p_, map_, out_);
@@ -128,7 +129,7 @@ class AccessProof {
   // The law keeps accesses inside; this repeats it in checked arithmetic, at the last position, so that a mistake in
   // a footprint cannot pass silently.
   bool inside(const Access& a, const Place& place, int32_t task) {
-    const int64_t last_pos = p_.launch.max_seq - 1;
+    const int64_t last_pos = p_.launch.max_seq - batch_;
     int64_t end = a.offset_bytes, step = 0;
     const bool ok =
         a.offset_bytes >= 0 && a.row_bytes >= 0 && a.rows >= 1 && a.stride_bytes >= 0 && a.offset_per_pos >= 0 &&
@@ -205,6 +206,7 @@ class AccessProof {
   AccessTable* out_;
   Report* report_;
   RangeIndex index_;
+  const int32_t batch_;
   int64_t rows_ = 0;
   Touched touched_[kMaxAccesses];
 };

@@ -355,7 +355,7 @@ class HazardPass {
   std::string bytes_text(int32_t buffer, int32_t s) const {
     const bool cache = accesses_.areas[accesses_.area_of_buffer[buffer]].kind == AMK_KIND_KV_CACHE;
     return text("bytes [%lld, %lld) of %s%s", (ll)accesses_.offset_in_buffer(buffer, bounds_[s], map_),
-                (ll)accesses_.offset_in_buffer(buffer, bounds_[s + 1], map_), cache ? "this step's row of " : "",
+                (ll)accesses_.offset_in_buffer(buffer, bounds_[s + 1], map_), cache ? "this step's rows of " : "",
                 buffer_text(p_, buffer).c_str());
   }
   void too_large(const char* why) { AMK_REJECT(report_, 1, -1, -1, -1, "the program is too large to judge: %s", why); }

@@ -30,7 +30,7 @@ constexpr int64_t kMaxClockBytes = int64_t{1} << 30;     // vector clocks alive 
 struct Area {
   int64_t first = 0, nbytes = 0;  // addresses of the line
   int32_t buffer = -1;            // its only buffer; -1 for the arena
-  int32_t kind = -1;              // amk_buffer_kind of that buffer. KV_CACHE: row `pos` alone, heads back to back
+  int32_t kind = -1;              // amk_buffer_kind of that buffer. KV_CACHE: this step's rows alone, head after head
 };
 
 // A (buffer, bytes) that tasks read or write; mostly, not always, one entry for all tasks that do.
@@ -53,7 +53,7 @@ struct AccessTable {
   std::vector<Use> uses;           // of all tasks, in task order
   std::vector<int64_t> first_use;  // [tasks + 1]
 
-  // Offset in its buffer (in this step's row, for a cache) of an address of the line.
+  // Offset in its buffer (in this step's rows, for a cache) of an address of the line.
   int64_t offset_in_buffer(int32_t buffer, int64_t address, const StorageMap& storage) const {
     const Area& area = areas[area_of_buffer[buffer]];
     return address - area.first - (area.buffer < 0 ? storage.places[buffer].offset_bytes : 0);
@@ -77,7 +77,7 @@ struct TaskOrder {
 
 bool prove_tables(const Program& program, Report* report);  // V1
 bool prove_sizes(const Program& program, Report* report);   // V2, and the scalars of V10, V19, V21
-bool prove_laws(const Program& program, Report* report);    // V3, V4, V5
+bool prove_laws(const Program& program, Report* report);    // V3, V4, V5, and V19 of how many tokens a step has
 bool prove_placement(const Program& program, const StorageMap& storage, Report* report);  // V6, and V2 of the total
 bool prove_accesses(const Program& program, const StorageMap& storage, AccessTable* out,
                     Report* report);  // V5 V7 V18 V19

@@ -192,6 +192,19 @@ bool prove_sizes(const Program& p, Report* report) {
   return report->count() == before;
 }
 
+// The tasks that know the position agree on how many tokens a step has, and the cache has room for so many (V19).
+void check_batch(const Program& p, Report* report) {
+  const int32_t batch = program_batch(p.tasks);
+  for (size_t i = 0; i < p.tasks.size(); ++i) {
+    if (!op_knows_position(p.tasks[i].op) || op_tokens(p.tasks[i]) == batch) continue;
+    const int32_t id = static_cast<int32_t>(i);
+    AMK_REJECT(report, 19, id, -1, -1, "%s works on %d tokens, but earlier tasks of the step on %d",
+               task_text(p, id).c_str(), op_tokens(p.tasks[i]), batch);
+  }
+  if (batch > p.launch.max_seq)
+    AMK_REJECT(report, 19, -1, -1, -1, "a step decodes %d tokens, but launch.max_seq is %d", batch, p.launch.max_seq);
+}
+
 bool prove_laws(const Program& p, Report* report) {
   const int64_t before = report->count();
   Problem problem;
@@ -201,6 +214,7 @@ bool prove_laws(const Program& p, Report* report) {
     AMK_REJECT(report, problem.code, static_cast<int32_t>(i), problem.buffer, -1, "task %zu: %s", i,
                problem.text.c_str());
   }
+  if (report->count() == before) check_batch(p, report);
   return report->count() == before;
 }
 

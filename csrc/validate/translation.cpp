@@ -48,6 +48,11 @@ void Translation::bind_buffers() {
     AMK_REJECT(report_, 17, -1, -1, -1, "launch.max_seq is %d, the model's is %d", p_.launch.max_seq, d_.max_seq());
     return;  // every cache would differ too
   }
+  if (program_batch(p_.tasks) != d_.batch()) {
+    AMK_REJECT(report_, 17, -1, -1, -1, "a step decodes %d tokens, the model's %d", program_batch(p_.tasks),
+               d_.batch());
+    return;
+  }
   bound_.resize(p_.buffers.size());
   contents_.resize(p_.buffers.size());
   k_cache_.assign(d_.layers(), -1);
@@ -115,6 +120,7 @@ void Translation::bind(int32_t id) {
 
 void Translation::step(int32_t task) {
   task_ = task;
+  tokens_ = op_tokens(p_.tasks[task]);
   if (!apply(p_.tasks[task])) refuse_outputs(p_.tasks[task]);
 }
 
@@ -177,6 +183,7 @@ void Translation::check_tiles() {
   std::sort(tiles_.begin(), tiles_.end(), [](const Tile& a, const Tile& b) {
     if (a.value.layer != b.value.layer) return a.value.layer < b.value.layer;
     if (a.value.what != b.value.what) return a.value.what < b.value.what;
+    if (a.value.token != b.value.token) return a.value.token < b.value.token;
     return a.first != b.first ? a.first < b.first : a.task < b.task;
   });
   size_t reach = 0;  // of the tiles so far of this value, the one that ends last
@@ -193,21 +200,32 @@ void Translation::check_tiles() {
 }
 
 void Translation::check_outputs() {
-  const auto check = [&](int32_t buffer, int64_t count, Value value, int64_t at) {
-    const Reading got = read(buffer, 0, count);
+  const auto check_at = [&](int32_t buffer, int64_t first, int64_t count, Value value, int64_t at) {
+    const Reading got = read(buffer, first, count);
     if (got.one && got.value == value && got.at == at) return;
     AMK_REJECT(report_, 17, -1, buffer, -1, "at the end of the step %s holds %s, expected %s",
                buffer_text(p_, buffer).c_str(), reading_text(got).c_str(), d_.range_text(value, at, count).c_str());
   };
-  check(logits_, d_.vocab(), {What::kLogits, 0}, 0);
-  check(next_token_, 1, {What::kNextToken, 0}, 0);
+  const auto check = [&](int32_t buffer, int64_t count, Value value, int64_t at) {
+    check_at(buffer, 0, count, value, at);
+  };
+  const auto check_rows = [&](int32_t cache, Value value, int64_t value_first) {
+    for_cache_rows(0, d_.n_kv_heads(), [&](int32_t t, int64_t first, int64_t at, int64_t count) {
+      check_at(cache, first, count, value.of(t), value_first + at);
+      return true;
+    });
+  };
+  for (int32_t t = 0; t < d_.batch(); ++t) {
+    check_at(logits_, t * d_.vocab(), d_.vocab(), {What::kLogits, 0, t}, 0);
+    check_at(next_token_, t, 1, {What::kNextToken, 0, t}, 0);
+  }
   for (int32_t i = 0; i < d_.layers(); ++i) {
     if (d_.is_linear(i)) {
       check(conv_state_[i], p_.buffers[conv_state_[i]].numel, {What::kConvStateNext, i}, 0);
       check(gdn_state_[i], p_.buffers[gdn_state_[i]].numel, {What::kGdnStateNext, i}, 0);
     } else {
-      check(k_cache_[i], d_.kv_size(), {What::kKRotated, i}, 0);
-      check(v_cache_[i], d_.kv_size(), {What::kQkv, i}, d_.v_first());
+      check_rows(k_cache_[i], {What::kKRotated, i}, 0);
+      check_rows(v_cache_[i], {What::kQkv, i}, d_.v_first());
     }
   }
 }

@@ -55,6 +55,32 @@ class Translation {
 
   Reading read(int32_t buffer, int64_t first, int64_t count) const;
   void write(int32_t buffer, int64_t first, int64_t count, Value value, int64_t at);
+  // The row of token t in an operand of the current task that has a row for each: its first element.
+  int64_t row(int32_t buffer, int32_t t) const { return t * (p_.buffers[buffer].numel / tokens_); }
+  Reading read_row(int32_t buffer, int32_t t, int64_t first, int64_t count) const {
+    return read(buffer, row(buffer, t) + first, count);
+  }
+  bool compute_row(int32_t buffer, int64_t first, int64_t count, Value value, int64_t at) {
+    return compute(buffer, row(buffer, value.token) + first, count, value, at);
+  }
+  // Calls fn(t) for each token of the current task until one fails.
+  template <class Fn>
+  bool for_tokens(Fn fn) {
+    for (int32_t t = 0; t < tokens_; ++t)
+      if (!fn(t)) return false;
+    return true;
+  }
+  // Rows [pos, pos + B) of kv heads [head, head + heads) of a cache, as runs of what one token left: fn(t, first of the
+  // run in the contents, first in the token's heads, count) until one fails.
+  template <class Fn>
+  bool for_cache_rows(int64_t head, int64_t heads, Fn fn) const {
+    const int64_t width = d_.head_dim(), batch = d_.batch();
+    if (batch == 1) return fn(0, head * width, head * width, heads * width);
+    for (int64_t h = head; h < head + heads; ++h)
+      for (int32_t t = 0; t < batch; ++t)
+        if (!fn(t, (h * batch + t) * width, h * width, width)) return false;
+    return true;
+  }
   // Records that the task computes value[at, at + count).
   void add_tile(Value value, int64_t at, int64_t count);
   bool compute(int32_t buffer, int64_t first, int64_t count, Value value, int64_t at);
@@ -80,13 +106,15 @@ class Translation {
   bool add(const amk_instruction_t& t);
   bool scan(const amk_instruction_t& t);
   bool pick(const amk_instruction_t& t);
+  bool entries_cover(const amk_instruction_t& t, int32_t token);
   bool norm_weight_plus(const amk_instruction_t& t, Value out);  // whether weights are used as 1 + w, as the model says
   // What attention reads of this step: q rows and the caches' rows, turned; or raw rows that it turns itself.
   bool turned_heads(const amk_instruction_t& t, Value out);
   bool raw_heads(const amk_instruction_t& t, Value out);
   bool head_norm_weight(const amk_instruction_t& t, int slot, Value rotated);
-  // What a rotation of [m_off, + heads * D) of input 0 gives; inv_freq and norm are slots, norm -1 without one.
-  std::optional<Rotation> rotate(const amk_instruction_t& t, int32_t heads, int inv_freq, int norm);
+  // What a rotation of [m_off, + heads * D) of a token's row of input 0 gives; inv_freq and norm are slots, norm -1
+  // without one.
+  std::optional<Rotation> rotate(const amk_instruction_t& t, int32_t token, int32_t heads, int inv_freq, int norm);
 
   // translation_gdn.cpp: the rules of linear attention, and of the gate behind full attention
   bool causal_conv(const amk_instruction_t& t);
@@ -106,7 +134,7 @@ class Translation {
   std::vector<Tile> tiles_;
   bool picked_ = false;
   int64_t writes_ = 0;
-  int32_t task_ = -1;  // of the current step
+  int32_t task_ = -1, tokens_ = 1;  // of the current step
 };
 
 }  // namespace amk

@@ -1,5 +1,6 @@
 #include "validate/translation_model.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -121,6 +122,7 @@ What find_what(std::string_view name, Scope scope, What first, What last) {
 }  // namespace
 
 Decoder::Decoder(const amk_model_t& model) : m_(model) {
+  m_.batch = std::max(m_.batch, 1);
   AMK_CHECK(is_compute_dtype(m_.dtype), AMK_ERR_INVALID_ARGUMENT, "model.dtype is %s, expected f32, f16 or bf16",
             dtype_name(m_.dtype));
   check_range("layers", m_.layers, 1, AMK_MAX_LAYERS);
@@ -136,6 +138,16 @@ Decoder::Decoder(const amk_model_t& model) : m_(model) {
   AMK_CHECK(m_.head_dim % 2 == 0, AMK_ERR_INVALID_ARGUMENT, "model.head_dim is %d, expected an even one", m_.head_dim);
   AMK_CHECK(std::isfinite(m_.eps) && m_.eps > 0, AMK_ERR_INVALID_ARGUMENT, "model.eps is %g, expected finite and > 0",
             static_cast<double>(m_.eps));
+  AMK_CHECK(model.batch >= 0 && model.batch <= AMK_MAX_BATCH, AMK_ERR_UNSUPPORTED,
+            "model.batch is %d, supported 1..%d (0 is 1)", model.batch, AMK_MAX_BATCH);
+  AMK_CHECK(m_.batch <= m_.max_seq, AMK_ERR_INVALID_ARGUMENT, "model.batch is %d, but max_seq is %d", m_.batch,
+            m_.max_seq);
+  AMK_CHECK(m_.batch == 1 || m_.full_attention_interval == 0, AMK_ERR_UNSUPPORTED,
+            "model.batch is %d with full_attention_interval %d: a hybrid decodes one token a step", m_.batch,
+            m_.full_attention_interval);
+  AMK_CHECK(m_.batch == 1 || !has_output_gate(), AMK_ERR_UNSUPPORTED,
+            "model.batch is %d with features 0x%x: an output gate is modelled for one token a step", m_.batch,
+            m_.features);
   if (is_quantised()) {
     AMK_CHECK(m_.weight_group == AMK_MIN_WEIGHT_GROUP || m_.weight_group == AMK_MAX_WEIGHT_GROUP,
               AMK_ERR_INVALID_ARGUMENT, "model.weight_group is %d, expected 0, %d or %d", m_.weight_group,
@@ -214,7 +226,7 @@ BoundTensor Decoder::bound(std::string_view source) const {
   };
   const auto scales = [&](int64_t rows, int64_t columns) { return table(rows, columns / m_.weight_group); };
   switch (value.what) {
-    case What::kToken: return {value, AMK_DTYPE_I32, 1, {1, 0, 0}};
+    case What::kToken: return {value, AMK_DTYPE_I32, 1, {m_.batch, 0, 0}};
     case What::kInvFreq: return {value, AMK_DTYPE_F32, 1, {m_.head_dim / 2, 0, 0}};
     case What::kEmbed: return table(m_.vocab, m_.hidden);
     case What::kLmHead: return matrix(m_.vocab, m_.hidden);
@@ -249,8 +261,10 @@ BoundTensor Decoder::bound(std::string_view source) const {
 }
 
 BoundTensor Decoder::output(std::string_view name) const {
-  if (name == "logits") return {{What::kLogits, 0}, AMK_DTYPE_F32, 1, {m_.vocab, 0, 0}};
-  if (name == "next_token") return {{What::kNextToken, 0}, AMK_DTYPE_I32, 1, {1, 0, 0}};
+  const Value logits{What::kLogits, 0};
+  if (name == "logits" && m_.batch > 1) return {logits, AMK_DTYPE_F32, 2, {m_.batch, m_.vocab, 0}};
+  if (name == "logits") return {logits, AMK_DTYPE_F32, 1, {m_.vocab, 0, 0}};
+  if (name == "next_token") return {{What::kNextToken, 0}, AMK_DTYPE_I32, 1, {m_.batch, 0, 0}};
   return {};
 }
 
@@ -319,17 +333,17 @@ Linear Decoder::linear(Value matrix) const {
 }
 
 Norm Decoder::norm(Value x) const {
-  if (x == Value{What::kX, m_.layers}) return {{What::kFinalNorm, 0}, {What::kHeadIn, 0}};
-  if (x.what == What::kX) return {{What::kAttnNorm, x.layer}, {What::kAttnIn, x.layer}};
-  if (x.what == What::kXMid) return {{What::kMlpNorm, x.layer}, {What::kMlpIn, x.layer}};
+  if (x.what == What::kX && x.layer == m_.layers) return {{What::kFinalNorm, 0}, {What::kHeadIn, 0, x.token}};
+  if (x.what == What::kX) return {{What::kAttnNorm, x.layer}, {What::kAttnIn, x.layer, x.token}};
+  if (x.what == What::kXMid) return {{What::kMlpNorm, x.layer}, {What::kMlpIn, x.layer, x.token}};
   return {};
 }
 
 Value Decoder::sum(Value a, Value b) const {
-  if (a.layer != b.layer) return {};
+  if (a.layer != b.layer || a.token != b.token) return {};
   const auto are = [&](What x, What y) { return (a.what == x && b.what == y) || (a.what == y && b.what == x); };
-  if (are(What::kX, What::kAttnOut) || are(What::kX, What::kGdnOut)) return {What::kXMid, a.layer};
-  if (are(What::kXMid, What::kMlpOut)) return {What::kX, a.layer + 1};
+  if (are(What::kX, What::kAttnOut) || are(What::kX, What::kGdnOut)) return {What::kXMid, a.layer, a.token};
+  if (are(What::kXMid, What::kMlpOut)) return {What::kX, a.layer + 1, a.token};
   return {};
 }
 
@@ -383,7 +397,8 @@ std::string Decoder::range_text(Value value, int64_t first, int64_t count) const
     else if (first >= a_first())
       rows = " (a rows)";
   }
-  return name(value) + text("[%lld, %lld)%s", (long long)first, (long long)end, rows);
+  const std::string of_token = m_.batch > 1 && value.what >= What::kX ? text(" of token %d", value.token) : "";
+  return name(value) + text("[%lld, %lld)%s", (long long)first, (long long)end, rows) + of_token;
 }
 
 }  // namespace amk

@@ -86,6 +86,8 @@ constexpr int kWhatCount = static_cast<int>(What::kNextToken) + 1;
 struct Value {
   What what = What::kUnknown;
   int32_t layer = 0;  // 0 where there is one for the whole model
+  int32_t token = 0;  // of a computed value: of the step's tokens the one that it belongs to
+  Value of(int32_t t) const { return {what, layer, t}; }
   bool operator==(const Value&) const = default;
   explicit operator bool() const { return what != What::kUnknown; }
 };
@@ -109,7 +111,7 @@ struct Norm {
 
 class Decoder {
  public:
-  // Error INVALID_ARGUMENT for a model outside its domain.
+  // Error INVALID_ARGUMENT for a model outside its domain; UNSUPPORTED for a batch that is not modelled.
   explicit Decoder(const amk_model_t& model);
 
   // By source name, by output name, by cache name, by state name; the value is unset for a name that the model does not
@@ -119,7 +121,7 @@ class Decoder {
   BoundTensor cache(std::string_view name) const;
   BoundTensor state(std::string_view name) const;
 
-  Linear linear(Value matrix) const;  // out is unset when the value is no matrix of a linear
+  Linear linear(Value matrix) const;  // of the first token; out is unset when the value is no matrix of a linear
   Norm norm(Value x) const;           // of the whole vector; out is unset when x is not normalised
   Value sum(Value a, Value b) const;  // unset when the decoder does not add them
   int32_t dtype(Value value) const;   // of a computed value
@@ -132,6 +134,7 @@ class Decoder {
   int32_t n_heads() const { return m_.n_heads; }
   int32_t n_kv_heads() const { return m_.n_kv_heads; }
   int32_t max_seq() const { return m_.max_seq; }
+  int32_t batch() const { return m_.batch; }                // tokens of a step, at least 1
   int32_t weight_group() const { return m_.weight_group; }  // of matrices that have a scale
   bool is_quantised() const { return m_.weight_group != 0; }
   float eps() const { return m_.eps; }

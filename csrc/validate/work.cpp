@@ -11,16 +11,15 @@ namespace {
 constexpr double kTaskWork = 4096;
 
 // Bytes touched plus floating-point operations. In double: no table can overflow it, and it is exact below the cap.
-double task_work(const Program& p, int64_t task) {
+double task_work(const Program& p, int64_t task, int32_t last_pos) {
   const TaskView view{p.tasks[task], p.buffers.data(), p.bindings.data()};
-  const int32_t last_pos = p.launch.max_seq - 1;
   double work = kTaskWork + op_flops(view, last_pos);
   AccessList list;
   op_footprint(view, &list);
   for (const Access& a : list) {
     const double row_bytes =
         static_cast<double>(a.row_bytes) + static_cast<double>(last_pos) * static_cast<double>(a.row_bytes_per_pos);
-    work += row_bytes * (a.any_row ? 1.0 : static_cast<double>(a.rows));
+    work += row_bytes * (a.some_rows ? a.some_rows : static_cast<double>(a.rows));
   }
   return work;
 }
@@ -34,10 +33,11 @@ bool prove_work(const Program& p, Report* report) {
     double largest_work = 0;
   };
   const int64_t before = report->count();
+  const int32_t last_pos = p.launch.max_seq - program_batch(p.tasks);
   std::vector<Queue> queues(p.launch.grid);
   for (size_t t = 0; t < p.tasks.size(); ++t) {
     Queue& q = queues[p.tasks[t].sm];
-    const double work = task_work(p, static_cast<int64_t>(t));
+    const double work = task_work(p, static_cast<int64_t>(t), last_pos);
     q.work += work;
     if (work <= q.largest_work) continue;
     q.largest_work = work;

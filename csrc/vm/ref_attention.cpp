@@ -1,7 +1,8 @@
 // ATTENTION_TILE and ATTENTION_COMBINE: a softmax over the cache in T splits that are merged afterwards (Milakov &
 // Gimelshein 2018, arXiv:1805.02867; Dao et al., flash-decoding). Within a split the maximum runs on in steps of
 // kStepRows rows, in row order, so the result depends on neither the machine nor the order of tasks; nor on whether row
-// `pos` comes from the cache or, with ROPE, from this step's raw heads.
+// `pos` comes from the cache or, with ROPE, from this step's raw heads; nor on how many tokens a step has, as long as
+// they are cut into the same splits.
 #include <algorithm>
 #include <limits>
 
@@ -17,9 +18,9 @@ struct Rows {
   int64_t first, end;
 };
 
-// The rows of split `dim` at a position, as the law of ATTENTION_TILE cuts them.
-Rows split_rows(const amk_params_t& p, int32_t pos) {
-  const int64_t rows = int64_t{pos} + 1, blocks = (rows + p.M_tile - 1) / p.M_tile;
+// The rows of split `dim` of a step that begins at a position, as the law of ATTENTION_TILE cuts them.
+Rows split_rows(const amk_params_t& p, int32_t pos, int32_t tokens) {
+  const int64_t rows = int64_t{pos} + tokens, blocks = (rows + p.M_tile - 1) / p.M_tile;
   const auto start = [&](int64_t d) { return std::min(rows, blocks * d / p.M * p.M_tile); };
   return {start(p.dim), start(int64_t{p.dim} + 1)};
 }
@@ -53,27 +54,27 @@ struct Running {
 template <class T>
 class NewHeads {
  public:
-  explicit NewHeads(const OpCall& c)
-      : c_(c), slots_(flag_slots(c.view.task)), x_(reinterpret_cast<const T*>(c.in[0]) + c.params().m_off) {
-    if (raw()) turn_ = head_angles(c, c.in[slots_.rope], c.params().head_dim);
+  explicit NewHeads(const OpCall& c) : c_(c), slots_(flag_slots(c.view.task)) {
+    if (raw()) turn_ = head_angles(c, c.in[slots_.rope], c.params().head_dim, c.pos);
   }
   bool raw() const { return slots_.rope >= 0; }
   // [D] in f32.
-  void query(int64_t head, float* out) const { make_head(c_, at(head), weight(slots_.norm), turn_, out); }
+  void query(int32_t t, int64_t head, float* out) const { make_head(c_, at(t, head), weight(slots_.norm), turn_, out); }
   void key(int64_t g, float* out) const {
-    make_head(c_, at(c_.params().n_heads + g), weight(slots_.k_norm), turn_, out);
+    make_head(c_, at(0, c_.params().n_heads + g), weight(slots_.k_norm), turn_, out);
   }
   void value(int64_t g, float* out) const {
-    widen(at(int64_t{c_.params().n_heads} + c_.params().n_kv_heads + g), c_.params().head_dim, out);
+    widen(at(0, int64_t{c_.params().n_heads} + c_.params().n_kv_heads + g), c_.params().head_dim, out);
   }
 
  private:
-  const T* at(int64_t head) const { return x_ + head * c_.params().head_dim; }
+  const T* at(int32_t t, int64_t head) const {
+    return c_.in_row<T>(0, t) + c_.params().m_off + head * c_.params().head_dim;
+  }
   const T* weight(int slot) const { return slot < 0 ? nullptr : reinterpret_cast<const T*>(c_.in[slot]); }
 
   const OpCall& c_;
   const FlagSlots slots_;
-  const T* x_;
   const float* turn_ = nullptr;
 };
 
@@ -81,24 +82,26 @@ template <class T>
 void attention(const OpCall& c) {
   const amk_params_t& p = c.params();
   const int64_t dim = p.head_dim, group = p.n_heads / p.n_kv_heads;
-  const Rows rows = split_rows(p, c.pos);
+  const int32_t tokens = c.tokens();
+  const Rows rows = split_rows(p, c.pos, tokens);
   const NewHeads<T> heads(c);
-  float* part_o = reinterpret_cast<float*>(c.out[0]);
-  float* part_ml = reinterpret_cast<float*>(c.out[1]);
-  float* query = c.scratch.floats(Scratch::kQuery, group * dim);
+  float* query = c.scratch.floats(Scratch::kQuery, tokens * group * dim);
   float* k = c.scratch.floats(Scratch::kRows, 2 * kStepRows * dim);
   float* v = k + kStepRows * dim;
 
   for (int64_t g = p.n_off; g < int64_t{p.n_off} + p.N_tile; ++g) {
-    const auto running = [&](int64_t i) {
+    const auto running = [&](int32_t t, int64_t i) {
       const int64_t part = (g * group + i) * p.M + p.dim;
-      return Running{part_o + part * dim, part_ml + part * 2};
+      return Running{c.out_row<float>(0, t) + part * dim, c.out_row<float>(1, t) + part * 2};
     };
-    for (int64_t i = 0; i < group; ++i) {
-      heads.query(g * group + i, query + i * dim);
-      std::fill_n(running(i).o, dim, 0.0f);
-      running(i).ml[0] = kMinusInfinity;
-      running(i).ml[1] = 0.0f;
+    const auto query_of = [&](int32_t t, int64_t i) { return query + (t * group + i) * dim; };
+    for (int32_t t = 0; t < tokens; ++t) {
+      for (int64_t i = 0; i < group; ++i) {
+        heads.query(t, g * group + i, query_of(t, i));
+        std::fill_n(running(t, i).o, dim, 0.0f);
+        running(t, i).ml[0] = kMinusInfinity;
+        running(t, i).ml[1] = 0.0f;
+      }
     }
     for (int64_t first = rows.first; first < rows.end; first += kStepRows) {
       const int64_t count = std::min(kStepRows, rows.end - first), at = (g * p.K + first) * dim;
@@ -109,7 +112,11 @@ void attention(const OpCall& c) {
         heads.key(g, k + old * dim);
         heads.value(g, v + old * dim);
       }
-      for (int64_t i = 0; i < group; ++i) running(i).step(query + i * dim, k, v, count, dim, p.scale);
+      for (int32_t t = 0; t < tokens; ++t) {
+        const int64_t seen = std::min(count, int64_t{c.pos} + t + 1 - first);  // rows up to pos + t
+        if (seen <= 0) continue;
+        for (int64_t i = 0; i < group; ++i) running(t, i).step(query_of(t, i), k, v, seen, dim, p.scale);
+      }
     }
   }
 }
@@ -124,24 +131,24 @@ void ref_attention_combine(const OpCall& c) {
   with_storage(c.view.output(0).dtype, [&]<class T>(T) {
     const amk_params_t& p = c.params();
     const int64_t dim = p.head_dim, splits = p.M;
-    const float* part_o = reinterpret_cast<const float*>(c.in[0]);
-    const float* part_ml = reinterpret_cast<const float*>(c.in[1]);
     float* sum_o = c.scratch.floats(Scratch::kX, dim);
-    for (int64_t h = p.n_off; h < int64_t{p.n_off} + p.N_tile; ++h) {
-      const float* ml = part_ml + h * splits * 2;
+    const auto merge = [&](const float* part_o, const float* ml, T* out) {
       float largest = kMinusInfinity, sum = 0;
       for (int64_t d = 0; d < splits; ++d) largest = std::max(largest, ml[2 * d]);
       std::fill_n(sum_o, dim, 0.0f);
       for (int64_t d = 0; d < splits; ++d) {
         if (ml[2 * d] == kMinusInfinity) continue;  // an empty split
         const float weight = exp_f32(ml[2 * d] - largest);
-        const float* o = part_o + (h * splits + d) * dim;
+        const float* o = part_o + d * dim;
         sum += weight * ml[2 * d + 1];
         for (int64_t j = 0; j < dim; ++j) sum_o[j] += weight * o[j];
       }
-      T* out = reinterpret_cast<T*>(c.out[0]) + h * dim;
       for (int64_t j = 0; j < dim; ++j) store(out + j, sum_o[j] / sum);
-    }
+    };
+    for (int32_t t = 0; t < c.tokens(); ++t)
+      for (int64_t h = p.n_off; h < int64_t{p.n_off} + p.N_tile; ++h)
+        merge(c.in_row<float>(0, t) + h * splits * dim, c.in_row<float>(1, t) + h * splits * 2,
+              c.out_row<T>(0, t) + h * dim);
   });
 }
 

@@ -9,11 +9,11 @@ namespace amk {
 
 // cos and sin of pos * inv_freq[i], interleaved, in Scratch::kAngles. The angle is a product of doubles: in f32 it
 // would be off by whole radians at positions of a long context.
-inline const float* head_angles(const OpCall& c, const uint8_t* inv_freq, int32_t head_dim) {
+inline const float* head_angles(const OpCall& c, const uint8_t* inv_freq, int32_t head_dim, int32_t pos) {
   const float* f = reinterpret_cast<const float*>(inv_freq);
   float* out = c.scratch.floats(Scratch::kAngles, head_dim);
   for (int32_t i = 0; i < head_dim / 2; ++i) {
-    const double angle = static_cast<double>(c.pos) * static_cast<double>(f[i]);
+    const double angle = static_cast<double>(pos) * static_cast<double>(f[i]);
     out[2 * i] = static_cast<float>(std::cos(angle));
     out[2 * i + 1] = static_cast<float>(std::sin(angle));
   }

@@ -29,10 +29,20 @@ struct OpCall {
   TaskView view;
   const uint8_t* in[AMK_MAX_INPUTS];
   uint8_t* out[AMK_MAX_OUTPUTS];
-  int32_t pos;
+  int32_t pos;  // of the first token
   Scratch& scratch;
 
   const amk_params_t& params() const { return view.task.params; }
+  int32_t tokens() const { return op_tokens(view.task); }
+  // The row of token t in an operand that has one for each.
+  template <class T>
+  const T* in_row(int slot, int32_t t) const {
+    return reinterpret_cast<const T*>(in[slot]) + t * (view.input(slot).numel / tokens());
+  }
+  template <class T>
+  T* out_row(int slot, int32_t t) const {
+    return reinterpret_cast<T*>(out[slot]) + t * (view.output(slot).numel / tokens());
+  }
   float norm_plus() const { return params().flags & AMK_FLAG_NORM_PLUS_ONE ? 1.0f : 0.0f; }  // what norm weights lack
 };
 

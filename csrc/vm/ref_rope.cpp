@@ -20,10 +20,12 @@ void ref_rope(const OpCall& c) {
     const amk_params_t& p = c.params();
     const int norm_slot = flag_slots(c.view.task).norm;
     const T* norm = norm_slot < 0 ? nullptr : reinterpret_cast<const T*>(c.in[norm_slot]);
-    const float* turn = head_angles(c, c.in[1], p.head_dim);
-    const T* src = reinterpret_cast<const T*>(c.in[0]) + p.m_off;
-    T* out = reinterpret_cast<T*>(c.out[0]) + p.n_off;
-    for (int64_t h = 0; h < p.n_heads; ++h) one_head(c, src + h * p.head_dim, norm, turn, out + h * p.head_dim);
+    for (int32_t t = 0; t < c.tokens(); ++t) {
+      const float* turn = head_angles(c, c.in[1], p.head_dim, c.pos + t);
+      const T* src = c.in_row<T>(0, t) + p.m_off;
+      T* out = c.out_row<T>(0, t) + p.n_off;
+      for (int64_t h = 0; h < p.n_heads; ++h) one_head(c, src + h * p.head_dim, norm, turn, out + h * p.head_dim);
+    }
   });
 }
 
@@ -32,11 +34,14 @@ void ref_kv_append(const OpCall& c) {
     const amk_params_t& p = c.params();
     const FlagSlots slots = flag_slots(c.view.task);
     const T* norm = slots.norm < 0 ? nullptr : reinterpret_cast<const T*>(c.in[slots.norm]);
-    const float* turn = slots.rope < 0 ? nullptr : head_angles(c, c.in[slots.rope], p.head_dim);
-    const T* src = reinterpret_cast<const T*>(c.in[0]) + p.m_off;
     T* cache = reinterpret_cast<T*>(c.out[0]);
-    for (int64_t i = 0; i < p.N_tile; ++i)
-      one_head(c, src + i * p.head_dim, norm, turn, cache + ((p.n_off + i) * p.K + c.pos) * p.head_dim);
+    for (int32_t t = 0; t < c.tokens(); ++t) {
+      const int32_t pos = c.pos + t;
+      const float* turn = slots.rope < 0 ? nullptr : head_angles(c, c.in[slots.rope], p.head_dim, pos);
+      const T* src = c.in_row<T>(0, t) + p.m_off;
+      for (int64_t i = 0; i < p.N_tile; ++i)
+        one_head(c, src + i * p.head_dim, norm, turn, cache + ((p.n_off + i) * p.K + pos) * p.head_dim);
+    }
   });
 }
 

@@ -6,9 +6,11 @@
 
 namespace amk {
 
-void ref_argmax(const OpCall& c) {
+namespace {
+
+void argmax_row(const OpCall& c, int32_t t) {
   const amk_params_t& p = c.params();
-  const float* logits = reinterpret_cast<const float*>(c.in[0]);
+  const float* logits = c.in_row<float>(0, t);
   float best = logits[p.n_off];
   int32_t index = p.n_off;
   for (int32_t i = p.n_off; i < p.n_off + p.N_tile; ++i) {
@@ -22,13 +24,13 @@ void ref_argmax(const OpCall& c) {
       index = i;
     }
   }
-  reinterpret_cast<float*>(c.out[0])[p.dim] = best;
-  reinterpret_cast<int32_t*>(c.out[1])[p.dim] = index;
+  c.out_row<float>(0, t)[p.dim] = best;
+  c.out_row<int32_t>(1, t)[p.dim] = index;
 }
 
-void ref_argmax_combine(const OpCall& c) {
-  const float* value = reinterpret_cast<const float*>(c.in[0]);
-  const int32_t* index = reinterpret_cast<const int32_t*>(c.in[1]);
+void combine_row(const OpCall& c, int32_t t) {
+  const float* value = c.in_row<float>(0, t);
+  const int32_t* index = c.in_row<int32_t>(1, t);
   float best = value[0];
   int32_t token = index[0];
   for (int32_t i = 1; i < c.params().M && token >= 0; ++i) {
@@ -38,7 +40,17 @@ void ref_argmax_combine(const OpCall& c) {
       token = index[i];
     }
   }
-  reinterpret_cast<int32_t*>(c.out[0])[0] = token;
+  reinterpret_cast<int32_t*>(c.out[0])[t] = token;
+}
+
+}  // namespace
+
+void ref_argmax(const OpCall& c) {
+  for (int32_t t = 0; t < c.tokens(); ++t) argmax_row(c, t);
+}
+
+void ref_argmax_combine(const OpCall& c) {
+  for (int32_t t = 0; t < c.tokens(); ++t) combine_row(c, t);
 }
 
 }  // namespace amk

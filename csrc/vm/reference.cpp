@@ -27,7 +27,8 @@ class ReferenceVm final : public Vm {
       : bytes_(std::move(bytes)),
         image_(ImageView::open(bytes_->data(), bytes_->size())),
         memory_(image_),
-        states_(image_) {
+        states_(image_),
+        batch_(program_batch(image_.tasks)) {
     AMK_CHECK(options.threads >= 0, AMK_ERR_INVALID_ARGUMENT, "threads is %d, expected >= 0", options.threads);
     AMK_CHECK(options.guard == 0 || options.guard == 1, AMK_ERR_INVALID_ARGUMENT, "guard is %d, expected 0 or 1",
               options.guard);
@@ -36,7 +37,7 @@ class ReferenceVm final : public Vm {
     seed_ = options.seed;
     scratch_.resize(static_cast<size_t>(worker_count(image_, threads_)));
     for (const amk_instruction_t& t : image_.tasks) {
-      if (t.op == AMK_OP_EMBED) lookups_.push_back({t.inputs[0], t.params.vocab});
+      if (t.op == AMK_OP_EMBED) lookups_.push_back({t.inputs[0], t.params.vocab, op_tokens(t)});
       if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back(t.outputs[0]);
     }
     const auto by_buffer = [](const Lookup& a, const Lookup& b) {
@@ -68,6 +69,8 @@ class ReferenceVm final : public Vm {
 
   void reseed(uint64_t seed) override { seed_ = seed; }
 
+  int32_t batch() const override { return batch_; }
+
   void run(int32_t pos) override {
     AMK_CHECK(!is_broken_, AMK_ERR_POISONED, "an earlier step failed a check of the machine itself");
     states_.require_good();
@@ -87,7 +90,7 @@ class ReferenceVm final : public Vm {
 
  private:
   struct Lookup {
-    int32_t buffer, vocab;  // a token, and the rows of the table it indexes
+    int32_t buffer, vocab, tokens;  // some tokens, and the rows of the table they index
   };
 
   uint8_t* range(const char* verb, const std::string& name, uint64_t offset, const void* data, uint64_t nbytes,
@@ -118,16 +121,16 @@ class ReferenceVm final : public Vm {
 
   // Everything the caller can get wrong, before a byte changes.
   void check_request(int32_t pos) const {
-    const int32_t max_seq = image_.launch().max_seq;
-    AMK_CHECK(pos >= 0 && pos < max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)", pos, max_seq);
+    require_positions(pos, batch_, image_.launch().max_seq);
     const std::string unbound = memory_.unbound();
     AMK_CHECK(unbound.empty(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", unbound.c_str());
     for (const Lookup& lookup : lookups_) {
       if (image_.bindings[lookup.buffer].kind != AMK_KIND_IO_INPUT) continue;  // else the step itself makes it
-      int32_t token;
-      std::memcpy(&token, memory_.at(lookup.buffer), sizeof token);
-      AMK_CHECK(token >= 0 && token < lookup.vocab, AMK_ERR_INVALID_ARGUMENT,
-                "%s holds token %d, expected 0 <= token < %d", name_of(lookup.buffer).c_str(), token, lookup.vocab);
+      for (int32_t t = 0; t < lookup.tokens; ++t) {
+        const int32_t token = number_at(lookup.buffer, t);
+        AMK_CHECK(token >= 0 && token < lookup.vocab, AMK_ERR_INVALID_ARGUMENT,
+                  "%s holds token %d, expected 0 <= token < %d", name_of(lookup.buffer).c_str(), token, lookup.vocab);
+      }
     }
   }
 
@@ -149,10 +152,15 @@ class ReferenceVm final : public Vm {
                   std::isnan(values[i]) ? "NaN" : "infinite");
     }
     for (int32_t b : choices_) {
-      int32_t token;
-      std::memcpy(&token, memory_.at(b), sizeof token);
-      AMK_CHECK(token >= 0, AMK_ERR_NONFINITE, "%s[0] is %d: a logit is NaN", name_of(b).c_str(), token);
+      for (int32_t t = 0; t < image_.buffers[b].numel; ++t)
+        AMK_CHECK(number_at(b, t) >= 0, AMK_ERR_NONFINITE, "%s[%d] is %d: a logit is NaN", name_of(b).c_str(), t,
+                  number_at(b, t));
     }
+  }
+  int32_t number_at(int32_t buffer, int32_t i) const {
+    int32_t number;
+    std::memcpy(&number, memory_.at(buffer) + int64_t{i} * static_cast<int64_t>(sizeof number), sizeof number);
+    return number;
   }
 
   std::string name_of(size_t buffer) const { return std::string(image_.buffer_name.at(buffer)); }
@@ -161,6 +169,7 @@ class ReferenceVm final : public Vm {
   const ImageView image_;
   Memory memory_;
   States states_;
+  const int32_t batch_;
   std::vector<Lookup> lookups_;
   std::vector<int32_t> choices_;  // buffers that ARGMAX_COMBINE writes
   std::vector<Scratch> scratch_;  // per worker

@@ -12,6 +12,13 @@
 
 namespace amk {
 
+// INVALID_ARGUMENT: a token of a step of `batch` at pos would lie outside [0, max_seq).
+inline void require_positions(int32_t pos, int32_t batch, int32_t max_seq) {
+  AMK_CHECK(pos >= 0 && pos < max_seq, AMK_ERR_INVALID_ARGUMENT, "position %d is outside [0, %d)", pos, max_seq);
+  AMK_CHECK(pos <= max_seq - batch, AMK_ERR_INVALID_ARGUMENT,
+            "position %d: the last of the %d tokens of a step is outside [0, %d)", pos, batch, max_seq);
+}
+
 class Vm {
  public:
   virtual ~Vm() = default;
@@ -25,8 +32,8 @@ class Vm {
   // How many tokens a step decodes.
   virtual int32_t batch() const = 0;
   // One step. INVALID_ARGUMENT before anything is touched: a position pos .. pos + batch() - 1 outside [0, max_seq),
-  // something unbound, a token outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken promise of the program or of
-  // the machine; every later run is then POISONED.
+  // something unbound, a token outside its table. NONFINITE: an output holds NaN or infinity. INTERNAL: a broken
+  // promise of the program or of the machine; every later run is then POISONED.
   virtual void run(int32_t pos) = 0;
   // Zeroes every STATE and forgets that a failed step poisoned it: until then, or until each is written whole, reading
   // one and running are POISONED.
@@ -35,7 +42,8 @@ class Vm {
   // UNSUPPORTED where a step decodes several.
   virtual int32_t decode(int32_t token, int32_t pos) {
     AMK_CHECK(batch() == 1, AMK_ERR_UNSUPPORTED,
-              "decode: one token given, but a step of this program decodes %d: amk_vm_decode_batch takes them", batch());
+              "decode: one token given, but a step of this program decodes %d: amk_vm_decode_batch takes them",
+              batch());
     int32_t next = -1;
     decode_batch(&token, 1, pos, &next);
     return next;

@@ -16,6 +16,13 @@ Bytes bytes_of(const TinyBuffer& b, int at, int n) {
   return ((Bytes{1} << n * b.width) - 1) << (b.first + at * b.width);
 }
 
+// The same in each of `rows` rows of the buffer.
+Bytes rows_of(const TinyBuffer& b, int rows, int at, int n) {
+  Bytes bytes = 0;
+  for (int r = 0; r < rows; ++r) bytes |= bytes_of(b, r * (b.elements / rows) + at, n);
+  return bytes;
+}
+
 struct Touch {
   Bytes bytes = 0;
   int buffer = -1;
@@ -38,9 +45,9 @@ Effects effects_of(const TinyProgram& p, const TinyTask& t) {
     return e;
   }
   const bool copy = t.kind == Kind::kCopy;
-  e.reads[0] = {bytes_of(p.buffers[t.a], copy ? t.a_at : t.out_at, t.n), t.a};
-  if (!copy) e.reads[1] = {bytes_of(p.buffers[t.b], t.out_at, t.n), t.b};
-  e.write = {bytes_of(p.buffers[t.out], t.out_at, t.n), t.out};
+  e.reads[0] = {rows_of(p.buffers[t.a], t.rows, copy ? t.a_at : t.out_at, t.n), t.a};
+  if (!copy) e.reads[1] = {rows_of(p.buffers[t.b], t.rows, t.out_at, t.n), t.b};
+  e.write = {rows_of(p.buffers[t.out], t.rows, t.out_at, t.n), t.out};
   return e;
 }
 
@@ -250,6 +257,12 @@ class Generator {
     return true;
   }
 
+  int width(const TinyTask& t, int buffer) const { return p_.buffers[buffer].elements / t.rows; }
+  bool has_rows(const TinyTask& t) const {
+    const auto whole = [&](int b) { return p_.buffers[b].elements % t.rows == 0; };
+    return whole(t.out) && whole(t.a) && (t.kind == Kind::kCopy || whole(t.b));
+  }
+
   TinyTask random_task() {
     TinyTask t{};
     t.queue = pick(0, p_.queues - 1);
@@ -264,11 +277,13 @@ class Generator {
     t.b = buffer_of(out.width, false);
     t.kind = out.width == 1 || chance(40) ? Kind::kCopy : chance(50) ? Kind::kAdd : Kind::kMul;
     if (t.kind != Kind::kCopy && chance(25)) t.a = t.out;
-    int limit = std::min(out.elements, p_.buffers[t.a].elements);
-    if (t.kind != Kind::kCopy) limit = std::min(limit, p_.buffers[t.b].elements);
+    if (chance(35)) t.rows = 2;
+    if (!has_rows(t)) t.rows = 1;
+    int limit = std::min(width(t, t.out), width(t, t.a));
+    if (t.kind != Kind::kCopy) limit = std::min(limit, width(t, t.b));
     t.n = chance(60) ? limit : pick(1, limit);
-    t.out_at = pick(0, (t.kind == Kind::kCopy ? out.elements : limit) - t.n);
-    t.a_at = t.kind == Kind::kCopy ? pick(0, p_.buffers[t.a].elements - t.n) : 0;
+    t.out_at = pick(0, (t.kind == Kind::kCopy ? width(t, t.out) : limit) - t.n);
+    t.a_at = t.kind == Kind::kCopy ? pick(0, width(t, t.a) - t.n) : 0;
     return t;
   }
 
@@ -382,9 +397,8 @@ class Generator {
              t.a_at >= 0 && t.a_at + channels <= p_.buffers[t.a].elements;
     }
     const int a_at = t.kind == Kind::kCopy ? t.a_at : t.out_at;
-    return t.n >= 1 && t.out_at >= 0 && a_at >= 0 && t.out_at + t.n <= p_.buffers[t.out].elements &&
-           a_at + t.n <= p_.buffers[t.a].elements &&
-           (t.kind == Kind::kCopy || t.out_at + t.n <= p_.buffers[t.b].elements);
+    return has_rows(t) && t.n >= 1 && t.out_at >= 0 && a_at >= 0 && t.out_at + t.n <= width(t, t.out) &&
+           a_at + t.n <= width(t, t.a) && (t.kind == Kind::kCopy || t.out_at + t.n <= width(t, t.b));
   }
   void retarget(TinyTask& t) {
     if (t.kind == Kind::kNop) return;
@@ -452,6 +466,9 @@ amk::Program encode(const TinyProgram& p) {
                             : b.home == Home::kState ? AMK_KIND_STATE
                                                      : AMK_KIND_IO_OUTPUT,
                             b.page});
+    // Two rows where they can be: a task of one row does not mind.
+    if (b.elements % 2 == 0)
+      out.buffers.back() = amk::make_buffer(dtype, out.buffers.back().space, {int64_t{2}, int64_t{b.elements / 2}});
     if (b.home == Home::kState) out.buffers.back() = amk::make_buffer(dtype, AMK_SPACE_HBM, {int64_t{b.elements}, 1});
     out.buffer_name.push(amk::text("b%zu", i));
     out.buffer_source.push("");
@@ -488,6 +505,7 @@ amk::Program encode(const TinyProgram& p) {
       task.inputs[task.n_inputs++] = t.a;
       if (!copy) task.inputs[task.n_inputs++] = t.b;
       task.outputs[task.n_outputs++] = t.out;
+      task.params.M_tile = t.rows == 1 ? 0 : t.rows;
       task.params.N_tile = t.n;
       task.params.n_off = t.out_at;
       if (copy) task.params.m_off = t.a_at;
@@ -508,8 +526,8 @@ std::string describe(const TinyProgram& p) {
   }
   for (size_t i = 0; i < p.tasks.size(); ++i) {
     const TinyTask& t = p.tasks[i];
-    s += amk::text("task %zu q%d %s b%d[%d+%d] <- b%d[%d] b%d signals %d waits", i, t.queue,
-                   kKinds[static_cast<int>(t.kind)], t.out, t.out_at, t.n, t.a, t.a_at, t.b, t.counter);
+    s += amk::text("task %zu q%d %s x%d b%d[%d+%d] <- b%d[%d] b%d signals %d waits", i, t.queue,
+                   kKinds[static_cast<int>(t.kind)], t.rows, t.out, t.out_at, t.n, t.a, t.a_at, t.b, t.counter);
     for (const TinyWait& w : t.waits) s += amk::text(w.threshold_error ? " %d (wrong threshold)" : " %d", w.counter);
     s += "\n";
   }

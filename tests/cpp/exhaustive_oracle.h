@@ -32,12 +32,14 @@ struct TinyWait {
 };
 
 // COPY: out[out_at + i] = a[a_at + i]; ADD, MUL: out[out_at + i] = a[out_at + i] op b[out_at + i]; for i < n.
+// With rows 2 (COPY, ADD, MUL), a, b and out are two rows each, and this holds in both of them.
 // CONV (two taps): out[out_at + i] of a[a_at + out_at + i] and state b[out_at + i], which is replaced.
 struct TinyTask {
   Kind kind;
   int a, b, out, a_at, out_at, n;
   int queue, counter;
   std::vector<TinyWait> waits;
+  int rows = 1;
 };
 
 struct TinyPage {

@@ -27,14 +27,16 @@ Outcome run(const Image& image, Weights& weights, const amk_model_t& m) {
     out.numbers.resize(at + n);
     vm->read(name, 0, &out.numbers[at], n * sizeof(float));
   };
-  for (int pos = 0; pos < kSteps; ++pos) {
-    const int32_t token = pos * 7 + 3;
-    vm->write("token", 0, &token, sizeof token);
+  const size_t batch = static_cast<size_t>(std::max(m.batch, 1));
+  for (int step = 0; step < kSteps; ++step) {
+    const int pos = step * static_cast<int>(batch);
+    std::vector<int32_t> tokens(batch), next(batch, -2);
+    for (size_t t = 0; t < batch; ++t) tokens[t] = (pos + static_cast<int>(t)) * 7 % 61 + 3;
+    vm->write("token", 0, tokens.data(), batch * sizeof(int32_t));
     vm->run(pos);
-    take("logits", static_cast<size_t>(m.vocab));
-    int32_t next = -2;
-    vm->read("next_token", 0, &next, sizeof next);
-    out.tokens.push_back(next);
+    take("logits", batch * static_cast<size_t>(m.vocab));
+    vm->read("next_token", 0, next.data(), batch * sizeof(int32_t));
+    out.tokens.insert(out.tokens.end(), next.begin(), next.end());
   }
   // By name, so that buffers whose names were exchanged are not compared with each other.
   std::map<std::string, size_t> lasting;
@@ -123,10 +125,10 @@ class Mutator {
   }
   void nudge_param(const Edited& e, amk_instruction_t& t) {
     const int32_t kSteps[] = {1, 4, 8, e.model.head_dim, e.model.n_heads * e.model.head_dim, e.model.ffn, 2, 16};
-    constexpr int32_t amk_params_t::* kFields[] = {&amk_params_t::m_off, &amk_params_t::n_off, &amk_params_t::N_tile,
-                                                   &amk_params_t::M_tile, &amk_params_t::dim};
+    constexpr int32_t amk_params_t::* kFields[] = {&amk_params_t::m_off,  &amk_params_t::n_off, &amk_params_t::N_tile,
+                                                   &amk_params_t::M_tile, &amk_params_t::dim,   &amk_params_t::N};
     const int32_t step = kSteps[pick(8)];
-    t.params.*kFields[pick(5)] += random_.between(0, 1) ? step : -step;
+    t.params.*kFields[pick(6)] += random_.between(0, 1) ? step : -step;
   }
   void swap_strings(Program& p, Strings Program::* table) {
     const int32_t a = static_cast<int32_t>(pick(p.buffers.size())), b = like(p, a);
@@ -210,6 +212,12 @@ TEST(what_both_judges_accept_computes_the_model) {
   for (const int32_t fusion : {0, 63, 18, 127})
     for (const int32_t pages : {AMK_PAGES_NONE, AMK_PAGES_LINEAR})
       bases.emplace_back(Edited(make_hybrid(gated, 3, 2, 4, 8, 3), fusion, pages), 11);
+  for (const int32_t features : {0, kBiases | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD})
+    for (const int32_t fusion : {0, 63, 18, 127}) {
+      amk_model_t m = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, features);
+      m.batch = features ? 2 : 3;
+      bases.emplace_back(Edited(m, fusion, fusion == 18 ? AMK_PAGES_NONE : AMK_PAGES_LINEAR), 11);
+    }
   int lawful = 0, accepted = 0, refused = 0, changed = 0;
   for (int i = 0; i < kMutants; ++i) {
     Base& base = bases[static_cast<size_t>(i) % bases.size()];

@@ -85,7 +85,8 @@ class Weights {
       nbytes_[name] = static_cast<uint64_t>(v.places[b].nbytes);
       bytes.resize((nbytes_[name] + 15) / 16);
       for (int64_t i = 0; i < v.buffers[b].numel; ++i)
-        write_number(v.buffers[b].dtype, bytes[0].bytes, i, random.uniform() * scale);
+        write_number(v.buffers[b].dtype, bytes[0].bytes, i,
+                     random.uniform() * (v.buffers[b].dtype == AMK_DTYPE_I8 ? 127 : scale));
     }
   }
   void bind(amk::Vm& vm) {

@@ -71,7 +71,7 @@ class OpLab {
   explicit OpLab(uint64_t seed) : random{seed} {}
 
   // A buffer of random numbers in [-scale, scale).
-  int add(int kind, int dtype, std::initializer_list<int64_t> shape, double scale = 1) {
+  int add(int kind, int dtype, const std::vector<int64_t>& shape, double scale = 1) {
     buffers.push_back(amk::make_buffer(dtype, AMK_SPACE_HBM, shape));
     bindings.push_back({kind, -1});
     bytes.emplace_back(static_cast<size_t>(amk::storage_bytes(dtype, buffers.back().numel) + 2 * kBand), uint8_t{0xA5});
@@ -150,9 +150,9 @@ class OpLab {
   std::vector<amk_binding_t> bindings;
   std::vector<std::vector<uint8_t>> bytes;
 
- private:
   static constexpr int64_t kBand = 64;
 
+ private:
   void call(const amk::TaskView& view, int pos) {
     amk::OpCall c{view, {}, {}, pos, scratch_};
     for (int i = 0; i < view.task.n_inputs; ++i) c.in[i] = bytes[view.task.inputs[i]].data() + kBand;
