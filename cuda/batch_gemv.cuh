@@ -111,7 +111,8 @@ class BatchGemv {
   __device__ __forceinline__ bool run() {
     if (!c_.template await_inputs<kThreads>()) return false;
     if (norm()) find_scales();
-    BatchX x;
+    // Zero at first: registers that some path does not set would be kept alive through every other op.
+    BatchX x{};
     for (int group = 0; group < plan_.groups; group += plan_.panel_groups()) {
       const int groups = min(plan_.panel_groups(), plan_.groups - group);
       for (int chunk = 0, n; chunk < plan_.chunks; chunk += n) {

@@ -41,10 +41,10 @@ const KernelVariant& find_variant(int threads) {
 struct Mailbox {
   LaunchScalars scalars;
   std::atomic<uint32_t> cancel;
-  int32_t token;  // of decode, on its way
-  uint32_t pad[10];
+  uint32_t pad[11];
+  int32_t tokens[AMK_MAX_BATCH];  // of decode, on their way
 };
-static_assert(sizeof(Mailbox) == 64 && sizeof(std::atomic<uint32_t>) == 4);
+static_assert(sizeof(Mailbox) == 128 && sizeof(std::atomic<uint32_t>) == 4);
 
 class CudaVm final : public Vm {
  public:
@@ -55,11 +55,9 @@ class CudaVm final : public Vm {
         guard_(options.guard == 1),
         deadline_ms_(options.deadline_ms ? options.deadline_ms : kDefaultDeadlineMs),
         variant_(find_variant(image_.launch().threads_per_block)),
-        kernel_(variant_.kernel(options.timeline == 1)),
+        kernel_(variant_.kernel(is_batched(image_), options.timeline == 1)),
+        batch_(program_batch(image_.tasks)),
         states_(image_) {
-    AMK_CHECK(program_batch(image_.tasks) == 1, AMK_ERR_UNSUPPORTED,
-              "a step of this program decodes %d tokens: the GPU machine runs one token a step",
-              program_batch(image_.tasks));
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, kernel_, device_);
     stream_ = make_stream();
@@ -70,7 +68,7 @@ class CudaVm final : public Vm {
     if (options.timeline == 1) timeline_ = std::make_unique<Timeline>(image_);
     ledger_bytes_ = sizeof(Ledger) + image_.producers.size_bytes();
     find_tokens();
-    choice_bytes_ = choices_.size() * sizeof(int32_t);
+    for (const Choice& c : choices_) choice_bytes_ += static_cast<size_t>(c.count) * sizeof(int32_t);
     scalars_offset_ = static_cast<size_t>(round_up(static_cast<int64_t>(ledger_bytes_), sizeof(Ledger)));
     device_ledger_ = allocate_device(scalars_offset_ + sizeof(LaunchScalars), "counters");
     mailbox_ = allocate_pinned(sizeof(Mailbox) + ledger_bytes_ + choice_bytes_, "counters");
@@ -88,7 +86,7 @@ class CudaVm final : public Vm {
     if (never_ends_) abandon();
   }
 
-  int32_t batch() const override { return 1; }
+  int32_t batch() const override { return batch_; }
 
   void bind(const std::string& name, const void* ptr, uint64_t nbytes) override {
     require_usable();
@@ -103,9 +101,11 @@ class CudaVm final : public Vm {
     check(cudaStreamSynchronize(stream_.get()), "write");
     states_.written(memory_->find(name), nbytes);
     for (Token& t : tokens_) {  // keep what the host must know to refuse a token before the launch
-      const char* token_at = memory_->at(t.buffer);
-      if (at > token_at || at + nbytes < token_at + sizeof(int32_t)) continue;
-      std::memcpy(&t.value, static_cast<const char*>(data) + (token_at - at), sizeof(int32_t));
+      for (size_t i = 0; i < t.values.size(); ++i) {
+        const char* token_at = memory_->at(t.buffer) + i * sizeof(int32_t);
+        if (at > token_at || at + nbytes < token_at + sizeof(int32_t)) continue;
+        std::memcpy(&t.values[i], static_cast<const char*>(data) + (token_at - at), sizeof(int32_t));
+      }
     }
   }
 
@@ -144,24 +144,25 @@ class CudaVm final : public Vm {
     finish();
   }
 
-  // The token goes ahead of the step on its stream, and the choice comes back with the proof: nothing else is waited
+  // The tokens go ahead of the step on its stream, and the choices come back with the proof: nothing else is waited
   // for.
-  int32_t decode(int32_t token, int32_t pos) override {
-    if (!decodes_) return Vm::decode(token, pos);
+  void decode_batch(const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) override {
+    if (!decodes_ || n != batch_) return Vm::decode_batch(tokens, n, pos, next);
     require_usable();
     require_idle();
     Token& input = tokens_[0];
-    require_token(input, token);
+    for (int32_t t = 0; t < n; ++t) require_token(input, tokens[t]);
     prepare();
     const CurrentDevice current(device_);
-    mailbox().token = token;  // no copy of an earlier one is under way: its step was finished
-    check(cudaMemcpyAsync(memory_->at(input.buffer), &mailbox().token, sizeof token, cudaMemcpyHostToDevice,
-                          stream_.get()),
-          "token");
-    input.value = token;
+    const size_t nbytes = sizeof(int32_t) * static_cast<size_t>(n);
+    std::memcpy(mailbox().tokens, tokens, nbytes);  // no copy of earlier ones is under way: their step was finished
+    check(
+        cudaMemcpyAsync(memory_->at(input.buffer), mailbox().tokens, nbytes, cudaMemcpyHostToDevice, stream_.get()),
+        "token");
+    input.values.assign(tokens, tokens + n);
     launch(pos, nullptr);
     finish();
-    return choice_values()[0];
+    std::memcpy(next, choice_values(), nbytes);
   }
 
   void launch(int32_t pos, void* caller_stream) override {
@@ -238,7 +239,11 @@ class CudaVm final : public Vm {
 
  private:
   struct Token {
-    int32_t buffer, vocab, value;  // an input that indexes a table; the device's copy starts as zero
+    int32_t buffer, vocab;        // an input that indexes a table
+    std::vector<int32_t> values;  // the device's copy starts as zero
+  };
+  struct Choice {
+    int32_t buffer, count;  // that ARGMAX_COMBINE writes
   };
 
   Mailbox& mailbox() const { return *static_cast<Mailbox*>(mailbox_.get()); }
@@ -250,17 +255,20 @@ class CudaVm final : public Vm {
 
   void find_tokens() {
     for (const amk_instruction_t& t : image_.tasks) {
-      if (t.op == AMK_OP_EMBED && image_.bindings[t.inputs[0]].kind == AMK_KIND_IO_INPUT &&
-          std::none_of(tokens_.begin(), tokens_.end(),
-                       [&](const Token& k) { return k.buffer == t.inputs[0] && k.vocab == t.params.vocab; }))
-        tokens_.push_back({t.inputs[0], t.params.vocab, 0});
-      if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back(t.outputs[0]);
+      if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back({t.outputs[0], op_tokens(t)});
+      if (t.op != AMK_OP_EMBED || image_.bindings[t.inputs[0]].kind != AMK_KIND_IO_INPUT) continue;
+      const auto known = std::find_if(tokens_.begin(), tokens_.end(), [&](const Token& k) {
+        return k.buffer == t.inputs[0] && k.vocab == t.params.vocab;
+      });
+      Token& token = known == tokens_.end() ? tokens_.emplace_back(Token{t.inputs[0], t.params.vocab, {}}) : *known;
+      token.values.resize(std::max(token.values.size(), static_cast<size_t>(op_tokens(t))));
     }
     const auto is_named = [&](int32_t buffer, std::string_view name) {
       return image_.buffer_name.at(static_cast<size_t>(buffer)) == name;
     };
     decodes_ = tokens_.size() == 1 && is_named(tokens_[0].buffer, "token") && choices_.size() == 1 &&
-               is_named(choices_[0], "next_token");
+               is_named(choices_[0].buffer, "next_token") && choices_[0].count == batch_ &&
+               tokens_[0].values.size() == static_cast<size_t>(batch_);
   }
 
   // Every CUDA call of a built machine: a sticky error poisons it.
@@ -299,7 +307,8 @@ class CudaVm final : public Vm {
     require_positions(pos, batch(), image_.launch().max_seq);
     const std::string unbound = memory_->unbound();
     AMK_CHECK(unbound.empty(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", unbound.c_str());
-    for (const Token& t : tokens_) require_token(t, t.value);
+    for (const Token& t : tokens_)
+      for (int32_t value : t.values) require_token(t, value);
   }
   void require_token(const Token& t, int32_t value) const {
     AMK_CHECK(value >= 0 && value < t.vocab, AMK_ERR_INVALID_ARGUMENT, "%s holds token %d, expected 0 <= token < %d",
@@ -381,10 +390,13 @@ class CudaVm final : public Vm {
     if (timeline_) guarded([&] { timeline_->enqueue_copy(stream); });
     check(cudaMemcpyAsync(static_cast<void*>(ledger()), device_ledger, ledger_bytes_, cudaMemcpyDeviceToHost, stream),
           "completion proof");
-    for (size_t i = 0; i < choices_.size(); ++i)
-      check(cudaMemcpyAsync(const_cast<int32_t*>(choice_values() + i), memory_->at(choices_[i]), sizeof(int32_t),
+    int32_t* values = const_cast<int32_t*>(choice_values());
+    for (const Choice& c : choices_) {
+      check(cudaMemcpyAsync(values, memory_->at(c.buffer), static_cast<size_t>(c.count) * sizeof(int32_t),
                             cudaMemcpyDeviceToHost, stream),
             "choice");
+      values += c.count;
+    }
   }
 
   void wait_for_step() {
@@ -428,9 +440,13 @@ class CudaVm final : public Vm {
     for (size_t i = 0; i < image_.producers.size(); ++i)
       AMK_CHECK(counters()[i] == image_.producers[i], AMK_ERR_INTERNAL, "K4: counter %zu ended at %u, expected %u", i,
                 counters()[i], image_.producers[i]);
-    for (size_t i = 0; i < choices_.size(); ++i)
-      AMK_CHECK(choice_values()[i] >= 0, AMK_ERR_NONFINITE, "%s[0] is %d: a logit is NaN",
-                std::string(image_.buffer_name.at(static_cast<size_t>(choices_[i]))).c_str(), choice_values()[i]);
+    const int32_t* values = choice_values();
+    for (const Choice& c : choices_) {
+      for (int32_t t = 0; t < c.count; ++t)
+        AMK_CHECK(values[t] >= 0, AMK_ERR_NONFINITE, "%s[%d] is %d: a logit is NaN",
+                  std::string(image_.buffer_name.at(static_cast<size_t>(c.buffer))).c_str(), t, values[t]);
+      values += c.count;
+    }
   }
   [[noreturn]] void raise(const Fault& f) const {
     const std::string task = name_of_task(f.task);
@@ -486,12 +502,13 @@ class CudaVm final : public Vm {
   const int32_t deadline_ms_;
   const KernelVariant& variant_;
   const void* const kernel_;
+  const int32_t batch_;
   States states_;
   LaunchShape shape_;
   size_t ledger_bytes_ = 0, scalars_offset_ = 0, choice_bytes_ = 0;
   std::vector<Token> tokens_;
-  std::vector<int32_t> choices_;  // buffers that ARGMAX_COMBINE writes
-  bool decodes_ = false;          // one token in, one choice out, by their usual names
+  std::vector<Choice> choices_;
+  bool decodes_ = false;  // a step's tokens in, as many choices out, by their usual names
   std::unique_ptr<DeviceImage> memory_;
   DeviceMemory device_ledger_;  // Ledger, counters, LaunchScalars
   PinnedMemory mailbox_;        // Mailbox, Ledger, counters, choices
