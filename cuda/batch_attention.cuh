@@ -1,12 +1,11 @@
 // ATTENTION_TILE and ATTENTION_COMBINE of several tokens. The query rows of a kv head are those of its heads for every
-// token; row i is token i / group. All cache rows, this step's too, come from the caches; a row's query sees those up to
-// its own position.
-// On the tensor cores (16-bit types, heads of 64 or 128): a warp takes 16 query rows and every n-th block of 16 cache
-// rows, so the queries and what they have summed stay in registers. Scores are Q K^T with the cache rows as columns of
-// B; as they lie in the accumulators they are rows of A for the product with V (Dao 2023, FlashAttention-2,
-// arXiv:2307.08691), whose columns are paired from two cache rows each. States of warps with the same queries are merged
-// in a tree, the same every run.
-// Otherwise a warp takes a query row and goes through its cache rows one after the other.
+// token; row i is token i / group. All cache rows, this step's too, come from the caches; a row's query sees those up
+// to its own position. On the tensor cores (16-bit types, heads of 64 or 128): a warp takes 16 query rows and every
+// n-th block of 16 cache rows, so the queries and what they have summed stay in registers. Scores are Q K^T with the
+// cache rows as columns of B; as they lie in the accumulators they are rows of A for the product with V (Dao 2023,
+// FlashAttention-2, arXiv:2307.08691), whose columns are paired from two cache rows each. States of warps with the same
+// queries are merged in a tree, the same every run. Otherwise a warp takes a query row and goes through its cache rows
+// one after the other.
 #pragma once
 
 #include "attention.cuh"
@@ -15,10 +14,10 @@
 namespace amk {
 
 constexpr int kBlockRows = 16, kTileQueries = 16;
-constexpr int kColumnGroup = 64;                            // of V: 8 to a lane in 8 column tiles
-constexpr int kColumnTiles = kColumnGroup / kGroupRows;     // of one column group
-constexpr int kPublishers = kBatchWarps / 2;                // warps that hand over their state at a time
-constexpr int kPublishedVectors = kColumnTiles + 1;         // of a lane: the sums of a column group, maxima and sums
+constexpr int kColumnGroup = 64;                         // of V: 8 to a lane in 8 column tiles
+constexpr int kColumnTiles = kColumnGroup / kGroupRows;  // of one column group
+constexpr int kPublishers = kBatchWarps / 2;             // warps that hand over their state at a time
+constexpr int kPublishedVectors = kColumnTiles + 1;      // of a lane: the sums of a column group, maxima and sums
 constexpr int kMaxPlainElements = kMaxHeadRowBytes / 2 / kWarpThreads;  // of a query row, per lane
 
 __host__ __device__ constexpr bool is_tensor_head(int head_dim, int element_bytes) {
@@ -51,8 +50,8 @@ __device__ __forceinline__ uint32_t pack_pair<__nv_bfloat16>(float low, float hi
 }
 template <>
 __device__ __forceinline__ uint32_t pack_pair<__half>(float low, float high) {
-  return __half_as_ushort(from_f32<__half>(low)) |
-         static_cast<uint32_t>(__half_as_ushort(from_f32<__half>(high))) << 16;
+  return __half_as_ushort(from_f32<__half>(low)) | static_cast<uint32_t>(__half_as_ushort(from_f32<__half>(high)))
+                                                       << 16;
 }
 
 // One warp: 16 query rows of a kv head. This lane has rows lane / 4 and lane / 4 + 8.
@@ -69,31 +68,31 @@ class TileAttention {
       const int query = first + row(h);
       const bool exists = query < queries;
       end_[h] = exists ? c.pos + query / group + 1 : 0;
-      const uint4* at = reinterpret_cast<const uint4*>(query_row<T>(c, g, exists ? query : 0)) + quarter();
+      const uint4* at = reinterpret_cast<const uint4*>(query_row<T>(c, g, min(query, queries - 1))) + quarter();
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) query_[h][u] = exists ? load_vector(at + u * kUnitRowVectors) : uint4{};
+      for (int u = 0; u < kUnits; ++u) query_[h][u] = load_vector(at + u * kUnitRowVectors);
       m_[h] = minus_infinity();
     }
   }
 
-  // Blocks first, first + stride, ... of the split's rows; k, v: row 0 of the kv head in the caches.
+  // Blocks first, first + stride, ... of the split's rows; k, v: row 0 of the kv head in the caches. Behind the split's
+  // end its last row stands in, with a weight of zero.
   __device__ __forceinline__ void rows(const T* k, const T* v, RowRange range, int first, int stride) {
     for (int base = range.first + first * kBlockRows; base < range.end; base += stride * kBlockRows) {
       uint4 keys[2][kUnits], values[kGroups][4];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const int at = base + j * kGroupRows + lane() / kUnitRowVectors;
+        const int at = min(base + j * kGroupRows + lane() / kUnitRowVectors, range.end - 1);
         const uint4* from = reinterpret_cast<const uint4*>(k + int64_t{at} * kDim) + quarter();
 #pragma unroll
-        for (int u = 0; u < kUnits; ++u) keys[j][u] = at < range.end ? load_vector(from + u * kUnitRowVectors) : uint4{};
+        for (int u = 0; u < kUnits; ++u) keys[j][u] = load_vector(from + u * kUnitRowVectors);
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {  // cache rows 2q, 2q + 1, 2q + 8, 2q + 9 of lane quarter q
-        const int at = base + 2 * quarter() + j % 2 + j / 2 * kGroupRows;
+        const int at = min(base + 2 * quarter() + j % 2 + j / 2 * kGroupRows, range.end - 1);
         const uint4* from = reinterpret_cast<const uint4*>(v + int64_t{at} * kDim) + lane() / kUnitRowVectors;
 #pragma unroll
-        for (int i = 0; i < kGroups; ++i)
-          values[i][j] = at < range.end ? load_vector(from + i * kColumnTiles) : uint4{};
+        for (int i = 0; i < kGroups; ++i) values[i][j] = load_vector(from + i * kColumnTiles);
       }
       float s[2][4] = {};
 #pragma unroll
@@ -140,7 +139,7 @@ class TileAttention {
       for (int i = 0; i < kGroups; ++i) {
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
-          float(&o)[4] = o_[i][n];
+          float (&o)[4] = o_[i][n];
 #pragma unroll
           for (int e = 0; e < 4; ++e) o[e] *= shrink[e / 2];
           multiply_add_16<T>(o, a0, a1, a2, a3, column(values[i][0], values[i][1], n),
@@ -339,9 +338,10 @@ __device__ __forceinline__ bool batch_attention_combine(const BatchContext& c) {
       float4 outs[kSplitsAhead];
 #pragma unroll
       for (int u = 0; u < kSplitsAhead; ++u) {
-        const bool exists = first + u < splits;
-        states[u] = exists ? __ldcg(ml + first + u) : float2{minus_infinity(), 0};
-        outs[u] = exists ? __ldcg(reinterpret_cast<const float4*>(o + int64_t{first + u} * dim)) : float4{};
+        const int split = min(first + u, splits - 1);  // behind the last one it stands in, with a weight of zero
+        states[u] = __ldcg(ml + split);
+        if (first + u >= splits) states[u] = {minus_infinity(), 0};
+        outs[u] = __ldcg(reinterpret_cast<const float4*>(o + int64_t{split} * dim));
       }
       float common = m;
 #pragma unroll

@@ -79,8 +79,7 @@ struct BatchInt8Slots {
       const int unit = part * kUnits + u;
       const uint4 w = weights[unit * kUnitVectors];  // behind the units it is finite, and x is zero
       const uint32_t both =
-          unit < units ? *reinterpret_cast<const uint32_t*>(scales + (unit >> scale_shift) * kInt8GroupScaleBytes)
-                       : 0;
+          unit < units ? *reinterpret_cast<const uint32_t*>(scales + (unit >> scale_shift) * kInt8GroupScaleBytes) : 0;
       const float2 scale = unpack_pair<T>(both);
       float acc[4] = {};
       const uint4 a0 = x.v[0][2 * u], a1 = x.v[0][2 * u + 1], b0 = x.v[1][2 * u], b1 = x.v[1][2 * u + 1];
@@ -89,8 +88,7 @@ struct BatchInt8Slots {
       multiply(acc, a1.x, b1.x, a1.y, b1.y, w.z);
       multiply(acc, a1.z, b1.z, a1.w, b1.w, w.w);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        sum[i] = fmaf(acc[i] * Int8Slots<T>::kWhole, i % 2 ? scale.y : scale.x, sum[i]);
+      for (int i = 0; i < 4; ++i) sum[i] = fmaf(acc[i] * Int8Slots<T>::kWhole, i % 2 ? scale.y : scale.x, sum[i]);
     }
   }
 
@@ -139,7 +137,7 @@ class BatchGemv {
   __device__ static int lane() { return threadIdx.x % kWarpThreads; }
   __device__ static int stream() { return warp() / Slots::kReaders; }
   __device__ static int part() { return warp() % Slots::kReaders; }
-  __device__ int vectors() const { return c_.params().K / kPerVector<T>; }
+  __device__ int vectors() const { return static_cast<int>(static_cast<uint32_t>(c_.params().K) / kPerVector<T>); }
   __device__ const T* norm() const { return c_.task.norm_slot < 0 ? nullptr : c_.in<T>(c_.task.norm_slot); }
   __device__ float* sums() const { return reinterpret_cast<float*>(c_.shared); }  // first the squares
   __device__ static int token(int half) { return lane() / kUnitRowVectors + half * kHalfTokens; }
@@ -150,15 +148,20 @@ class BatchGemv {
     const int unit = chunk * kSlotUnits + part() * Slots::kUnits + i / Slots::kUnitX;
     return unit * kUnitVectorsX + lane() % kUnitRowVectors * Slots::kUnitX + i % Slots::kUnitX;
   }
+  // Every lane loads, whatever it finds is there: addresses that only some path computes would keep their registers
+  // through every other op. A token that does not exist repeats the last one; its sums are never stored.
   __device__ __forceinline__ void load(BatchX& x, int chunk) const {
+    const int last = vectors() - 1;
 #pragma unroll
     for (int h = 0; h < kTokenHalves; ++h) {
-      const uint4* row = reinterpret_cast<const uint4*>(c_.in_row<T>(token(h)) + c_.params().m_off);
-      const bool exists = token(h) < c_.tokens();
+      const int t = min(token(h), c_.tokens() - 1);
+      const uint4* row = reinterpret_cast<const uint4*>(c_.in_row<T>(t) + c_.params().m_off);
 #pragma unroll
       for (int i = 0; i < kBatchX; ++i) {
         const int at = vector(chunk, i);
-        x.v[h][i] = exists && at < vectors() ? load_vector(row + at) : uint4{};
+        const uint4 v = load_vector(row + min(at, last));
+        const bool inside = at <= last;
+        x.v[h][i] = {inside ? v.x : 0, inside ? v.y : 0, inside ? v.z : 0, inside ? v.w : 0};
       }
     }
   }
@@ -173,14 +176,15 @@ class BatchGemv {
   // Normalised where flagged, and times two to kExponent.
   __device__ __forceinline__ void prepare(BatchX& x, int chunk) const {
     const bool is_normed = norm();
+    const int count = vectors();
     if (!is_normed && Slots::kExponent == 0) return;
 #pragma unroll
     for (int i = 0; i < kBatchX; ++i) {
       // Behind the end x is zero. Without the branch all of the norm weight is loaded at once, and registers spill.
-      if (i % kNormsAhead == 0 && vector(chunk, i) - lane() % kUnitRowVectors * Slots::kUnitX >= vectors()) break;
+      if (i % kNormsAhead == 0 && vector(chunk, i) - lane() % kUnitRowVectors * Slots::kUnitX >= count) break;
       const int at = vector(chunk, i);
       float w[kPerVector<T>];
-      unpack<T>(is_normed && at < vectors() ? norm_vector(at) : uint4{}, w);
+      unpack<T>(is_normed ? norm_vector(min(at, count - 1)) : uint4{}, w);
 #pragma unroll
       for (int h = 0; h < kTokenHalves; ++h) {
         float e[kPerVector<T>];

@@ -167,9 +167,8 @@ __device__ __forceinline__ bool batch_argmax_combine(const BatchContext& c) {
   if (!c.template await_inputs<kThreads>()) return false;
   for (int t = threadIdx.x / kWarpThreads; t < c.tokens(); t += kThreads / kWarpThreads) {
     const int64_t first = int64_t{t} * p.M;
-    const Best best = warp_best(p.M, [&](int i) {
-      return Best{load(c.in<float>(0) + first + i), __ldcg(c.in<int32_t>(1) + first + i)};
-    });
+    const Best best = warp_best(
+        p.M, [&](int i) { return Best{load(c.in<float>(0) + first + i), __ldcg(c.in<int32_t>(1) + first + i)}; });
     if (threadIdx.x % kWarpThreads == 0) c.out<int32_t>(0)[t] = best.index;
   }
   return true;

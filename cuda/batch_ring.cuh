@@ -1,6 +1,6 @@
 // The ring of weights (ring.cuh) as tasks of several tokens read it. Which warp a slot belongs to is said anew for each
-// panel of a task: slot k of a panel is stream k % streams, of one warp or of two that share it. A warp that waits for a
-// slot by parity must not be a lap behind: inside a panel a place of the ring belongs to one stream, and where the
+// panel of a task: slot k of a panel is stream k % streams, of one warp or of two that share it. A warp that waits for
+// a slot by parity must not be a lap behind: inside a panel a place of the ring belongs to one stream, and where the
 // streams change there is a barrier of the block.
 // Ordering: as in ring.cuh; `empty` takes kSlotReleases arrivals, which the readers of a slot share out.
 #pragma once

@@ -156,9 +156,8 @@ class CudaVm final : public Vm {
     const CurrentDevice current(device_);
     const size_t nbytes = sizeof(int32_t) * static_cast<size_t>(n);
     std::memcpy(mailbox().tokens, tokens, nbytes);  // no copy of earlier ones is under way: their step was finished
-    check(
-        cudaMemcpyAsync(memory_->at(input.buffer), mailbox().tokens, nbytes, cudaMemcpyHostToDevice, stream_.get()),
-        "token");
+    check(cudaMemcpyAsync(memory_->at(input.buffer), mailbox().tokens, nbytes, cudaMemcpyHostToDevice, stream_.get()),
+          "token");
     input.values.assign(tokens, tokens + n);
     launch(pos, nullptr);
     finish();

@@ -81,7 +81,7 @@ struct BlockClocks;
 
 // All that the kernel is given. `cancel` is host memory.
 struct MachineTables {
-  const DeviceTask* tasks;  // BatchTasks for the kernel of several tokens
+  const DeviceTask* tasks;      // BatchTasks for the kernel of several tokens
   const uint32_t* queue_start;  // [grid + 1]
   const LaunchScalars* scalars;
   Ledger* ledger;

@@ -1,5 +1,6 @@
 // The compiled variants of the kernel. CMake lists them once and passes AMK_CUDA_VARIANTS="X(256) X(512)"; each is a
-// translation unit of its own (megakernel.cu) that defines kernel_<threads>(), with _batched and _timed behind the name.
+// translation unit of its own (megakernel.cu) that defines kernel_<threads>(), with _batched and _timed behind the
+// name.
 #pragma once
 
 #include "device_task.h"

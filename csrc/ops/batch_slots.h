@@ -1,6 +1,6 @@
-// The order in which a matrix-vector tile of several tokens takes its slots of the ring (ops/ring.h). A warp keeps the x
-// of all tokens for one slot's columns in registers, so columns are taken in panels that give each warp the same columns
-// in every row group, and row groups in panels whose sums a block can keep:
+// The order in which a matrix-vector tile of several tokens takes its slots of the ring (ops/ring.h). A warp keeps the
+// x of all tokens for one slot's columns in registers, so columns are taken in panels that give each warp the same
+// columns in every row group, and row groups in panels whose sums a block can keep:
 //   for each panel of row groups, for each panel of chunks, for each of its row groups, for each of its chunks: a slot.
 // A chunk is a slot's worth of columns. A panel of chunks is a power of two of them, the largest first; slot k of a
 // panel belongs to stream k % streams, so its chunk is k % chunks whatever the row group.
