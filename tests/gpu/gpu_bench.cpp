@@ -1,6 +1,7 @@
 // Time of a whole decode step (cache, attention, argmax and all) on device 0, as JSON on stdout; notes on stderr.
 // In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N; quantize=int8, and group=64 or 128, for
-// the matrices as int8 against the floor of their own bytes; contexts as below. Weights are random and equal on every
+// the matrices as int8 against the floor of their own bytes; batch=16 for steps of that many tokens, with the time of a
+// step and of a token; contexts as below. Weights are random and equal on every
 // layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and position; time
 // is CUDA events around all that one step enqueues; a step's completion proof is checked before it counts. The floor is
 // what the library's own probe reads in this run.
@@ -26,7 +27,7 @@ constexpr Shape kShapes[] = {
     {"8B", 32, 4096, 32, 8, 128, 14336, 128256, 0},
 };
 constexpr int kSteps = 60, kWarmUp = 10;
-constexpr int32_t kMaxSeq = 8192 + kSteps + kWarmUp;
+constexpr int32_t kMaxSeq = 8192 + kSteps + kWarmUp + AMK_MAX_BATCH;
 
 // Random bf16 in [-spread, spread), the same 16 MB again and again.
 void fill(uint8_t* at, int64_t nbytes, float spread) {
@@ -38,10 +39,12 @@ void fill(uint8_t* at, int64_t nbytes, float spread) {
 }
 
 // group: of quantised matrices, a head of its own among them; 0: none is quantised.
-void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule, int32_t group) {
+void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule, int32_t group,
+             int32_t batch) {
   amk_model_t m =
       model(AMK_DTYPE_BF16, s.layers, s.hidden, s.heads, s.kv_heads, s.dim, s.ffn, s.vocab, kMaxSeq, s.features);
   m.weight_group = group;
+  m.batch = batch;
   if (group) m.features &= ~AMK_MODEL_TIED_HEAD;
   amk::Program program = amk::lower(amk::build_decoder(m), schedule, h200(amk::query_device(0).sm_count));
   amk::Judgement judged = amk::validate(program);
@@ -71,19 +74,21 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
   vm->prepare();
 
   std::printf(
-      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"weight_group\": %d, \"layers\": %d, \"tasks\": %zu, \"counters\": "
+      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"weight_group\": %d, \"batch\": %d, \"layers\": %d, \"tasks\": %zu, "
+      "\"counters\": "
       "%zu, "
       "\"grid\": %d, \"threads\": %d, \"kv_block\": %d, \"cpasync\": %d, \"pipelining_depth\": %d, \"cpa_stages\": %d, "
       "\"contexts\": [\n",
-      s.name, group, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid,
+      s.name, group, batch, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid,
       schedule.threads_per_block, schedule.attention_kv_block, schedule.cpasync, schedule.pipelining_depth,
       schedule.cpa_stages);
   Random tokens{99};
   for (int32_t context : {1, 1024, 8192}) {
     std::vector<float> us;
     for (int i = 0; i < kWarmUp + kSteps; ++i) {
-      const int32_t token = static_cast<int32_t>(tokens.next() % static_cast<uint64_t>(s.vocab));
-      vm->write("token", 0, &token, sizeof token);
+      std::vector<int32_t> token(static_cast<size_t>(batch));
+      for (int32_t& t : token) t = static_cast<int32_t>(tokens.next() % static_cast<uint64_t>(s.vocab));
+      vm->write("token", 0, token.data(), token.size() * sizeof(int32_t));
       float one = 0;
       vm->time(context - 1 + i, 1, &one);
       if (i >= kWarmUp) us.push_back(one);
@@ -92,10 +97,11 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
     const amk_cost_t cost = amk::predict_cost(program, context - 1 + kWarmUp + kSteps / 2);
     const double floor_us = static_cast<double>(cost.streamed_bytes) / gb_per_s / 1e3, median = us[us.size() / 2];
     std::printf(
-        "    {\"context\": %d, \"steps\": %d, \"median_us\": %.1f, \"p10_us\": %.1f, \"p90_us\": %.1f, "
+        "    {\"context\": %d, \"steps\": %d, \"median_us\": %.1f, \"median_us_per_token\": %.1f, \"p10_us\": %.1f, "
+        "\"p90_us\": %.1f, "
         "\"streamed_bytes\": %lld, \"floor_us\": %.1f, \"share_of_floor\": %.3f}%s\n",
-        context, kSteps, median, us[us.size() / 10], us[us.size() * 9 / 10], (long long)cost.streamed_bytes, floor_us,
-        floor_us / median, context == 8192 ? "" : ",");
+        context, kSteps, median, median / batch, us[us.size() / 10], us[us.size() * 9 / 10],
+        (long long)cost.streamed_bytes, floor_us, floor_us / median, context == 8192 ? "" : ",");
     std::fflush(stdout);
   }
   std::printf("  ]}%s\n", is_last ? "" : ",");
@@ -106,7 +112,7 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
 int main(int argc, char** argv) {
   std::vector<const Shape*> chosen;
   amk_schedule_t schedule = amk::default_schedule();
-  int32_t group = 0;
+  int32_t group = 0, batch = 1;
   for (int i = 1; i < argc; ++i) {
     for (const Shape& s : kShapes)
       if (std::strcmp(argv[i], s.name) == 0) chosen.push_back(&s);
@@ -119,6 +125,7 @@ int main(int argc, char** argv) {
     std::sscanf(argv[i], "page_policy=%d", &schedule.page_policy);
     if (std::strcmp(argv[i], "quantize=int8") == 0 && group == 0) group = AMK_MAX_WEIGHT_GROUP;
     std::sscanf(argv[i], "group=%d", &group);
+    std::sscanf(argv[i], "batch=%d", &batch);
   }
   if (chosen.empty())
     for (const Shape& s : kShapes) chosen.push_back(&s);
@@ -129,7 +136,7 @@ int main(int argc, char** argv) {
     for (const amk::ReadRate& r : rates)
       std::printf("%s\"%s\": %.0f", &r == &rates.front() ? "" : ", ", r.way, r.gb_per_s);
     std::printf("}, \"results\": [\n");
-    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule, group);
+    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule, group, batch);
     std::printf("]}\n");
   } catch (const amk::Error& e) {
     std::fprintf(stderr, "gpu_bench: status %d: %s\n", e.status(), e.what());

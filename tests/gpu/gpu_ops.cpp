@@ -1,7 +1,7 @@
 // Every opcode by itself against the reference machine: each flag, tiles that start and end anywhere, the smallest and
 // odd sizes, and every opcode at every position of positions_below, also where it must not matter. Needs a GPU.
-// In: "few" (one case of each opcode and type, for a sanitizer), "batch" (those of several tokens alone), deadline_ms=N.
-// Out: one line per opcode.
+// In: "few" (one case of each opcode and type, for a sanitizer), "batch" (those of several tokens alone),
+// deadline_ms=N. Out: one line per opcode.
 #include <cstdio>
 
 #include "gpu_op_cases.h"
