@@ -165,33 +165,33 @@ class BatchGemv {
       }
     }
   }
-  __device__ __forceinline__ uint4 norm_vector(int at) const {
-    const T* from = norm() + at * kPerVector<T>;
-    if (reinterpret_cast<uintptr_t>(from) % kVectorBytes == 0) return load_vector(from);
-    float w[kPerVector<T>];
-#pragma unroll
-    for (int e = 0; e < kPerVector<T>; ++e) w[e] = amk::load(from + e);
-    return pack<T>(w);
-  }
-  // Normalised where flagged, and times two to kExponent.
+  // Normalised where flagged, and times two to kExponent. The norm weight is whole vectors: the host saw to it.
   __device__ __forceinline__ void prepare(BatchX& x, int chunk) const {
-    const bool is_normed = norm();
+    const T* weight = norm();
+    if (!weight) {
+      if constexpr (Slots::kExponent != 0) {
+#pragma unroll
+        for (int h = 0; h < kTokenHalves; ++h) {
+#pragma unroll
+          for (int i = 0; i < kBatchX; ++i) x.v[h][i] = times<T>(x.v[h][i], kGain);
+        }
+      }
+      return;
+    }
     const int count = vectors();
-    if (!is_normed && Slots::kExponent == 0) return;
+    const float plus = norm_plus(c_.params());
 #pragma unroll
     for (int i = 0; i < kBatchX; ++i) {
       // Behind the end x is zero. Without the branch all of the norm weight is loaded at once, and registers spill.
       if (i % kNormsAhead == 0 && vector(chunk, i) - lane() % kUnitRowVectors * Slots::kUnitX >= count) break;
-      const int at = vector(chunk, i);
       float w[kPerVector<T>];
-      unpack<T>(is_normed ? norm_vector(min(at, count - 1)) : uint4{}, w);
+      unpack<T>(load_vector(weight + min(vector(chunk, i), count - 1) * kPerVector<T>), w);
 #pragma unroll
       for (int h = 0; h < kTokenHalves; ++h) {
         float e[kPerVector<T>];
         unpack<T>(x.v[h][i], e);
 #pragma unroll
-        for (int j = 0; j < kPerVector<T>; ++j)
-          e[j] = is_normed ? e[j] * scale_[h] * (w[j] + norm_plus(c_.params())) : e[j] * kGain;
+        for (int j = 0; j < kPerVector<T>; ++j) e[j] = e[j] * scale_[h] * (w[j] + plus);
         x.v[h][i] = pack<T>(e);
       }
     }
@@ -199,24 +199,25 @@ class BatchGemv {
   static constexpr float kGain = Slots::kExponent == 0 ? 1.0f : 0x1p64f;
   static_assert(Slots::kExponent == 0 || Slots::kExponent == 64);
 
-  // What the two tokens of this lane are multiplied with: each square is taken once, by the first stream that has its
+  // What the two tokens of this lane are multiplied with: each square counts once, for the first stream that has its
   // chunk, and the warps' sums are added in their order.
   __device__ __forceinline__ void find_scales() {
     float sum[kTokenHalves] = {};
     for (int chunk = 0, n; chunk < plan_.chunks; chunk += n) {
       n = plan_.panel_chunks(chunk);
-      if (stream() >= n) continue;
       BatchX x;
-      load(x, chunk + stream());
+      load(x, chunk + stream() % n);
 #pragma unroll
       for (int h = 0; h < kTokenHalves; ++h) {
+        float squares = 0;
 #pragma unroll
         for (int i = 0; i < kBatchX; ++i) {
           float e[kPerVector<T>];
           unpack<T>(x.v[h][i], e);
 #pragma unroll
-          for (int j = 0; j < kPerVector<T>; ++j) sum[h] = fmaf(e[j], e[j], sum[h]);
+          for (int j = 0; j < kPerVector<T>; ++j) squares = fmaf(e[j], e[j], squares);
         }
+        sum[h] += stream() < n ? squares : 0.0f;
       }
     }
 #pragma unroll

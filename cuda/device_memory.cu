@@ -85,6 +85,15 @@ bool has_batch_code(const amk_instruction_t& t) {
   }
 }
 
+// The operand that the kernel of several tokens reads or writes in whole vectors although no law asks for them: the
+// norm weight of packed weights, the partial output of attention. -1: none.
+int32_t vector_operand(const ImageView& image, const amk_instruction_t& t) {
+  if (t.op == AMK_OP_ATTENTION_TILE) return t.outputs[0];
+  if (t.op == AMK_OP_ATTENTION_COMBINE) return t.inputs[0];
+  const int norm = is_streamed(image, t) ? flag_slots(t).norm : -1;
+  return norm < 0 ? -1 : t.inputs[norm];
+}
+
 // Elements from one token's row to the next, in an operand of a task.
 int32_t row_width(const amk_buffer_t& b, int32_t tokens) {
   const int64_t width = b.numel / tokens;
@@ -128,6 +137,11 @@ int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_b
               "task %zu (%s): %s is for one token here, in a program whose tasks work on several", i,
               std::string(image.task_label.at(i)).c_str(),
               t.op == AMK_OP_ATTENTION_TILE ? "ATTENTION_TILE with ROPE" : op_name(t.op));
+    const int32_t vectors = batched ? vector_operand(image, t) : -1;
+    AMK_CHECK(vectors < 0 || image.places[vectors].offset_bytes % kVectorBytes == 0, AMK_ERR_REJECTED,
+              "task %zu (%s): buffer %s begins at byte %lld, the kernel of several tokens wants a multiple of %d", i,
+              std::string(image.task_label.at(i)).c_str(), std::string(image.buffer_name.at(vectors)).c_str(),
+              (long long)image.places[vectors].offset_bytes, kVectorBytes);
     const int64_t bytes = batched ? batch_shared_bytes(image, t, threads) : shared_bytes(image, t, threads);
     AMK_CHECK(bytes <= limit_bytes, AMK_ERR_REJECTED,
               "V10: task %zu (%s) needs %lld bytes of shared memory per block, the device offers %lld", i,
