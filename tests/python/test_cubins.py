@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections import defaultdict
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,8 @@ def test_every_kernel_has_machine_code_for_every_architecture(code, capsys):
     assert {f"sm_{name}" for name in CUDA["architectures"]} == ARCHITECTURES
     found = kernels(code)
     for threads in CUDA["variants"]:
-        for timed in (0, 1):  # without a timeline and with one
-            name = f"megakernelILi{threads}ELb{timed}E"
+        for timed, batched in product((0, 1), (0, 1)):  # with a timeline or not, for several tokens or for one
+            name = f"megakernelILi{threads}ELb{timed}ELb{batched}E"
             assert sum(name in kernel for kernel in found) == 1, f"no kernel of {threads} threads: {name}"
     with capsys.disabled():
         print()
