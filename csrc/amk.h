@@ -564,7 +564,7 @@ void amk_vm_destroy(amk_vm* vm);
  * device, or a task is too large for the kernel. MISMATCH: another build's image (V24). OUT_OF_MEMORY: bytes asked and
  * free. A failed or timed-out launch gives DEVICE_FAULT or TIMEOUT from the call that notices it; after a fault of the
  * device, or a step that could not be ended, every later call is POISONED. reseed is UNAVAILABLE here.
- * The cache's row `pos` is undefined after a failed step. STATE is poisoned by one, and by a NONFINITE read. */
+ * The cache's rows of the step are undefined after it failed. STATE is poisoned by one, and by a NONFINITE read. */
 amk_status amk_vm_create_cuda(const amk_image* image, const amk_vm_options_t* options, int32_t device, amk_vm** out);
 /* Copies what is bound to the device, once; weights rebound later are copied by the next prepare. run does it too. */
 amk_status amk_vm_prepare(amk_vm* vm);

@@ -34,7 +34,9 @@ __device__ __forceinline__ void multiply_add_16(float (&c)[4], uint32_t a0, uint
 
 constexpr int kTokenHalves = 2, kHalfTokens = AMK_MAX_BATCH / kTokenHalves;  // rows l/4 and l/4 + 8 of A
 constexpr int kBatchX = 16;                                                  // vectors of x per lane and row
-constexpr int kNormsAhead = 4;                                               // vectors of the norm weight in flight
+// Loads of a warp in flight: vectors of the norm weight, units of a slot. The branch between two lots of them stops the
+// compiler from loading all at once, for which there are no registers.
+constexpr int kNormsAhead = 2, kUnitsAhead = 8;
 
 // x of tokens lane / 4 and lane / 4 + 8, as a warp's part of a slot meets it.
 struct BatchX {
@@ -53,6 +55,7 @@ struct BatchPlainSlots {
     float odd[4] = {};
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      if (u % kUnitsAhead == 0 && u >= units) break;
       const uint4 w = u < units ? weights[u * kUnitVectors] : uint4{};
       const uint4 a = x.v[0][u], b = x.v[1][u];
       multiply_add_16<T>(sum, a.x, b.x, a.y, b.y, w.x, w.y);
@@ -77,6 +80,7 @@ struct BatchInt8Slots {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = part * kUnits + u;
+      if (u % (kUnitsAhead / 2) == 0 && unit >= units) break;
       const uint4 w = weights[unit * kUnitVectors];  // behind the units it is finite, and x is zero
       const uint32_t both =
           unit < units ? *reinterpret_cast<const uint32_t*>(scales + (unit >> scale_shift) * kInt8GroupScaleBytes) : 0;
@@ -109,23 +113,28 @@ class BatchGemv {
   __device__ __forceinline__ bool run() {
     if (!c_.template await_inputs<kThreads>()) return false;
     if (norm()) find_scales();
-    // Zero at first: registers that some path does not set would be kept alive through every other op.
+    // Zero at first, and loops that run once at least: registers that some path does not set would be kept alive
+    // through every other op.
     BatchX x{};
-    for (int group = 0; group < plan_.groups; group += plan_.panel_groups()) {
+    int group = 0;
+    do {
       const int groups = min(plan_.panel_groups(), plan_.groups - group);
-      for (int chunk = 0, n; chunk < plan_.chunks; chunk += n) {
-        n = plan_.panel_chunks(chunk);
+      int chunk = 0;
+      do {
+        const int n = plan_.panel_chunks(chunk);
         if (chunk > 0 && n != plan_.panel_chunks(0)) block_sync<kThreads>();  // other warps wrote the sums
         if (group == 0 || !plan_.is_one_panel_of_chunks()) {
           load(x, chunk + stream() % n);
           prepare(x, chunk + stream() % n);
         }
         multiply(x, chunk, n, groups);
-      }
+        chunk += n;
+      } while (chunk < plan_.chunks);
       block_sync<kThreads>();
       store_rows(group, groups);
-      if (group + groups < plan_.groups) block_sync<kThreads>();  // the sums have been read
-    }
+      group += groups;
+      if (group < plan_.groups) block_sync<kThreads>();  // the sums have been read
+    } while (group < plan_.groups);
     return true;
   }
 
@@ -182,7 +191,7 @@ class BatchGemv {
     const float plus = norm_plus(c_.params());
 #pragma unroll
     for (int i = 0; i < kBatchX; ++i) {
-      // Behind the end x is zero. Without the branch all of the norm weight is loaded at once, and registers spill.
+      // Behind the end x is zero.
       if (i % kNormsAhead == 0 && vector(chunk, i) - lane() % kUnitRowVectors * Slots::kUnitX >= count) break;
       float w[kPerVector<T>];
       unpack<T>(load_vector(weight + min(vector(chunk, i), count - 1) * kPerVector<T>), w);
@@ -203,8 +212,9 @@ class BatchGemv {
   // chunk, and the warps' sums are added in their order.
   __device__ __forceinline__ void find_scales() {
     float sum[kTokenHalves] = {};
-    for (int chunk = 0, n; chunk < plan_.chunks; chunk += n) {
-      n = plan_.panel_chunks(chunk);
+    int chunk = 0;
+    do {
+      const int n = plan_.panel_chunks(chunk);
       BatchX x;
       load(x, chunk + stream() % n);
 #pragma unroll
@@ -219,7 +229,8 @@ class BatchGemv {
         }
         sum[h] += stream() < n ? squares : 0.0f;
       }
-    }
+      chunk += n;
+    } while (chunk < plan_.chunks);
 #pragma unroll
     for (int h = 0; h < kTokenHalves; ++h) {
 #pragma unroll

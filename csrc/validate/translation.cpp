@@ -9,7 +9,7 @@ namespace {
 
 using ll = long long;
 
-// Ranges that tasks may leave behind in all: fifty times what the lowering of a 70B shape does.
+// Ranges that tasks may leave behind of each token: fifty times what the lowering of a 70B shape does.
 constexpr int64_t kMaxWrites = int64_t{1} << 22;
 constexpr int kPiecesShown = 16;  // pieces looked at to find words for a range that holds several things
 
@@ -30,9 +30,9 @@ void Translation::run(const TaskOrder& order) {
   if (report_->count() != before) return;
   for (const int32_t task : order.sequence) {
     step(task);
-    if (writes_ <= kMaxWrites) continue;
+    if (writes_ <= kMaxWrites * d_.batch()) continue;
     AMK_REJECT(report_, 1, -1, -1, -1, "the program is too large to judge: its tasks leave more than %lld ranges",
-               (ll)kMaxWrites);
+               (ll)kMaxWrites * d_.batch());
     return;
   }
   check_tiles();

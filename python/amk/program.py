@@ -201,7 +201,7 @@ class Program:
 
     def footprint(self, task: int, pos: int = 0) -> list[Access]:
         """The byte ranges a task touches at a position, as the law table has them."""
-        room = _lib.limit("MAX_INPUTS") * 2 + _lib.limit("MAX_OUTPUTS") * 2
+        room = _lib.limit("MAX_INPUTS") * 2 + _lib.limit("MAX_OUTPUTS") * _lib.limit("MAX_BATCH")
         out, count = ffi.new("amk_access_t[]", room), ffi.new("int32_t *")
         proof = self._require_proof()
         _lib.check(lib.amk_program_footprint(proof, _int32("task", task), _int32("pos", pos), out, room, count))

@@ -1,6 +1,7 @@
 // V17, and what comes before it, for steps of several tokens: every row is the right token's, a token sees its own past
 // and nothing behind it, none is dropped.
 #include <array>
+#include <set>
 
 #include "batch_models.h"
 
@@ -165,6 +166,27 @@ TEST(attention_never_turns_the_heads_of_several_tokens) {
   };
   CHECK(turns(one) > 0);
   CHECK_EQ(turns(four), 0);
+}
+
+// Which op waits for which: rows of several tokens make no op wait that would not wait with one.
+TEST(the_order_of_ops_is_that_of_one_token) {
+  const auto order = [](const Edited& e) {
+    const auto op = [&](size_t task) {
+      const std::string_view label = e.program.task_label.at(static_cast<int64_t>(task));
+      return std::string(label.substr(0, label.find('[')));
+    };
+    std::map<int32_t, std::string> producer;
+    for (size_t i = 0; i < e.program.tasks.size(); ++i) producer[e.program.tasks[i].out_counter] = op(i);
+    std::map<std::string, std::set<std::string>> waits;
+    for (size_t i = 0; i < e.program.tasks.size(); ++i)
+      for (int w = 0; w < e.program.tasks[i].n_waits; ++w)
+        waits[op(i)].insert(producer[e.program.tasks[i].wait_counter[w]]);
+    return waits;
+  };
+  for (const int32_t fusion : {0, 4, 16, 18, 63})
+    for (const int32_t batch : {2, 16})
+      CHECK(order(Edited(with_batch(model_of(AMK_MODEL_QK_NORM), batch), fusion)) ==
+            order(Edited(with_batch(model_of(AMK_MODEL_QK_NORM), 1), fusion)));
 }
 
 TEST(each_row_of_another_token_is_refused_by_name) {

@@ -123,8 +123,10 @@ TEST(damaged_lowerings_are_judged_with_their_model) {
   const amk_model_t dense = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, AMK_MODEL_QK_NORM);
   amk_model_t hybrid = make_hybrid(dense, 2, 1, 2, 8, 3);
   hybrid.features = kHybridFeatures;
+  amk_model_t batch = dense;
+  batch.batch = 3;
   Random random(3);
-  for (const amk_model_t& model : {dense, hybrid}) {
+  for (const amk_model_t& model : {dense, hybrid, batch}) {
     int64_t accepted = 0, other_function = 0;
     for (const int32_t fusion : {0, 63, 127}) {
       const Edited whole(model, fusion);
