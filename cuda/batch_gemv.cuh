@@ -75,15 +75,16 @@ struct BatchInt8Slots {
   __device__ static __forceinline__ void multiply(float (&sum)[4], const char* slot, const BatchX& x, int part,
                                                   int units, int scale_shift) {
     const int lane = threadIdx.x % kWarpThreads;
-    const uint4* weights = reinterpret_cast<const uint4*>(slot) + lane;
-    const char* scales = slot + units * kUnitBytes + lane % kUnitRowVectors * 4;
+    const int first = part * kUnits, mine = units - first;  // an even number of units come before
+    const uint4* weights = reinterpret_cast<const uint4*>(slot) + first * kUnitVectors + lane;
+    const char* scales =
+        slot + units * kUnitBytes + (first >> scale_shift) * kInt8GroupScaleBytes + lane % kUnitRowVectors * 4;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      const int unit = part * kUnits + u;
-      if (u % (kUnitsAhead / 2) == 0 && unit >= units) break;
-      const uint4 w = weights[unit * kUnitVectors];  // behind the units it is finite, and x is zero
+      if (u % (kUnitsAhead / 2) == 0 && u >= mine) break;
+      const uint4 w = weights[u * kUnitVectors];  // behind the units it is finite, and x is zero
       const uint32_t both =
-          unit < units ? *reinterpret_cast<const uint32_t*>(scales + (unit >> scale_shift) * kInt8GroupScaleBytes) : 0;
+          u < mine ? *reinterpret_cast<const uint32_t*>(scales + (u >> scale_shift) * kInt8GroupScaleBytes) : 0;
       const float2 scale = unpack_pair<T>(both);
       float acc[4] = {};
       const uint4 a0 = x.v[0][2 * u], a1 = x.v[0][2 * u + 1], b0 = x.v[1][2 * u], b1 = x.v[1][2 * u + 1];
