@@ -79,7 +79,7 @@ class TileAttention {
   // end its last row stands in, with a weight of zero.
   __device__ __forceinline__ void rows(const T* k, const T* v, RowRange range, int first, int stride) {
     for (int base = range.first + first * kBlockRows; base < range.end; base += stride * kBlockRows) {
-      uint4 keys[2][kUnits], values[kGroups][4];
+      uint4 keys[2][kUnits], values[4];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int at = min(base + j * kGroupRows + lane() / kUnitRowVectors, range.end - 1);
@@ -87,13 +87,7 @@ class TileAttention {
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) keys[j][u] = load_vector(from + u * kUnitRowVectors);
       }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {  // cache rows 2q, 2q + 1, 2q + 8, 2q + 9 of lane quarter q
-        const int at = min(base + 2 * quarter() + j % 2 + j / 2 * kGroupRows, range.end - 1);
-        const uint4* from = reinterpret_cast<const uint4*>(v + int64_t{at} * kDim) + lane() / kUnitRowVectors;
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i) values[i][j] = load_vector(from + i * kColumnTiles);
-      }
+      load_values(values, v, base, range, 0);
       float s[2][4] = {};
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
@@ -142,9 +136,11 @@ class TileAttention {
           float (&o)[4] = o_[i][n];
 #pragma unroll
           for (int e = 0; e < 4; ++e) o[e] *= shrink[e / 2];
-          multiply_add_16<T>(o, a0, a1, a2, a3, column(values[i][0], values[i][1], n),
-                             column(values[i][2], values[i][3], n));
+          multiply_add_16<T>(o, a0, a1, a2, a3, column(values[0], values[1], n), column(values[2], values[3], n));
         }
+        if (i + 1 == kGroups) continue;
+        __syncwarp();  // not all columns at once: there are no registers for them
+        load_values(values, v, base, range, i + 1);
       }
     }
 #pragma unroll
@@ -212,6 +208,15 @@ class TileAttention {
   __device__ static int lane() { return threadIdx.x % kWarpThreads; }
   __device__ static int quarter() { return lane() % kUnitRowVectors; }
   __device__ static int row(int half) { return lane() / kUnitRowVectors + half * kGroupRows; }
+  // Column group i of cache rows 2q, 2q + 1, 2q + 8 and 2q + 9 of a block, q being the lane's quarter.
+  __device__ static __forceinline__ void load_values(uint4 (&values)[4], const T* v, int base, RowRange range, int i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int at = min(base + 2 * quarter() + j % 2 + j / 2 * kGroupRows, range.end - 1);
+      const uint4* from = reinterpret_cast<const uint4*>(v + int64_t{at} * kDim) + lane() / kUnitRowVectors;
+      values[j] = load_vector(from + i * kColumnTiles);
+    }
+  }
   // Element n of two cache rows, side by side.
   __device__ static __forceinline__ uint32_t column(uint4 low, uint4 high, int n) {
     const uint32_t a = n < 2 ? low.x : n < 4 ? low.y : n < 6 ? low.z : low.w;
