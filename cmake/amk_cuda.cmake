@@ -35,11 +35,18 @@ if(AMK_CUDA_ENABLED)
   # target's kernels, one file per variant; further arguments are compile definitions.
   function(amk_add_kernels target)
     foreach(threads IN LISTS AMK_CUDA_VARIANTS)
-      foreach(timed "" "#define AMK_TIMED\n") # without a timeline and with one
-        string(REGEX REPLACE ".+" "_timed" suffix "${timed}")
-        set(variant ${CMAKE_CURRENT_BINARY_DIR}/${target}_${threads}${suffix}.cu)
+      foreach(kind "" _timed _batched _batched_timed) # for one token or several, without a timeline and with one
+        set(defines "#define AMK_THREADS ${threads}\n")
+        foreach(option TIMED BATCHED)
+          string(TOLOWER _${option} suffix)
+          string(FIND "${kind}" ${suffix} at)
+          if(at GREATER -1)
+            string(APPEND defines "#define AMK_${option}\n")
+          endif()
+        endforeach()
+        set(variant ${CMAKE_CURRENT_BINARY_DIR}/${target}_${threads}${kind}.cu)
         file(CONFIGURE OUTPUT ${variant} CONTENT
-          "#define AMK_THREADS ${threads}\n${timed}#include \"${PROJECT_SOURCE_DIR}/cuda/megakernel.cu\"\n")
+          "${defines}#include \"${PROJECT_SOURCE_DIR}/cuda/megakernel.cu\"\n")
         target_sources(${target} PRIVATE ${variant})
       endforeach()
     endforeach()

@@ -52,11 +52,10 @@ class CudaVm final : public Vm {
         guard_(options.guard == 1),
         deadline_ms_(options.deadline_ms ? options.deadline_ms : kDefaultDeadlineMs),
         variant_(variant ? *variant : find_variant(image_.launch().threads_per_block)),
-        kernel_(variant_.kernel(options.timeline == 1)),
+        kernel_(variant_.kernel(is_batched(image_), options.timeline == 1)),
+        batch_(program_batch(image_.tasks)),
         states_(image_) {
-    for (const amk_instruction_t& t : image_.tasks)
-      AMK_CHECK(op_tokens(t) == 1, AMK_ERR_UNSUPPORTED,
-                "a step of this program decodes %d tokens: the GPU machine runs one token a step", op_tokens(t));
+    AMK_CHECK(kernel_, AMK_ERR_UNSUPPORTED, "this kernel has no form for several tokens or for a timeline");
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, kernel_, device_);
     stream_ = make_stream();
@@ -64,8 +63,9 @@ class CudaVm final : public Vm {
     begin_ = make_event(cudaEventDefault);
     end_ = make_event(cudaEventDefault);
     find_tokens();
-    exchange_ =
-        std::make_unique<Exchange>(image_.producers.size_bytes(), choices_.size() * sizeof(int32_t), stream_.get());
+    size_t choice_bytes = 0;
+    for (const Choice& c : choices_) choice_bytes += static_cast<size_t>(c.count) * sizeof(int32_t);
+    exchange_ = std::make_unique<Exchange>(image_.producers.size_bytes(), choice_bytes, stream_.get());
     AMK_CHECK(!share || share->device_ == device_, AMK_ERR_INVALID_ARGUMENT,
               "share: the other machine is on device %d, this one on %d", share ? share->device_ : 0, device_);
     memory_ = make_memory(share ? share->memory_.get() : nullptr);
@@ -83,7 +83,7 @@ class CudaVm final : public Vm {
     if (never_ends_) abandon();
   }
 
-  int32_t batch() const override { return 1; }
+  int32_t batch() const override { return batch_; }
 
   void bind(const std::string& name, const void* ptr, uint64_t nbytes) override {
     require_usable();
@@ -98,9 +98,11 @@ class CudaVm final : public Vm {
     check(cudaStreamSynchronize(stream_.get()), "write");
     states_.written(memory_->find(name), nbytes);
     for (Token& t : tokens_) {  // keep what the host must know to refuse a token before the launch
-      const char* token_at = memory_->at(t.buffer);
-      if (at > token_at || at + nbytes < token_at + sizeof(int32_t)) continue;
-      std::memcpy(&t.value, static_cast<const char*>(data) + (token_at - at), sizeof(int32_t));
+      for (size_t i = 0; i < t.values.size(); ++i) {
+        const char* token_at = memory_->at(t.buffer) + i * sizeof(int32_t);
+        if (at > token_at || at + nbytes < token_at + sizeof(int32_t)) continue;
+        std::memcpy(&t.values[i], static_cast<const char*>(data) + (token_at - at), sizeof(int32_t));
+      }
     }
   }
 
@@ -138,28 +140,31 @@ class CudaVm final : public Vm {
     finish();
   }
 
-  // The token goes with what the step needs anyway, and the choice comes back with the proof: nothing else is copied or
+  // The tokens go with what the step needs anyway, and the choices come back with the proof: nothing else is copied or
   // waited for.
-  int32_t decode(int32_t token, int32_t pos) override {
-    if (!decodes_) return Vm::decode(token, pos);
+  void decode_batch(const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) override {
+    if (!decodes_ || n != batch_) return Vm::decode_batch(tokens, n, pos, next);
     require_usable();
     require_idle();
-    require_token(tokens_[0], token);
+    Token& input = tokens_[0];
+    for (int32_t t = 0; t < n; ++t) require_token(input, tokens[t]);
     prepare();
-    const int32_t before = std::exchange(tokens_[0].value, token);
+    std::vector<int32_t> before(tokens, tokens + n);
+    before.swap(input.values);
     try {
       check_request(pos);
     } catch (const Error&) {
-      tokens_[0].value = before;  // what the device still holds
+      before.swap(input.values);  // what the device still holds
       throw;
     }
     const CurrentDevice current(device_);
-    exchange_->token() = token;  // no copy of an earlier one is under way: its step was finished
+    const size_t nbytes = sizeof(int32_t) * static_cast<size_t>(n);
+    std::memcpy(exchange_->tokens(), tokens, nbytes);  // no copy of earlier ones is under way: their step was finished
     begin(pos, stream_.get(), true);
     is_captured_ = false;
     record_done(stream_.get());
     finish();
-    return exchange_->choices()[0];
+    std::memcpy(next, exchange_->choices(), nbytes);
   }
 
   void launch(int32_t pos, void* caller_stream) override {
@@ -239,37 +244,45 @@ class CudaVm final : public Vm {
 
  private:
   struct Token {
-    int32_t buffer, vocab, value;  // an input that indexes a table; the device's copy starts as zero
+    int32_t buffer, vocab;        // an input that indexes a table
+    std::vector<int32_t> values;  // the device's copy starts as zero
+  };
+  struct Choice {
+    int32_t buffer, count;  // that ARGMAX_COMBINE writes
   };
 
   void find_tokens() {
     for (const amk_instruction_t& t : image_.tasks) {
-      if (t.op == AMK_OP_EMBED && image_.bindings[t.inputs[0]].kind == AMK_KIND_IO_INPUT &&
-          std::none_of(tokens_.begin(), tokens_.end(),
-                       [&](const Token& k) { return k.buffer == t.inputs[0] && k.vocab == t.params.vocab; }))
-        tokens_.push_back({t.inputs[0], t.params.vocab, 0});
-      if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back(t.outputs[0]);
+      if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back({t.outputs[0], op_tokens(t)});
+      if (t.op != AMK_OP_EMBED || image_.bindings[t.inputs[0]].kind != AMK_KIND_IO_INPUT) continue;
+      const auto known = std::find_if(tokens_.begin(), tokens_.end(), [&](const Token& k) {
+        return k.buffer == t.inputs[0] && k.vocab == t.params.vocab;
+      });
+      Token& token = known == tokens_.end() ? tokens_.emplace_back(Token{t.inputs[0], t.params.vocab, {}}) : *known;
+      token.values.resize(std::max(token.values.size(), static_cast<size_t>(op_tokens(t))));
     }
     const auto is_named = [&](int32_t buffer, std::string_view name) {
       return image_.buffer_name.at(static_cast<size_t>(buffer)) == name;
     };
-    decodes_ = tokens_.size() == 1 && is_named(tokens_[0].buffer, "token") && is_one_number(tokens_[0].buffer) &&
-               choices_.size() == 1 && is_named(choices_[0], "next_token") && is_one_number(choices_[0]);
+    decodes_ = tokens_.size() == 1 && is_named(tokens_[0].buffer, "token") && choices_.size() == 1 &&
+               is_named(choices_[0].buffer, "next_token") && choices_[0].count == batch_ &&
+               tokens_[0].values.size() == static_cast<size_t>(batch_) && is_alone(tokens_[0].buffer) &&
+               is_alone(choices_[0].buffer);
   }
-  // In a storage of its own.
-  bool is_one_number(int32_t buffer) const {
+  // A number for each token of a step, in a storage of its own.
+  bool is_alone(int32_t buffer) const {
     const ImagePlace& place = image_.places[buffer];
-    const int64_t nbytes = sizeof(int32_t);
+    const int64_t nbytes = int64_t{batch_} * static_cast<int64_t>(sizeof(int32_t));
     return place.storage > 0 && place.nbytes == nbytes && image_.storages[place.storage].nbytes == nbytes;
   }
 
-  // Token and choice of a decoder lie where a step's copies pass.
+  // Tokens and choices of a decoder lie where a step's copies pass.
   std::unique_ptr<DeviceImage> make_memory(const DeviceImage* share) const {
     using Places = std::initializer_list<DeviceImage::Placed>;
     if (!decodes_) return std::make_unique<DeviceImage>(image_, Places{}, stream_.get(), share);
-    const DeviceImage::Placed token{image_.places[tokens_[0].buffer].storage, exchange_->device_token()};
-    const DeviceImage::Placed choice{image_.places[choices_[0]].storage, exchange_->device_choices()};
-    return std::make_unique<DeviceImage>(image_, Places{token, choice}, stream_.get(), share);
+    const DeviceImage::Placed tokens{image_.places[tokens_[0].buffer].storage, exchange_->device_tokens()};
+    const DeviceImage::Placed choices{image_.places[choices_[0].buffer].storage, exchange_->device_choices()};
+    return std::make_unique<DeviceImage>(image_, Places{tokens, choices}, stream_.get(), share);
   }
 
   // Every CUDA call of a built machine: a sticky error poisons it.
@@ -307,7 +320,8 @@ class CudaVm final : public Vm {
     states_.require_good();
     require_positions(pos, batch(), image_.launch().max_seq);
     AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
-    for (const Token& t : tokens_) require_token(t, t.value);
+    for (const Token& t : tokens_)
+      for (int32_t value : t.values) require_token(t, value);
   }
   void require_token(const Token& t, int32_t value) const {
     AMK_CHECK(value >= 0 && value < t.vocab, AMK_ERR_INVALID_ARGUMENT, "%s holds token %d, expected 0 <= token < %d",
@@ -401,10 +415,14 @@ class CudaVm final : public Vm {
     if (end) check(cudaEventRecord(end, stream), "cudaEventRecord");
     if (timeline_) guarded([&] { timeline_->enqueue_copy(stream); });
     check(exchange_->receive(stream, decodes_), "completion proof");
-    for (size_t i = 0; !decodes_ && i < choices_.size(); ++i)
-      check(cudaMemcpyAsync(exchange_->choices() + i, memory_->at(choices_[i]), sizeof(int32_t), cudaMemcpyDeviceToHost,
-                            stream),
+    if (decodes_) return;
+    int32_t* values = exchange_->choices();
+    for (const Choice& c : choices_) {
+      check(cudaMemcpyAsync(values, memory_->at(c.buffer), static_cast<size_t>(c.count) * sizeof(int32_t),
+                            cudaMemcpyDeviceToHost, stream),
             "choice");
+      values += c.count;
+    }
   }
 
   void wait_for_step() {
@@ -441,7 +459,6 @@ class CudaVm final : public Vm {
   void check_proof() const {
     const Ledger& l = *exchange_->ledger();
     const uint32_t* counters = exchange_->counters();
-    const int32_t* choices = exchange_->choices();
     if (l.fault.abort) raise(l.fault);
     AMK_CHECK(l.nonce == exchange_->scalars().nonce, AMK_ERR_INTERNAL,
               "K4: step %llu was launched, step %llu is echoed", (unsigned long long)exchange_->scalars().nonce,
@@ -451,9 +468,13 @@ class CudaVm final : public Vm {
     for (size_t i = 0; i < image_.producers.size(); ++i)
       AMK_CHECK(counters[i] == image_.producers[i], AMK_ERR_INTERNAL, "K4: counter %zu ended at %u, expected %u", i,
                 counters[i], image_.producers[i]);
-    for (size_t i = 0; i < choices_.size(); ++i)
-      AMK_CHECK(choices[i] >= 0, AMK_ERR_NONFINITE, "%s[0] is %d: a logit is NaN",
-                std::string(image_.buffer_name.at(static_cast<size_t>(choices_[i]))).c_str(), choices[i]);
+    const int32_t* values = exchange_->choices();
+    for (const Choice& c : choices_) {
+      for (int32_t t = 0; t < c.count; ++t)
+        AMK_CHECK(values[t] >= 0, AMK_ERR_NONFINITE, "%s[%d] is %d: a logit is NaN",
+                  std::string(image_.buffer_name.at(static_cast<size_t>(c.buffer))).c_str(), t, values[t]);
+      values += c.count;
+    }
   }
   [[noreturn]] void raise(const Fault& f) const {
     const std::string task = name_of_task(f.task);
@@ -509,11 +530,12 @@ class CudaVm final : public Vm {
   const int32_t deadline_ms_;
   const KernelVariant& variant_;
   const void* const kernel_;
+  const int32_t batch_;
   States states_;
   LaunchShape shape_;
   std::vector<Token> tokens_;
-  std::vector<int32_t> choices_;  // buffers that ARGMAX_COMBINE writes
-  bool decodes_ = false;          // one token in, one choice out, by their usual names
+  std::vector<Choice> choices_;
+  bool decodes_ = false;  // a step's tokens in, as many choices out, by their usual names
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<DeviceImage> memory_;
   Stream stream_;

@@ -8,6 +8,9 @@
 #include "attention.cuh"
 #include "base/checked.h"
 #include "base/dtype.h"
+#include "batch_attention.cuh"
+#include "batch_gemv.cuh"
+#include "batch_ops.cuh"
 #include "gdn.cuh"
 #include "gemv.cuh"
 #include "ops/op_spec.h"
@@ -61,6 +64,46 @@ int64_t shared_bytes(const ImageView& image, const amk_instruction_t& t, int thr
   }
 }
 
+// The same in the kernel of several tokens.
+int64_t batch_shared_bytes(const ImageView& image, const amk_instruction_t& t, int threads) {
+  switch (t.op) {
+    case AMK_OP_GEMV_TILE:
+      return is_streamed(image, t) ? batch_gemv_shared_bytes(t.params) : shared_bytes(image, t, threads);
+    case AMK_OP_ATTENTION_TILE: return batch_attention_shared_bytes(t.params, dtype_bits(dtype_of(image, t)) / 8);
+    case AMK_OP_ROPE:
+    case AMK_OP_KV_APPEND: return batch_rope_shared_bytes(t.params, op_tokens(t));
+    default: return 0;
+  }
+}
+// Ops of hybrid models, and heads that are turned inside attention, are for one token a task and one kernel.
+bool has_batch_code(const amk_instruction_t& t) {
+  switch (t.op) {
+    case AMK_OP_CAUSAL_CONV:
+    case AMK_OP_GDN_DECODE:
+    case AMK_OP_GATED_RMSNORM:
+    case AMK_OP_SIGMOID_MUL: return false;
+    case AMK_OP_ATTENTION_TILE: return !(t.params.flags & AMK_FLAG_ROPE);
+    default: return true;
+  }
+}
+
+// The operand that the kernel of several tokens reads or writes in whole vectors although no law asks for them: the
+// norm weight of packed weights, the partial output of attention. -1: none.
+int32_t vector_operand(const ImageView& image, const amk_instruction_t& t) {
+  if (t.op == AMK_OP_ATTENTION_TILE) return t.outputs[0];
+  if (t.op == AMK_OP_ATTENTION_COMBINE) return t.inputs[0];
+  const int norm = is_streamed(image, t) ? flag_slots(t).norm : -1;
+  return norm < 0 ? -1 : t.inputs[norm];
+}
+
+// Elements from one token's row to the next, in an operand of a task.
+int32_t row_width(const amk_buffer_t& b, int32_t tokens) {
+  const int64_t width = b.numel / tokens;
+  AMK_CHECK(width <= INT32_MAX, AMK_ERR_UNSUPPORTED, "a row of %lld elements for each token, at most %d are addressed",
+            (long long)width, INT32_MAX);
+  return static_cast<int32_t>(width);
+}
+
 // memcpy on several threads, where there is enough to copy; on fewer where the system has no more.
 void copy_to_staging(char* to, const char* from, size_t nbytes) {
   const size_t parts = std::clamp(nbytes / kBytesPerCopier, size_t{1}, kCopiers), part = nbytes / parts;
@@ -78,15 +121,30 @@ void copy_to_staging(char* to, const char* from, size_t nbytes) {
 
 }  // namespace
 
+bool is_batched(const ImageView& image) {
+  return std::any_of(image.tasks.begin(), image.tasks.end(),
+                     [](const amk_instruction_t& t) { return op_tokens(t) > 1; });
+}
+
 int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_bytes) {
   int64_t most = 0;
+  const bool batched = is_batched(image);
   for (size_t i = 0; i < image.tasks.size(); ++i) {
     const amk_instruction_t& t = image.tasks[i];
     AMK_CHECK(!is_quantised(t) || is_streamed(image, t), AMK_ERR_REJECTED,
               "task %zu (%s): quantised weights come through the ring alone, and these do not: that takes cpasync = 1, "
               "an f16 or bf16 model, rows in whole groups of %d and a group of %d or %d",
               i, std::string(image.task_label.at(i)).c_str(), kGroupRows, AMK_MIN_WEIGHT_GROUP, AMK_MAX_WEIGHT_GROUP);
-    const int64_t bytes = shared_bytes(image, t, threads);
+    AMK_CHECK(!batched || has_batch_code(t), AMK_ERR_REJECTED,
+              "task %zu (%s): %s is for one token here, in a program whose tasks work on several", i,
+              std::string(image.task_label.at(i)).c_str(),
+              t.op == AMK_OP_ATTENTION_TILE ? "ATTENTION_TILE with ROPE" : op_name(t.op));
+    const int32_t vectors = batched ? vector_operand(image, t) : -1;
+    AMK_CHECK(vectors < 0 || image.places[vectors].offset_bytes % kVectorBytes == 0, AMK_ERR_REJECTED,
+              "task %zu (%s): buffer %s begins at byte %lld, the kernel of several tokens wants a multiple of %d", i,
+              std::string(image.task_label.at(i)).c_str(), std::string(image.buffer_name.at(vectors)).c_str(),
+              (long long)image.places[vectors].offset_bytes, kVectorBytes);
+    const int64_t bytes = batched ? batch_shared_bytes(image, t, threads) : shared_bytes(image, t, threads);
     AMK_CHECK(bytes <= limit_bytes, AMK_ERR_REJECTED,
               "V10: task %zu (%s) needs %lld bytes of shared memory per block, the device offers %lld", i,
               std::string(image.task_label.at(i)).c_str(), (long long)bytes, (long long)limit_bytes);
@@ -182,7 +240,10 @@ DeviceImage::DeviceImage(const ImageView& image, std::initializer_list<Placed> p
 }
 
 void DeviceImage::upload_tables(cudaStream_t stream) {
-  const std::vector<DeviceTask> tasks = relocate();
+  const bool batched = is_batched(image_);
+  const std::vector<BatchTask> records = relocate();
+  std::vector<DeviceTask> tasks;  // of one token each: shorter records
+  if (!batched) tasks.assign(records.begin(), records.end());
   std::vector<StreamTask> streamed;
   std::vector<uint32_t> stream_start{0};
   for (size_t q = 0; q + 1 < image_.queue_start.size(); ++q) {
@@ -196,8 +257,15 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
       const int64_t first = int64_t{t.params.n_off} * (s.is_pair ? 2 : 1);  // rows before it, in packed order
       const int chunk_bytes = is_int8 ? int8_slot_bytes(t.params.group) : kSlotBytes;
       const int64_t tail_bytes = kGroupRows * row_bytes - int64_t{s.chunks - 1} * chunk_bytes;
-      streamed.push_back(
-          {at(t.inputs[1]) + first * row_bytes, s.groups, s.chunks, chunk_bytes, static_cast<int32_t>(tail_bytes)});
+      const char* weights = at(t.inputs[1]) + first * row_bytes;
+      if (!batched) {
+        streamed.push_back({weights, s.groups, s.chunks, chunk_bytes, static_cast<int32_t>(tail_bytes)});
+        continue;
+      }
+      for_each_batch_copy(batch_plan(t.params), [&](int group, int groups, int chunk, int chunks) {
+        streamed.push_back({weights + group * kGroupRows * row_bytes + int64_t{chunk} * chunk_bytes, groups, chunks,
+                            chunk_bytes, chunk + chunks == s.chunks ? static_cast<int32_t>(tail_bytes) : chunk_bytes});
+      });
     }
     stream_start.push_back(static_cast<uint32_t>(streamed.size()));
   }
@@ -209,7 +277,7 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
     return offset;
   };
   const auto bytes_of = [](const auto& table) { return table.size() * sizeof(table[0]); };
-  reserve(bytes_of(tasks));
+  reserve(batched ? bytes_of(records) : bytes_of(tasks));
   queue_start_at_ = reserve(image_.queue_start.size_bytes());
   streams_at_ = reserve(bytes_of(streamed));
   stream_start_at_ = reserve(bytes_of(stream_start));
@@ -219,7 +287,7 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
       AMK_CUDA_CHECK(
           cudaMemcpyAsync(static_cast<char*>(tables_.get()) + offset, data, nbytes, cudaMemcpyHostToDevice, stream));
   };
-  put(0, tasks.data(), bytes_of(tasks));
+  batched ? put(0, records.data(), bytes_of(records)) : put(0, tasks.data(), bytes_of(tasks));
   put(queue_start_at_, image_.queue_start.data(), image_.queue_start.size_bytes());
   put(streams_at_, streamed.data(), bytes_of(streamed));
   put(stream_start_at_, stream_start.data(), bytes_of(stream_start));
@@ -228,8 +296,8 @@ void DeviceImage::upload_tables(cudaStream_t stream) {
 
 // Buffer ids become addresses here and nowhere else. Queue order, so that a block reads its records one after the
 // other.
-std::vector<DeviceTask> DeviceImage::relocate() const {
-  std::vector<DeviceTask> out;
+std::vector<BatchTask> DeviceImage::relocate() const {
+  std::vector<BatchTask> out;
   out.reserve(image_.tasks.size());
   const auto known = [&](const int32_t* ids, int32_t n, int32_t most) {
     if (n < 0 || n > most) return false;
@@ -244,7 +312,7 @@ std::vector<DeviceTask> DeviceImage::relocate() const {
     for (int i = 0; lawful && i < t.n_waits; ++i)
       lawful = t.wait_counter[i] >= 0 && static_cast<size_t>(t.wait_counter[i]) < image_.producers.size();
     AMK_CHECK(lawful, AMK_ERR_INPUT, "image: task %u names a buffer or counter that is not there", id);
-    DeviceTask d{};
+    BatchTask d{};
     for (int i = 0; i < t.n_inputs; ++i) {
       d.in[i] = at(t.inputs[i]);
       if (is_early(image_.bindings[t.inputs[i]].kind)) d.early |= 1 << i;
@@ -268,6 +336,13 @@ std::vector<DeviceTask> DeviceImage::relocate() const {
     d.bias_slot = slots.bias;
     d.residual_slot = slots.residual;
     d.packing = static_cast<int32_t>(packing_of(image_, t));
+    d.tokens = op_tokens(t);
+    if (d.tokens > 1) {
+      const int other = t.op == AMK_OP_ADD || t.op == AMK_OP_MUL ? 1 : slots.residual;
+      d.in_width = row_width(image_.buffers[t.inputs[0]], d.tokens);
+      d.out_width = row_width(image_.buffers[t.outputs[0]], d.tokens);
+      if (other >= 0) d.other_width = row_width(image_.buffers[t.inputs[other]], d.tokens);
+    }
     out.push_back(d);
   }
   return out;

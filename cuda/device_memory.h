@@ -62,7 +62,7 @@ class DeviceImage {
   const T* table(size_t offset_bytes) const {
     return reinterpret_cast<const T*>(static_cast<const char*>(tables_.get()) + offset_bytes);
   }
-  std::vector<DeviceTask> relocate() const;
+  std::vector<BatchTask> relocate() const;
   void plan_regions();
   void take_shared(const DeviceImage& share);
   void repack(size_t i, const void* plain, int64_t first_row, int64_t row_count, cudaStream_t stream) const;
@@ -77,8 +77,11 @@ class DeviceImage {
   size_t queue_start_at_ = 0, streams_at_ = 0, stream_start_at_ = 0;
 };
 
+// Whether a task of the image works on several tokens: it runs on the kernel that is made for them.
+bool is_batched(const ImageView& image);
+
 // Dynamic shared memory that the largest task needs beside the ring, in blocks of `threads`. REJECTED for a task that
-// no shared memory of limit_bytes can hold, or that the kernel has no code for at its size.
+// no shared memory of limit_bytes can hold, or that the kernel of this image has no code for at its size.
 int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_bytes);
 
 }  // namespace amk

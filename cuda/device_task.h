@@ -32,6 +32,15 @@ struct alignas(16) DeviceTask {
 };
 static_assert(sizeof(DeviceTask) == 304 && sizeof(DeviceTask) % 16 == 0, "the kernel fetches tasks 16 bytes at a time");
 
+// The same for the kernel of several tokens. Widths are elements from one token's row to the next.
+struct BatchTask : DeviceTask {
+  int32_t tokens;
+  int32_t in_width;     // of input 0
+  int32_t other_width;  // of the residual, or of input 1 of ADD and MUL
+  int32_t out_width;    // of output 0
+};
+static_assert(sizeof(BatchTask) == 320 && sizeof(BatchTask) % 16 == 0);
+
 // What the producer copies for one task: groups of packed rows, each in `chunks` slots of chunk_bytes, the last of
 // tail_bytes.
 struct alignas(8) StreamTask {
@@ -72,7 +81,7 @@ struct BlockClocks;
 
 // All that the kernel is given. `cancel` is host memory.
 struct MachineTables {
-  const DeviceTask* tasks;
+  const DeviceTask* tasks;      // BatchTasks for the kernel of several tokens
   const uint32_t* queue_start;  // [grid + 1]
   const LaunchScalars* scalars;
   Ledger* ledger;

@@ -1,7 +1,7 @@
 // What crosses between host and device for a step: one copy before it, one after it. A copy costs some 2 us however
 // short it is, so what a step needs lies together, in the same order on both sides:
-//   choices | Ledger, counters | LaunchScalars | token
-// To the device go a cleared ledger and counters, the scalars and, where asked, the token; back come ledger, counters
+//   choices | Ledger, counters | LaunchScalars | tokens
+// To the device go a cleared ledger and counters, the scalars and, where asked, the tokens; back come ledger, counters
 // and, where asked, the choices.
 // In: sizes, a stream. Out: both memories and the copies between them. It knows no program.
 #pragma once
@@ -18,7 +18,7 @@ namespace amk {
 class Exchange {
  public:
   static constexpr size_t kLine = 128;  // of the device's L2 cache: counters share none with what is no counter
-  static constexpr size_t kTokenRoom = 64;
+  static constexpr size_t kTokenRoom = AMK_MAX_BATCH * sizeof(int32_t);
 
   // Clears the device's side on the stream.
   Exchange(size_t counter_bytes, size_t choice_bytes, cudaStream_t stream)
@@ -38,11 +38,11 @@ class Exchange {
   Ledger* device_ledger() const { return device<Ledger>(ledger_at_); }
   uint32_t* device_counters() const { return device<uint32_t>(ledger_at_ + sizeof(Ledger)); }
   const LaunchScalars* device_scalars() const { return device<LaunchScalars>(scalars_at_); }
-  int32_t* device_token() const { return device<int32_t>(token_at_); }
+  int32_t* device_tokens() const { return device<int32_t>(token_at_); }
 
   // ---- on the host: what is sent, and what came back ----
   LaunchScalars& scalars() const { return *sent<LaunchScalars>(scalars_at_); }
-  int32_t& token() const { return *sent<int32_t>(token_at_); }
+  int32_t* tokens() const { return sent<int32_t>(token_at_); }
   // The device reads it while a step runs.
   std::atomic<uint32_t>& cancel() const { return *sent<std::atomic<uint32_t>>(2 * bytes_); }
   int32_t* choices() const { return sent<int32_t>(bytes_); }
@@ -53,8 +53,8 @@ class Exchange {
   void forget_proof() const { std::memset(static_cast<void*>(ledger()), 0, ledger_bytes_); }
 
   // Enqueue; the host's side must not change until the copy is done.
-  cudaError_t send(cudaStream_t stream, bool with_token) const {
-    const size_t end = with_token ? bytes_ : token_at_;
+  cudaError_t send(cudaStream_t stream, bool with_tokens) const {
+    const size_t end = with_tokens ? bytes_ : token_at_;
     return cudaMemcpyAsync(device_ledger(), sent<char>(ledger_at_), end - ledger_at_, cudaMemcpyHostToDevice, stream);
   }
   cudaError_t receive(cudaStream_t stream, bool with_choices) const {

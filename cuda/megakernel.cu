@@ -1,18 +1,27 @@
-// One variant of the kernel: AMK_THREADS threads per block, and with AMK_TIMED a timeline. cmake/amk_cuda.cmake
-// compiles this file once per variant.
+// One variant of the kernel: AMK_THREADS threads per block, with AMK_TIMED a timeline, with AMK_BATCHED for tasks of
+// several tokens. cmake/amk_cuda.cmake compiles this file once per variant.
 #include "megakernel.cuh"
 #include "variants.h"
 
 #define AMK_JOIN(a, b) a##b
-#ifdef AMK_TIMED
-#define AMK_KERNEL_NAME(threads) AMK_JOIN(kernel_##threads, _timed)
+#ifdef AMK_BATCHED
+#define AMK_FAMILY_NAME(threads) AMK_JOIN(kernel_##threads, _batched)
+constexpr bool kIsBatched = true;
 #else
-#define AMK_KERNEL_NAME(threads) kernel_##threads
+#define AMK_FAMILY_NAME(threads) kernel_##threads
+constexpr bool kIsBatched = false;
 #endif
-#define AMK_KERNEL(threads) AMK_KERNEL_NAME(threads)
+#ifdef AMK_TIMED
+#define AMK_SUFFIXED(name) AMK_JOIN(name, _timed)
+#else
+#define AMK_SUFFIXED(name) name
+#endif
+#define AMK_KERNEL(threads) AMK_SUFFIXED(AMK_FAMILY_NAME(threads))
 
 namespace amk {
 
-const void* AMK_KERNEL(AMK_THREADS)() { return reinterpret_cast<const void*>(&megakernel<AMK_THREADS, kTimed>); }
+const void* AMK_KERNEL(AMK_THREADS)() {
+  return reinterpret_cast<const void*>(&megakernel<AMK_THREADS, kTimed, kIsBatched>);
+}
 
 }  // namespace amk

@@ -1,28 +1,30 @@
 // The machine: block b runs queue b, task by task: fetch, wait, run, signal. The last warps of a block are the
 // producer, which keeps the ring of weights full; the warps before it are the block of the tasks. In: MachineTables.
-// Out: the tasks' writes, counters at their producers, the ledger. One launch is one step.
+// Out: the tasks' writes, counters at their producers, the ledger. One launch is one step, of one token or of several.
 #pragma once
 
+#include "batch_dispatch.cuh"
 #include "dispatch.cuh"
 
 namespace amk {
 
 // Task records are fetched this many tasks ahead: a load takes 1-2 us while weights stream, some tasks less.
 constexpr int kRecordRing = 4;
-constexpr int kRecordVectors = sizeof(DeviceTask) / kVectorBytes;
-static_assert(kRecordVectors <= kWarpThreads, "one warp fetches a record");
 
-template <int kThreads>
+template <int kThreads, class Record>
 class TaskQueue {
  public:
-  __device__ TaskQueue(DeviceTask* ring, const MachineTables& m)
-      : ring_(ring), records_(m.tasks), next_(m.queue_start[blockIdx.x]), end_(m.queue_start[blockIdx.x + 1]) {
+  __device__ TaskQueue(Record* ring, const MachineTables& m)
+      : ring_(ring),
+        records_(static_cast<const Record*>(m.tasks)),
+        next_(m.queue_start[blockIdx.x]),
+        end_(m.queue_start[blockIdx.x + 1]) {
     for (int i = 0; i < kRecordRing - 1; ++i) fetch(next_ + i);
     arrived();
     block_sync<kThreads>();
   }
   __device__ bool empty() const { return next_ == end_; }
-  __device__ const DeviceTask& front() const { return ring_[next_ % kRecordRing]; }
+  __device__ Record& front() const { return ring_[next_ % kRecordRing]; }
   // The slot that this overwrites held the task before front().
   __device__ void fetch() { fetch(next_ + kRecordRing - 1); }
   // The record behind front() has arrived in this thread; a barrier must follow before another reads it.
@@ -31,6 +33,9 @@ class TaskQueue {
   __device__ uint32_t index() const { return next_; }  // of front() in queue order
 
  private:
+  static constexpr int kRecordVectors = sizeof(Record) / kVectorBytes;
+  static_assert(kRecordVectors <= kWarpThreads, "one warp fetches a record");
+
   __device__ void fetch(uint32_t task) {
     if (threadIdx.x < kRecordVectors && task < end_)
       ptx::copy_async_16(reinterpret_cast<uint4*>(ring_ + task % kRecordRing) + threadIdx.x,
@@ -38,22 +43,32 @@ class TaskQueue {
     ptx::copy_async_commit();
   }
 
-  DeviceTask* ring_;
-  const DeviceTask* records_;
+  Record* ring_;
+  const Record* records_;
   uint32_t next_, end_;
 };
 
-// The warps of the tasks. False: the launch is over before the queue is.
+// A record says which family of ops its task belongs to.
 template <int kThreads>
-__device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTask* records, float* reduce_scratch,
-                                          char* shared, RingReader& ring, AngleTable& angles) {
+__device__ __forceinline__ bool run_task(const TaskContext& c, DeviceTask&, BatchRing&) {
+  return run_op<kThreads>(c);
+}
+template <int kThreads>
+__device__ __forceinline__ bool run_task(const TaskContext& c, BatchTask& record, BatchRing& slots) {
+  return run_batch_op<kThreads>({c, record, slots});
+}
+
+// The warps of the tasks. False: the launch is over before the queue is. One of the rings is in use.
+template <int kThreads, class Record>
+__device__ __forceinline__ bool run_tasks(const MachineTables& machine, Record* records, float* reduce_scratch,
+                                          char* shared, RingReader& ring, BatchRing& batch_ring, AngleTable& angles) {
   const int32_t pos = machine.scalars->pos;
-  TaskQueue<kThreads> queue(records, machine);
+  TaskQueue<kThreads, Record> queue(records, machine);
   for (; !queue.empty(); queue.pop()) {
     mark_start();
     queue.fetch();
-    const DeviceTask& task = queue.front();
-    if (!run_op<kThreads>({task, machine, shared, reduce_scratch, pos, ring, angles})) return false;
+    Record& task = queue.front();
+    if (!run_task<kThreads>({task, machine, shared, reduce_scratch, pos, ring, angles}, task, batch_ring)) return false;
     queue.arrived();
     if (signals(task)) signal<kThreads>(task, machine);
     mark_finish(machine.task_clocks + queue.index());
@@ -69,10 +84,12 @@ __device__ __forceinline__ bool run_tasks(const MachineTables& machine, DeviceTa
 // Registers of a thread, by role: at most as many in all as the block starts with.
 constexpr int kTaskRegisters = 232, kProducerRegisters = 40;
 
-template <int kThreads, bool kHasTimeline>
+// kBatched: the kernel of tasks of several tokens (batch.cuh), which reads BatchTasks.
+template <int kThreads, bool kHasTimeline, bool kBatched>
 __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(const MachineTables machine) {
   extern __shared__ __align__(128) char shared[];  // the ring, then what a task may use
-  __shared__ DeviceTask records[kRecordRing];
+  using Record = std::conditional_t<kBatched, BatchTask, DeviceTask>;
+  __shared__ Record records[kRecordRing];
   __shared__ float reduce_scratch[kReduceScratch];
   __shared__ RingBarriers barriers;
   __shared__ AngleTable angles;
@@ -82,7 +99,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
   static_assert(kWarps == RingReader::kWarps, "a slot belongs to a warp");
   const int slots = machine.ring_stages * kWarps;
   if (threadIdx.x == 0) {
-    barriers.init(slots, machine.ring_slot_bytes);
+    barriers.init(slots, machine.ring_slot_bytes, kBatched ? kSlotReleases : kWarpThreads);
     angles.of = nullptr;
   }
   __syncthreads();
@@ -99,7 +116,8 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     RingReader ring(shared, barriers, machine.ring_stages);
     char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
-    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, angles);
+    BatchRing batch_ring(shared, barriers, slots);
+    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, batch_ring, angles);
     mark_block(machine.block_clocks + blockIdx.x, true);
     if (!ended) barriers.stop = 1;
   }

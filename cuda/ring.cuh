@@ -23,11 +23,11 @@ struct RingBarriers {
   uint32_t stop;   // the tasks have ended early: copy no more
   int slot_bytes;  // from one slot to the next: here, as a register of it would live through every op
 
-  // One thread, before the block's first barrier.
-  __device__ void init(int slots, int bytes_apart) {
+  // One thread, before the block's first barrier. releases: arrivals that empty a slot.
+  __device__ void init(int slots, int bytes_apart, int releases = kWarpThreads) {
     for (int i = 0; i < slots; ++i) {
       ptx::mbarrier_init(full + i, 1);
-      ptx::mbarrier_init(empty + i, kWarpThreads);
+      ptx::mbarrier_init(empty + i, static_cast<uint32_t>(releases));
     }
     stop = 0;
     slot_bytes = bytes_apart;

@@ -33,7 +33,8 @@ using namespace gpu_test;
 namespace {
 
 constexpr amk::KernelVariant kScalarVariants[] = {
-#define X(threads) {threads, {amk_scalar::kernel_##threads, amk_scalar::kernel_##threads##_timed}},
+#define X(threads) \
+  {threads, {{amk_scalar::kernel_##threads, amk_scalar::kernel_##threads##_timed}, {nullptr, nullptr}}},
     AMK_CUDA_VARIANTS
 #undef X
 };

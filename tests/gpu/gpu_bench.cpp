@@ -1,9 +1,10 @@
 // Time of a whole decode step (cache, attention, argmax and all) on device 0, as JSON on stdout; notes on stderr.
 // In: names of shapes (0.6B 1B 8B), or nothing for all; knobs as kv_block=N, n_tile=N; quantize=int8, and group=64 or
-// 128, for the matrices as int8 against the floor of their own bytes; contexts as below. Weights are random and equal
-// on every layer: a copy of each lies on the device, so every byte is streamed. Each step has its own token and
-// position; time is CUDA events around all that one step enqueues; a step's completion proof is checked before it
-// counts. The floor is what the library's own probe reads in this run.
+// 128, for the matrices as int8 against the floor of their own bytes; batch=16 for steps of that many tokens, with the
+// time of a step and of a token; contexts as below. Weights are random and equal on every layer: a copy of each lies on
+// the device, so every byte is streamed. Each step has its own tokens and position; time is CUDA events around all that
+// one step enqueues; a step's completion proof is checked before it counts. The floor is what the library's own probe
+// reads in this run.
 #include <algorithm>
 #include <cstdio>
 
@@ -15,26 +16,29 @@ using namespace gpu_test;
 
 namespace {
 
-void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule, int32_t group) {
-  const Lowered lowered = lower_shape(s, schedule, group);
+void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t& schedule, int32_t group,
+             int32_t batch) {
+  const Lowered lowered = lower_shape(s, schedule, group, batch);
   const amk::ImageView& image = lowered.image;
   auto vm = amk::make_cuda_vm(lowered.bytes, options(), 0);
   ShapeWeights(s, image, group).load(*vm, image);
 
   std::printf(
-      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"weight_group\": %d, \"layers\": %d, \"tasks\": %zu, \"counters\": "
+      "  {\"shape\": \"%s\", \"dtype\": \"bf16\", \"weight_group\": %d, \"batch\": %d, \"layers\": %d, \"tasks\": %zu, "
+      "\"counters\": "
       "%zu, "
       "\"grid\": %d, \"threads\": %d, \"kv_block\": %d, \"cpasync\": %d, \"pipelining_depth\": %d, \"cpa_stages\": %d, "
       "\"contexts\": [\n",
-      s.name, group, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid,
+      s.name, group, batch, s.layers, image.tasks.size(), image.producers.size(), image.launch().grid,
       schedule.threads_per_block, schedule.attention_kv_block, schedule.cpasync, schedule.pipelining_depth,
       schedule.cpa_stages);
   Random tokens{99};
   for (int32_t context : kContexts) {
     std::vector<float> us;
     for (int i = 0; i < kWarmUp + kSteps; ++i) {
-      const int32_t token = static_cast<int32_t>(tokens.next() % static_cast<uint64_t>(s.vocab));
-      vm->write("token", 0, &token, sizeof token);
+      std::vector<int32_t> token(static_cast<size_t>(batch));
+      for (int32_t& t : token) t = static_cast<int32_t>(tokens.next() % static_cast<uint64_t>(s.vocab));
+      vm->write("token", 0, token.data(), token.size() * sizeof(int32_t));
       float one = 0;
       vm->time(context - 1 + i, 1, &one);
       if (i >= kWarmUp) us.push_back(one);
@@ -43,10 +47,11 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
     const amk_cost_t cost = amk::predict_cost(lowered.program, context - 1 + kWarmUp + kSteps / 2);
     const double floor_us = static_cast<double>(cost.streamed_bytes) / gb_per_s / 1e3, median = us[us.size() / 2];
     std::printf(
-        "    {\"context\": %d, \"steps\": %d, \"median_us\": %.1f, \"p10_us\": %.1f, \"p90_us\": %.1f, "
+        "    {\"context\": %d, \"steps\": %d, \"median_us\": %.1f, \"median_us_per_token\": %.1f, \"p10_us\": %.1f, "
+        "\"p90_us\": %.1f, "
         "\"streamed_bytes\": %lld, \"floor_us\": %.1f, \"share_of_floor\": %.3f}%s\n",
-        context, kSteps, median, us[us.size() / 10], us[us.size() * 9 / 10], (long long)cost.streamed_bytes, floor_us,
-        floor_us / median, context == 8192 ? "" : ",");
+        context, kSteps, median, median / batch, us[us.size() / 10], us[us.size() * 9 / 10],
+        (long long)cost.streamed_bytes, floor_us, floor_us / median, context == 8192 ? "" : ",");
     std::fflush(stdout);
   }
   std::printf("  ]}%s\n", is_last ? "" : ",");
@@ -57,7 +62,7 @@ void measure(const Shape& s, double gb_per_s, bool is_last, const amk_schedule_t
 int main(int argc, char** argv) {
   std::vector<const Shape*> chosen;
   amk_schedule_t schedule = amk::default_schedule();
-  int32_t group = 0;
+  int32_t group = 0, batch = 1;
   for (int i = 1; i < argc; ++i) {
     if (const Shape* s = find_shape(argv[i])) chosen.push_back(s);
     std::sscanf(argv[i], "n_tile=%d", &schedule.gemv_n_tile);
@@ -70,6 +75,7 @@ int main(int argc, char** argv) {
     std::sscanf(argv[i], "page_policy=%d", &schedule.page_policy);
     if (std::strcmp(argv[i], "quantize=int8") == 0 && group == 0) group = AMK_MAX_WEIGHT_GROUP;
     std::sscanf(argv[i], "group=%d", &group);
+    std::sscanf(argv[i], "batch=%d", &batch);
   }
   if (chosen.empty())
     for (const Shape& s : kShapes) chosen.push_back(&s);
@@ -80,7 +86,7 @@ int main(int argc, char** argv) {
     for (const amk::ReadRate& r : rates)
       std::printf("%s\"%s\": %.0f", &r == &rates.front() ? "" : ", ", r.way, r.gb_per_s);
     std::printf("}, \"results\": [\n");
-    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule, group);
+    for (const Shape* s : chosen) measure(*s, gb_per_s, s == chosen.back(), schedule, group, batch);
     std::printf("]}\n");
   } catch (const amk::Error& e) {
     std::fprintf(stderr, "gpu_bench: status %d: %s\n", e.status(), e.what());

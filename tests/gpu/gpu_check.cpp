@@ -194,6 +194,102 @@ void decodes() {
                    written ? "a written token counts" : "a written token is IGNORED"));
 }
 
+// Several tokens a step: logits, choices and cache rows of each token, and the choices that come back with the proof.
+void compare_batch(const char* name, amk_model_t m, int32_t batch, const amk_schedule_t& s, int32_t sms,
+                   bool few = false) {
+  try {
+    m.batch = batch;
+    Pair p(make_image(m, s, sms), 1, deadline_ms);
+    const size_t count = static_cast<size_t>(batch);
+    std::vector<int32_t> tokens(count), got(count), want(count);
+    std::vector<int32_t> positions{0, 13, 17, 1000, m.max_seq - batch};
+    if (few) positions = {0, 17};
+    double logit_error = 0, cache_error = 0;
+    bool same_choice = true;
+    for (int32_t pos : positions) {
+      if (pos > m.max_seq - batch) continue;
+      for (int32_t t = 0; t < batch; ++t) tokens[static_cast<size_t>(t)] = (pos * 37 + 5 + t * 11) % m.vocab;
+      p.reference->decode_batch(tokens.data(), batch, pos, want.data());
+      p.gpu->decode_batch(tokens.data(), batch, pos, got.data());
+      const auto a = read_buffer(*p.gpu, p.image, "logits"), b = read_buffer(*p.reference, p.image, "logits");
+      logit_error = std::max(logit_error, error_of(AMK_DTYPE_F32, a.data(), b.data(), int64_t{batch} * m.vocab));
+      for (int32_t t = 0; t < batch; ++t) {
+        const float* logits = reinterpret_cast<const float*>(a.data()) + int64_t{t} * m.vocab;
+        same_choice &= got[static_cast<size_t>(t)] == std::max_element(logits, logits + m.vocab) - logits;
+      }
+      for (int32_t layer = 0; layer < m.layers; ++layer) {
+        for (const char* which : {".k", ".v"}) {
+          const std::string cache = "kv." + std::to_string(layer) + which;
+          const auto x = read_buffer(*p.gpu, p.image, cache), y = read_buffer(*p.reference, p.image, cache);
+          cache_error = std::max(cache_error,
+                                 error_of(m.dtype, x.data(), y.data(), (int64_t)m.n_kv_heads * m.max_seq * m.head_dim));
+        }
+      }
+    }
+    const double limit = limit_of(m.dtype);
+    report(logit_error <= limit && cache_error <= limit && same_choice,
+           amk::text("%-28s %-4s %2d tokens, kv_block %4d fusion 0x%02x grid %3d: logits %.2e cache %.2e%s", name,
+                     amk::dtype_name(m.dtype), batch, s.attention_kv_block, s.fusion, sms, logit_error, cache_error,
+                     same_choice ? "" : " WRONG CHOICE"));
+  } catch (const amk::Error& e) {
+    report(false, std::string(name) + ": " + amk::text("%d ", e.status()) + e.what());
+  }
+}
+
+void batches() {
+  const int32_t every_bias = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
+  const int32_t qwen3 = AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
+  const amk_schedule_t plain = schedule(0, 16);
+  for (int32_t dtype : {AMK_DTYPE_F32, AMK_DTYPE_F16, AMK_DTYPE_BF16}) {
+    for (int32_t batch : {2, 5, 16}) {
+      const amk_model_t gqa = model(dtype, 2, 256, 8, 2, 32, 512, 1001, 1024);
+      compare_batch("gqa", gqa, batch, plain, 132);
+      compare_batch("gqa, unfused", gqa, batch, schedule(0, 64, 0, AMK_SM_LOAD_BALANCE, AMK_PAGES_NONE), 3);
+      compare_batch("qwen3: qk norm, tied", model(dtype, 2, 256, 4, 2, 64, 768, 1000, 1024, qwen3), batch, plain, 132);
+      compare_batch("every bias, mha", model(dtype, 2, 256, 4, 4, 64, 512, 1000, 1024, every_bias), batch, plain, 132);
+      compare_batch("8 heads on 1, 128 wide", model(dtype, 1, 1024, 8, 1, 128, 2816, 2000, 1024), batch, plain, 132);
+      compare_batch("7 heads on 1, odd rows", model(dtype, 1, 112, 7, 1, 16, 240, 997, 1024), batch, plain, 5);
+    }
+    compare_batch("panels of rows and columns", model(dtype, 1, 4640, 2, 1, 64, 512, 6000, 256), 16, plain, 7);
+  }
+  for (int32_t group : {64, 128}) {
+    for (int32_t batch : {2, 16}) {
+      compare_batch("int8 gqa", quantised(model(AMK_DTYPE_BF16, 2, 256, 8, 2, 64, 512, 1000, 1024), group), batch,
+                    plain, 132);
+      compare_batch("int8 panels", quantised(model(AMK_DTYPE_F16, 1, 4736, 2, 1, 64, 512, 6000, 256), group), batch,
+                    plain, 7);
+    }
+  }
+  compare_batch("one layer of a 1B model", model(AMK_DTYPE_BF16, 1, 2048, 32, 8, 64, 8192, 4096, 1024), 16, plain, 132);
+  compare_batch("one layer of an 8B model", model(AMK_DTYPE_BF16, 1, 4096, 32, 8, 128, 14336, 4096, 1024), 16, plain,
+                132);
+  compare_batch("int8 one layer of 8B", quantised(model(AMK_DTYPE_BF16, 1, 4096, 32, 8, 128, 14336, 4096, 1024), 128),
+                16, plain, 132);
+
+  // What a step of several tokens cannot do is refused before anything runs.
+  amk_model_t m = model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 512, 64);
+  m.batch = 5;
+  Pair p(make_image(m, plain, 4), 0, deadline_ms);
+  const std::vector<int32_t> tokens{1, 2, 3, 4, 5}, bad{1, 2, 3, 512, 5};
+  std::vector<int32_t> next(5);
+  const auto refused = [&](const char* what, int32_t status, auto call) {
+    int32_t said = AMK_OK;
+    try {
+      call();
+    } catch (const amk::Error& e) {
+      said = e.status();
+    }
+    report(said == status, amk::text("5 tokens, %s: status %d", what, said));
+  };
+  refused("one token given", AMK_ERR_UNSUPPORTED, [&] { p.gpu->decode(1, 0); });
+  refused("a step over the end", AMK_ERR_INVALID_ARGUMENT,
+          [&] { p.gpu->decode_batch(tokens.data(), 5, 60, next.data()); });
+  refused("a token outside its table", AMK_ERR_INVALID_ARGUMENT,
+          [&] { p.gpu->decode_batch(bad.data(), 5, 0, next.data()); });
+  refused("another number", AMK_ERR_INVALID_ARGUMENT, [&] { p.gpu->decode_batch(tokens.data(), 4, 0, next.data()); });
+  refused("then a good step", AMK_OK, [&] { p.gpu->decode_batch(tokens.data(), 5, 59, next.data()); });
+}
+
 // launch() into a capturing stream, replayed at several positions.
 void replay() {
   const amk_model_t m = model(AMK_DTYPE_F32, 2, 256, 8, 2, 32, 512, 1000, 1024);
@@ -248,7 +344,7 @@ void long_context() {
   }
 }
 
-// Four whole models at two positions each: what a sanitizer, some hundred times slower, has time for.
+// Five whole models at two positions each: what a sanitizer, some hundred times slower, has time for.
 void three_models() {
   const int32_t qwen3 = AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
   compare("gqa", model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 500, 64), schedule(0, 16), 16, true);
@@ -258,18 +354,21 @@ void three_models() {
           schedule(8, 16, 0), 8, true);
   compare("int8", quantised(model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 504, 64), 64), schedule(0, 16), 16, true);
   compare("mha, 80 wide", model(AMK_DTYPE_F16, 1, 160, 2, 2, 80, 320, 301, 64), schedule(64, 32), 3, true);
+  compare_batch("gqa", model(AMK_DTYPE_BF16, 1, 128, 4, 2, 64, 256, 504, 64), 5, schedule(0, 16), 16, true);
 }
 
 }  // namespace
 
-// "int8": quantised models alone. "quick": the first models alone, before and after a measurement. "three": see there.
-// deadline_ms=N.
+// "int8": quantised models alone. "batch": steps of several tokens alone. "quick": the first models alone, before and
+// after a measurement. "three": see there. deadline_ms=N.
 int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "";
   for (int i = 1; i < argc; ++i) std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
   try {
     if (which == "int8") {
       int8_models();
+    } else if (which == "batch") {
+      batches();
     } else if (which == "three") {
       three_models();
     } else if (which == "quick") {
@@ -281,6 +380,7 @@ int main(int argc, char** argv) {
       compare_all();
       families();
       int8_models();
+      batches();
       long_context();
       decodes();
       replay();

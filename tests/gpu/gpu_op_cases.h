@@ -101,5 +101,7 @@ inline std::vector<std::pair<int32_t, int32_t>> cuts(int32_t total) {
 
 // Of a hybrid model: gpu_ops_hybrid.cpp.
 void hybrid_ops();
+// Of several tokens: gpu_ops_batch.cpp.
+void batch_ops();
 
 }  // namespace gpu_test

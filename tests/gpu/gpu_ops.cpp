@@ -1,6 +1,7 @@
 // Every opcode by itself against the reference machine: each flag, tiles that start and end anywhere, the smallest and
 // odd sizes, and every opcode at every position of positions_below, also where it must not matter. Needs a GPU.
-// In: "few" (one case of each opcode and type, for a sanitizer), deadline_ms=N. Out: one line per opcode.
+// In: "few" (one case of each opcode and type, for a sanitizer), "batch" (those of several tokens alone),
+// deadline_ms=N. Out: one line per opcode.
 #include <cstdio>
 
 #include "gpu_op_cases.h"
@@ -447,9 +448,16 @@ void argmax() {
 
 int main(int argc, char** argv) {
   static_assert(AMK_OP_SIGMOID_MUL == 24, "an opcode was added: give it cases here");
+  bool only_batch = false;
   for (int i = 1; i < argc; ++i) {
     few |= std::strcmp(argv[i], "few") == 0;
+    only_batch |= std::strcmp(argv[i], "batch") == 0;
     std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
+  }
+  if (only_batch) {
+    batch_ops();
+    std::printf("gpu_ops batch: %d failures\n", failures);
+    return failures;
   }
   copy_and_nop();
   embed();
@@ -466,6 +474,7 @@ int main(int argc, char** argv) {
   attention();
   argmax();
   hybrid_ops();
+  batch_ops();
   std::printf("gpu_ops: %d failures\n", failures);
   return failures;
 }

@@ -28,7 +28,8 @@ void repeat(const char* name, const amk_model_t& m, int32_t pos, int count, doub
   const auto start = Clock::now();
   // Poisoned before each step: an output that a step leaves alone is NaN, not the last step's.
   Pair p(make_image(m, amk::default_schedule(), 132), 1);
-  p.token(17);
+  const std::vector<int32_t> tokens(static_cast<size_t>(p.gpu->batch()), 17);
+  p.gpu->write("token", 0, tokens.data(), tokens.size() * sizeof(int32_t));
   p.gpu->run(pos);
   const auto first = everything(*p.gpu, p.image);
   size_t free_before = 0, free_after = 0, total = 0;
@@ -55,6 +56,9 @@ int main(int argc, char** argv) {
   try {
     repeat("bf16, qk norm", model(AMK_DTYPE_BF16, 2, 1024, 16, 8, 64, 3072, 8192, 256, AMK_MODEL_QK_NORM), 200, repeats,
            seconds);
+    amk_model_t batched = model(AMK_DTYPE_BF16, 2, 1024, 16, 8, 128, 6144, 8192, 256, AMK_MODEL_QK_NORM);
+    batched.batch = 16;
+    repeat("bf16, 16 tokens a step", batched, 200, repeats / 10, seconds);
     repeat("f32, every bias",
            model(AMK_DTYPE_F32, 1, 512, 8, 2, 64, 1024, 1001, 128,
                  AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS),

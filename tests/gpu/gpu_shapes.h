@@ -21,7 +21,7 @@ constexpr Shape kShapes[] = {
 };
 constexpr int32_t kContexts[] = {1, 1024, 8192};
 constexpr int kSteps = 60, kWarmUp = 10;
-constexpr int32_t kMaxSeq = 8192 + kSteps + kWarmUp;
+constexpr int32_t kMaxSeq = 8192 + kSteps + kWarmUp + AMK_MAX_BATCH;
 
 // The shape that a word of the command line names, or null.
 inline const Shape* find_shape(const char* word) {
@@ -45,11 +45,12 @@ struct Lowered {
   Bytes bytes;
   amk::ImageView image;
 };
-// group: of quantised matrices, a head of its own among them; 0: none is quantised.
-inline Lowered lower_shape(const Shape& s, const amk_schedule_t& schedule, int32_t group) {
+// group: of quantised matrices, a head of its own among them; 0: none is quantised. batch: tokens of a step.
+inline Lowered lower_shape(const Shape& s, const amk_schedule_t& schedule, int32_t group, int32_t batch = 1) {
   amk_model_t m =
       model(AMK_DTYPE_BF16, s.layers, s.hidden, s.heads, s.kv_heads, s.dim, s.ffn, s.vocab, kMaxSeq, s.features);
   m.weight_group = group;
+  m.batch = batch;
   if (group) m.features &= ~AMK_MODEL_TIED_HEAD;
   const amk_target_t target = h200(amk::query_device(0).sm_count);
   amk::check_schedule(schedule, target);

@@ -17,8 +17,8 @@ from pathlib import Path
 
 # Name, arguments, seconds after which the program counts as hung. Some faults end their process's CUDA context.
 CHECKS = [
-    ("gpu_ops", [], 180),
-    ("gpu_check", [], 300),
+    ("gpu_ops", [], 300),
+    ("gpu_check", [], 400),
     ("gpu_random", [], 300),
     ("gpu_repeat", [], 260),
     ("gpu_gdn", ["check"], 120),

@@ -27,7 +27,7 @@ CXX_ARROWS = {
 VM_MAY_ALSO = {"pack/layout.h"}
 CUDA_MAY = {
     *{"gdn/gdn.h", "pack/layout.h", "vm/vm.h", "vm/device.h", "vm/states.h"},
-    *{"ops/op_spec.h", "ops/packing.h", "ops/packing_int8.h", "ops/ring.h"},
+    *{"ops/batch_slots.h", "ops/op_spec.h", "ops/packing.h", "ops/packing_int8.h", "ops/ring.h"},
 }
 
 # python/amk module -> modules of amk it may import. Modules not listed may import nothing of amk.
