@@ -2,8 +2,9 @@
 // bytes: what norm_scale_shift/docs/dispatch.md was chosen from. Each plan's result is first compared with the element
 // kernel. Usage: amk_tune_norm_scale_shift [--all] [COLUMNS ...]: 1536, 3072, 4096, 5120; --all: also the plans far
 // from the best.
-#include "../norm_scale_shift/solution/norm_scale_shift.cuh"
+#include "../norm_scale_shift/solution/norm_scale_shift_solution.cu"
 #include "norm_scale_shift_persistent.cuh"
+#include "norm_scale_shift_sweep.cuh"
 #include "tune.cuh"
 
 namespace amk::task {
@@ -26,6 +27,11 @@ struct Shape {
 template <class M, bool kResidual, class Plan>
 Candidate plan(const char* name, int waves = 0) {
   return {name, launch_rows<X, M, kResidual, false, Plan>, waves};
+}
+
+template <class M, bool kResidual>
+int32_t launch_dispatched(const NormOperands& o, int, void* stream) {
+  return run<X, M, kResidual, false>(o, stream);
 }
 
 // Vectors of 8 bytes of x beside f32 modulation of 16.
@@ -57,6 +63,63 @@ std::vector<Candidate> narrow_candidates() {
   }
 }
 
+// Of broadcast modulation only. Shared memory holds the modulation as f32 and kStages rows (with a residual: pairs of
+// rows) per warp; with several waves a block ends earlier and SMs even out.
+template <class M, bool kResidual, class Plan>
+Candidate sweep(const char* name, int waves = 0) {
+  return {name, launch_sweep<X, M, kResidual, Plan>, waves};
+}
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> sweep_candidates() {
+  constexpr bool R = kResidual;
+  constexpr int kVectors = kColumns / (kWarpThreads * kPerVector<X>);
+  if constexpr (kColumns == 1536) {
+    return {};
+  } else if constexpr (kColumns == 3072 && !R) {
+    return {
+        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages 3 waves", 3),
+        sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
+        sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages"),
+        sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages 2 waves", 2),
+    };
+  } else if constexpr (kColumns == 3072) {
+    return {
+        sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
+        sweep<M, R, SweepPlan<5, kVectors, 3>>("sweep 5 warps 3 stages"),
+        sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages"),
+        sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages 3 waves", 3),
+    };
+  } else if constexpr (kColumns == 4096 && !R) {
+    return {
+        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages 2 waves", 2),
+        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
+        sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
+    };
+  } else if constexpr (kColumns == 4096) {
+    return {
+        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages"),
+        sweep<M, R, SweepPlan<5, kVectors, 2>>("sweep 5 warps 2 stages"),
+        sweep<M, R, SweepPlan<5, kVectors, 2>>("sweep 5 warps 2 stages 2 waves", 2),
+    };
+  } else if constexpr (!R) {
+    return {
+        sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
+        sweep<M, R, SweepPlan<6, kVectors, 3>>("sweep 6 warps 3 stages"),
+        sweep<M, R, SweepPlan<9, kVectors, 2>>("sweep 9 warps 2 stages"),
+        sweep<M, R, SweepPlan<9, kVectors, 2>>("sweep 9 warps 2 stages 3 waves", 3),
+    };
+  } else {
+    return {
+        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages"),
+        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages 3 waves", 3),
+        sweep<M, R, SweepPlan<8, kVectors, 1>>("sweep 8 warps 1 stage"),
+    };
+  }
+}
+
 // Of broadcast modulation only. f32 modulation and a residual's operands take the registers of whole blocks.
 template <class M, bool kResidual, class Plan>
 Candidate stay(const char* name) {
@@ -71,6 +134,7 @@ std::vector<Candidate> persistent_candidates() {
   } else if constexpr (kColumns == 3072) {
     return {
         stay<M, R, PersistentPlan<128, 3, 4, kPacked, R ? 4 : 5>>("ring 128x3 4 stages"),
+        stay<M, R, PersistentPlan<128, 3, 3, kFloat, R ? 3 : 4>>("ring 128x3 3 stages f32"),
         stay<M, R, PersistentPlan<192, 2, 4, kPacked, R ? 3 : 5>>("ring 192x2 4 stages"),
         stay<M, R, PersistentPlan<384, 1, 4, kFloat, R ? 2 : 3>>("ring 384x1 4 stages f32"),
         stay<M, R, PersistentPlan<32, 12, 2, kShared, 1, R ? 8 : 12>>("ring 32x12 2 stages shared"),
@@ -132,6 +196,8 @@ std::vector<Candidate> candidates() {
         plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late persistent", 6),
         plan<M, R, NormPlan<128, 3, 1, kEarly, 1, Reuse::kKeep>>("128x3 early kept"),
         plan<M, R, NormPlan<384, 1, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("384x1 early dependent"),
+        plan<M, R, NormPlan<192, 2, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("192x2 early dependent"),
+        plan<M, R, NormPlan<128, 3, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("128x3 early dependent"),
         plan<M, R, NormPlan<128, 3, 1, kLate, 1, Reuse::kStream, Order::kDependent>>("128x3 late dependent"),
     };
   } else if constexpr (kColumns == 4096) {
@@ -214,10 +280,13 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
   std::vector<Finding> found;
-  std::vector<Candidate> all = candidates<M, kResidual, kColumns>();
-  for (const Candidate& c : narrow_candidates<M, kResidual, kColumns>()) all.push_back(c);
-  if (!is_full) {
-    for (const Candidate& c : persistent_candidates<M, kResidual, kColumns>()) all.push_back(c);
+  std::vector<Candidate> all{{kDispatched, launch_dispatched<M, kResidual>, 0}};
+  const auto add = [&](const std::vector<Candidate>& more) { all.insert(all.end(), more.begin(), more.end()); };
+  add(candidates<M, kResidual, kColumns>());
+  add(narrow_candidates<M, kResidual, kColumns>());
+  if (!is_full && rows > kFewRows) {
+    add(persistent_candidates<M, kResidual, kColumns>());
+    add(sweep_candidates<M, kResidual, kColumns>());
   }
   for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
@@ -247,6 +316,7 @@ int main(int argc, char** argv) {
   using namespace amk::task;
   const bool is_all = take_all(argc, argv);
   Clock clock;
+  print_header();
   const auto is_asked = [&](const char* columns) {
     bool found = argc == 1;
     for (int i = 1; i < argc; ++i) found = found || std::strcmp(argv[i], columns) == 0;

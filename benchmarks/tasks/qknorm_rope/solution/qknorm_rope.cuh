@@ -16,11 +16,16 @@
 
 namespace amk::task {
 
+// Where a token's cosines and sines are read: at its position, so only when that has come; or at first at the row of
+// its own number, on their way together with its position, and again at its position if that is another.
+enum class Turn { kKnown, kGuessed };
+
 // What is chosen by measurement. threads: of a block; heads: that a group of eight lanes has in flight at once;
 // resident: blocks per SM that registers are kept free for.
 template <int kThreadsOfPlan, int kHeadsOfPlan, int kResidentOfPlan = 1, Reuse kReuseOfPlan = Reuse::kKeep,
-          Order kOrderOfPlan = Order::kPlain>
+          Order kOrderOfPlan = Order::kPlain, Turn kTurnOfPlan = Turn::kKnown>
 struct QkPlan {
+  static constexpr Turn kTurn = kTurnOfPlan;
   static constexpr int kResident = kResidentOfPlan;
   static constexpr int kThreads = kThreadsOfPlan, kHeads = kHeadsOfPlan;
   static constexpr Reuse kReuse = kReuseOfPlan;
@@ -67,6 +72,13 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   for (int piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
     const int token = piece / parts, first = (piece - token * parts) * kGroups * Plan::kHeads + group;
     const int64_t position = static_cast<const P*>(o.positions)[token * o.position_stride];
+    float cosine[kPerLane / 2], sine[kPerLane / 2];
+    const auto load_turn_at = [&](int64_t at) {
+      load_turn<T, kInterleaved>(o.cache + at * o.cache_row_stride, lane, cosine);
+      load_turn<T, kInterleaved>(o.cache + at * o.cache_row_stride + kHalf, lane, sine);
+    };
+    const int64_t guess = token < o.cache_rows ? token : 0;
+    if constexpr (Plan::kTurn == Turn::kGuessed) load_turn_at(guess);
     T* row[Plan::kHeads];
     Run<T, kPer> raw[Plan::kHeads][kVectors], weight[Plan::kHeads][kVectors];
 #pragma unroll
@@ -87,10 +99,8 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       }
     }
     const bool is_known = position >= 0 && position < o.cache_rows;
-    const float* cached = o.cache + (is_known ? position : 0) * o.cache_row_stride;
-    float cosine[kPerLane / 2], sine[kPerLane / 2];
-    load_turn<T, kInterleaved>(cached, lane, cosine);
-    load_turn<T, kInterleaved>(cached + kHalf, lane, sine);
+    const int64_t turn_row = is_known ? position : 0;
+    if (Plan::kTurn == Turn::kKnown || turn_row != guess) load_turn_at(turn_row);
 #pragma unroll
     for (int u = 0; u < Plan::kHeads; ++u) {
       float x[kPerLane], sum = 0;
