@@ -160,5 +160,36 @@ def outputs_of(row, side, backwards):
     return [operands[name].flat.tobytes() for name in row.outputs]
 
 
+def side_fixture(name, *sources):
+    """A fixture of a test module: each side of the task in turn."""
+
+    @pytest.fixture(scope="module", params=["baseline", "solution"])
+    def side(request, tmp_path_factory):
+        return build(tmp_path_factory.mktemp("kernels"), name, request.param, *sources)
+
+    return side
+
+
+def assert_right(rows, side):
+    wrong = [fault for row in rows for fault in faults_of(row, side)]
+    assert not wrong, f"{len(wrong)}: " + "; ".join(wrong[:8])
+
+
+def assert_order_of_threads_does_not_matter(rows, side):
+    """A missing barrier shows here: the threads of a block run one after another, in two orders."""
+    for row in rows:
+        assert outputs_of(row, side, backwards=0) == outputs_of(row, side, backwards=1), row.name
+
+
+def regression_rows(task, most=1 << 40, rejects=True):
+    """Those of up to `most` elements."""
+    rows = [row for row in task.rows if row.kind == "regression" and elements(row) <= most]
+    return [row for row in rows if rejects or not row.rejects]
+
+
+def shortest_production_row(task):
+    return min((row for row in task.rows if row.kind == "production"), key=elements)
+
+
 def elements(row):
     return max(int(np.prod(spec.shape)) for spec in row.outputs.values())

@@ -83,36 +83,16 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
     await_groups<kStages - 1>();
 #pragma unroll
     for (int u = 0; u < kHeads; ++u) {
-      float x[kPerLane], sum = 0;
+      Run<T, kPer> vectors[kVectors];
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        Run<T, kPer> raw{};
-        if (base[u]) raw.load(reinterpret_cast<const T*>(slot(stage, u, v)));
-        float part[kPer];
-        raw.unpack(part);
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) {
-          x[v * kPer + i] = part[i];
-          sum = fmaf(part[i], part[i], sum);
-        }
+        vectors[v] = {};
+        if (base[u]) vectors[v].load(reinterpret_cast<const T*>(slot(stage, u, v)));
       }
-      const float scale = is_known(position) ? rsqrtf(warp_sum<kLanes>(sum) * (1.0f / kHeadDim) + o.eps) : kNotANumber;
+      finish_head<kInterleaved>(vectors, weight[u], cosine, sine, is_known(position), o.eps);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        float w[kPer];
-        weight[u][v].unpack(w);
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) x[v * kPer + i] *= scale * w[i];
-      }
-      turn<kInterleaved>(x, cosine, sine);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float part[kPer];
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) part[i] = x[v * kPer + i];
-        Run<T, kPer> result;
-        result.pack(part);
-        if (base[u]) result.template store<Plan::kReuse>(row(u, token) + (v * kLanes + lane) * kPer);
+        if (base[u]) vectors[v].template store<Plan::kReuse>(row(u, token) + (v * kLanes + lane) * kPer);
       }
     }
 #pragma unroll

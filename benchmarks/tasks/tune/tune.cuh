@@ -186,6 +186,10 @@ constexpr const char* kDispatched = "dispatched";
 
 inline void print_header() { std::printf("%-26s %9s %7s  %-10s %s\n", "row", "us", "% copy", "ok", "plan"); }
 
+inline void print_refusal(const char* shape, const char* plan, int32_t status) {
+  std::printf("%-26s %9s %7s  %-10d %s\n", shape, "-", "-", status, plan);
+}
+
 // The copy, then the plans from the fastest on: those within 15 % of it, or all. What is wrong is always there.
 inline void print_findings(const char* shape, size_t bytes, float copy_us, std::vector<Finding> found, bool is_all) {
   std::sort(found.begin(), found.end(), [](const Finding& a, const Finding& b) { return a.us < b.us; });

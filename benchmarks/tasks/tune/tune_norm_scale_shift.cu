@@ -291,10 +291,9 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
     for (int i = 0; i < n_outputs; ++i) check(cudaMemset(outputs[i], 0xff, x_bytes), "cudaMemset");
-    const int32_t status = c.launch(first, grid, nullptr);
-    if (status != 0) {
-      std::fprintf(stderr, "%s: %s: status %d\n", shape, c.name, status);
-      std::exit(1);
+    if (const int32_t status = c.launch(first, grid, nullptr)) {
+      print_refusal(shape, c.name, status);
+      continue;
     }
     float away = 0;
     for (int i = 0; i < n_outputs; ++i)

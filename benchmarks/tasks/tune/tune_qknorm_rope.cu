@@ -31,7 +31,7 @@ int32_t launch_dispatched(const QkOperands& o, int, void* stream) { return run(o
 
 constexpr auto kKeep = Reuse::kKeep, kStream = Reuse::kStream;
 constexpr auto kPlain = Order::kPlain, kDependent = Order::kDependent;
-constexpr auto kKnown = Turn::kKnown, kGuessed = Turn::kGuessed;
+constexpr auto kGuessed = Turn::kGuessed;
 
 const Candidate kOfFewTokens[] = {
     {kDispatched, launch_dispatched, 0},
@@ -197,7 +197,10 @@ void tune(Clock& clock, int tokens, int heads, bool is_all) {
   for (const Candidate& c : is_few ? std::span<const Candidate>(kOfFewTokens) : std::span(kOfManyTokens)) {
     reset(pool.set(0), 1);
     const int grid = c.waves * pool.sm_count();
-    if (c.launch(operands(pool.set(0)), grid, nullptr) != 0) std::exit(1);
+    if (const int32_t status = c.launch(operands(pool.set(0)), grid, nullptr)) {
+      print_refusal(shape, c.name, status);
+      continue;
+    }
     const float away = distance(want, reinterpret_cast<const T*>(pool.set(0)), 2 * side);
     const float us =
         clock.us_per_launch([&](int i, cudaStream_t stream) { return c.launch(operands(pool.set(i)), grid, stream); });

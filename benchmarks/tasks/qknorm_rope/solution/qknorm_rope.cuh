@@ -62,6 +62,40 @@ __device__ __forceinline__ void turn(float (&x)[kPerLane], const float (&cosine)
   }
 }
 
+// A lane's vectors of a head: normalised, turned and rounded in place. Every lane of the warp takes part.
+template <bool kInterleaved, class T, int kPer, int kVectors>
+__device__ __forceinline__ void finish_head(Run<T, kPer> (&vectors)[kVectors], const Run<T, kPer> (&weight)[kVectors],
+                                            const float (&cosine)[kPerLane / 2], const float (&sine)[kPerLane / 2],
+                                            bool is_known, float eps) {
+  float x[kPerLane], sum = 0;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float part[kPer];
+    vectors[v].unpack(part);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      x[v * kPer + i] = part[i];
+      sum = fmaf(part[i], part[i], sum);
+    }
+  }
+  const float scale = is_known ? rsqrtf(warp_sum<kLanes>(sum) * (1.0f / kHeadDim) + eps) : kNotANumber;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float w[kPer];
+    weight[v].unpack(w);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) x[v * kPer + i] *= scale * w[i];
+  }
+  turn<kInterleaved>(x, cosine, sine);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float part[kPer];
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) part[i] = x[v * kPer + i];
+    vectors[v].pack(part);
+  }
+}
+
 // A block takes a token's heads [part * kGroups * kHeads, ...), q before k. blocks: tokens * parts of them in all.
 template <class T, class P, bool kInterleaved, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
@@ -103,32 +137,9 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
     if (Plan::kTurn == Turn::kKnown || turn_row != guess) load_turn_at(turn_row);
 #pragma unroll
     for (int u = 0; u < Plan::kHeads; ++u) {
-      float x[kPerLane], sum = 0;
+      finish_head<kInterleaved>(raw[u], weight[u], cosine, sine, is_known, o.eps);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        float part[kPer];
-        raw[u][v].unpack(part);
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) {
-          x[v * kPer + i] = part[i];
-          sum = fmaf(part[i], part[i], sum);
-        }
-      }
-      const float scale = is_known ? rsqrtf(warp_sum<kLanes>(sum) * (1.0f / kHeadDim) + o.eps) : kNotANumber;
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float w[kPer];
-        weight[u][v].unpack(w);
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) x[v * kPer + i] *= scale * w[i];
-      }
-      turn<kInterleaved>(x, cosine, sine);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float part[kPer];
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) part[i] = x[v * kPer + i];
-        raw[u][v].pack(part);
         if (row[u]) raw[u][v].template store<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
       }
     }
