@@ -148,16 +148,20 @@ std::vector<Candidate> persistent_candidates() {
         stay<M, R, PersistentPlan<256, 2, 3, kPacked, R ? 2 : 4>>("ring 256x2 3 stages"),
         stay<M, R, PersistentPlan<512, 1, 4, kFloat, R ? 1 : 2>>("ring 512x1 4 stages f32"),
         stay<M, R, PersistentPlan<32, 16, 2, kShared, 1, R ? 6 : 8>>("ring 32x16 2 stages shared"),
-        stay<M, R, PersistentPlan<128, 4, 0, kPacked, R ? 2 : 4>>("ahead 128x4"),
-        stay<M, R, PersistentPlan<256, 2, 0, kPacked, R ? 2 : 4>>("ahead 256x2"),
+        stay<M, R, PersistentPlan<128, 4, 0, kPacked, R ? 2 : 3>>("ahead 128x4"),
+        stay<M, R, PersistentPlan<256, 2, 0, kPacked, R ? 2 : 3>>("ahead 256x2"),
     };
   } else {
     return {
-        stay<M, R, PersistentPlan<128, 5, 3, kPacked, kIsHeavy ? 2 : 3>>("ring 128x5 3 stages"),
-        stay<M, R, PersistentPlan<160, 4, 3, kPacked, kIsHeavy ? 1 : 3>>("ring 160x4 3 stages"),
+        stay<M, R, PersistentPlan<128, 5, 3, kPacked, R ? 2 : 3>>("ring 128x5 3 stages"),
+        stay<M, R,
+             PersistentPlan<160, 4, 3, kPacked,
+                            kIsHeavy ? 1
+                            : R      ? 2
+                                     : 3>>("ring 160x4 3 stages"),
         stay<M, R, PersistentPlan<320, 2, 3, kPacked, kIsLight ? 3 : 2>>("ring 320x2 3 stages"),
         stay<M, R, PersistentPlan<640, 1, 4, kFloat, 1>>("ring 640x1 4 stages f32"),
-        stay<M, R, PersistentPlan<160, 4, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 160x4"),
+        stay<M, R, PersistentPlan<160, 4, 0, kPacked, R ? 1 : 2>>("ahead 160x4"),
         stay<M, R, PersistentPlan<320, 2, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 320x2"),
     };
   }
@@ -180,7 +184,7 @@ std::vector<Candidate> candidates() {
     return {
         plan<M, R, NormPlan<128, 3>>("128x3 early"),
         plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late"),
-        plan<M, R, NormPlan<128, 3, 1, kLate, 6>>("128x3 late resident 6"),
+        plan<M, R, NormPlan<128, 3, 1, kLate, sizeof(M) == 4 ? 5 : 6>>("128x3 late resident 6, f32 5"),
         plan<M, R, NormPlan<128, 3, 2, kLate>>("128x3 2 rows late"),
         plan<M, R, NormPlan<192, 2>>("192x2 early"),
         plan<M, R, NormPlan<192, 2, 1, kLate>>("192x2 late"),
