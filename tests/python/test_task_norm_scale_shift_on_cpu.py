@@ -1,16 +1,15 @@
 """Both sides of norm_scale_shift on the CPU: every row that it can do, and the same bits in any order of threads."""
 
-import dataclasses
-
 import pytest
 
-from amk.tasks.workloads import TensorSpec, contiguous, read_task
+from amk.tasks.workloads import read_task
 from kernels_on_cpu import (
     TASKS,
     assert_order_of_threads_does_not_matter,
     assert_right,
     needs_compiler,
     regression_rows,
+    resized,
     shortest_production_row,
     side_fixture,
 )
@@ -34,28 +33,13 @@ def test_the_order_of_threads_does_not_matter(side):
     assert_order_of_threads_does_not_matter(regression_rows(TASK, 1 << 15, rejects=False)[::7], side)
 
 
-def resized(name, rows, columns):
-    """A frozen row whose operands are [1, S or 1, C] with other S and C, broadcast axes kept."""
-    row = next(row for row in TASK.rows if row.name == name)
-
-    def change(spec):
-        shape = (1, 1 if spec.shape[1] == 1 else rows, columns)
-        return TensorSpec(shape, spec.dtype, contiguous(shape))
-
-    return dataclasses.replace(
-        row,
-        name=f"{name} as {rows}x{columns}",
-        inputs={operand: change(spec) for operand, spec in row.inputs.items()},
-        outputs={operand: change(spec) for operand, spec in row.outputs.items()},
-    )
-
-
 def test_plans_of_the_solution_that_no_small_row_reaches(side):
     """Of the dispatch table in docs/dispatch.md; narrower than production, so that some threads have no vector."""
     if not side.rounds_once:
         pytest.skip("the baseline has one path for all lengths")
-    plain, gated = "1x19x3072_11D_bf16", "1x19x3072_11D_bf16_gated"
-    gated_f32 = "1x37800x5120_11D_f32_gated"
+    named = {row.name: row for row in TASK.rows}
+    plain, gated = named["1x19x3072_11D_bf16"], named["1x19x3072_11D_bf16_gated"]
+    gated_f32 = named["1x37800x5120_11D_f32_gated"]
     rows = [resized(plain, 1057, 3080)]
     rows += [resized(gated, 265, columns) for columns in (1032, 3080, 4104)]
     rows += [resized(gated_f32, rows, columns) for rows, columns in ((3, 3080), (265, 2056), (265, 3080))]
