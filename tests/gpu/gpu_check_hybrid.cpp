@@ -20,6 +20,13 @@ amk_model_t hybrid(amk_model_t m, int32_t interval, int32_t key_heads, int32_t v
   return m;
 }
 
+// After 20 steps over states. f32: the reference machine against double precision has as much (test_hybrid). 16 bits: a
+// little more than two schedules of one model, whose roundings fall elsewhere, differ on the reference machine itself:
+// 1.2e-2 and 6.9e-2.
+double limit_of_hybrid(int32_t dtype) {
+  return dtype == AMK_DTYPE_F32 ? 2e-5 : dtype == AMK_DTYPE_BF16 ? 8e-2 : 1.5e-2;
+}
+
 struct Errors {
   double logits = 0, states = 0, caches = 0;
   bool same_choice = true;
@@ -107,7 +114,7 @@ void check_model(const char* name, const amk_model_t& m, const amk_schedule_t& s
     run.reset();
     is_poisoned &= run.step(0, &errors) == first;
 
-    const double limit = limit_of(m.dtype), worst = std::max({errors.logits, errors.states, errors.caches});
+    const double limit = limit_of_hybrid(m.dtype), worst = std::max({errors.logits, errors.states, errors.caches});
     report(worst <= limit && errors.same_choice && is_carried && is_reset && is_poisoned,
            amk::text(
                "%-28s %-4s kv_block %3d fusion 0x%02x grid %3d, %d steps: logits %.2e states %.2e cache %.2e%s%s%s%s",
