@@ -10,10 +10,12 @@
 namespace amk::task {
 
 // warps: of a block; vectors: of 16 bytes per lane, so a row has 32 * vectors; stages: rows of a warp in shared memory.
-template <int kWarpsOfPlan, int kVectorsOfPlan, int kStagesOfPlan, int kResidentOfPlan = 1>
+template <int kWarpsOfPlan, int kVectorsOfPlan, int kStagesOfPlan, int kResidentOfPlan = 1,
+          Order kOrderOfPlan = Order::kPlain>
 struct SweepPlan {
   static constexpr int kWarps = kWarpsOfPlan, kVectors = kVectorsOfPlan, kStages = kStagesOfPlan;
   static constexpr int kResident = kResidentOfPlan, kThreads = kWarps * kWarpThreads;
+  static constexpr Order kOrder = kOrderOfPlan;
 };
 
 // What a block keeps: scale + 1, shift and gate in f32, each vector's floats as runs of four, [run][lane], so that a
@@ -51,6 +53,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
     for (int s = 0; s < kStages; ++s) full[warp][s].init();
   }
   __syncwarp();
+  await_previous<Plan::kOrder>();
   for (int s = 0; s < kStages; ++s) request(s, index + s * step);
 
   const Modulation* const modulations[] = {&o.scale, &o.shift, &o.gate};
@@ -163,7 +166,7 @@ int32_t launch_sweep(const NormOperands& o, int grid, void* stream) {
   if (const int32_t status = find_room(kernel, Plan::kThreads, shared, &room)) return status;
   const int most = grid > 0 ? grid : room.resident * room.processors;
   const int blocks = std::min(most, ceil_div_int(rows, Plan::kWarps));
-  return launch_with(Order::kPlain, kernel, blocks, Plan::kThreads, shared, stream, o, rows);
+  return launch_with(Plan::kOrder, kernel, blocks, Plan::kThreads, shared, stream, o, rows);
 }
 
 }  // namespace amk::task

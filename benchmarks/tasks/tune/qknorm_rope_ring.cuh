@@ -12,11 +12,12 @@ namespace amk::task {
 // threads: of a block; heads: of a group of eight lanes, per token; stages: tokens of a warp that are on their way or
 // at work; resident: blocks per SM that registers are kept free for.
 template <int kThreadsOfPlan, int kHeadsOfPlan, int kStagesOfPlan, int kResidentOfPlan = 1,
-          Reuse kReuseOfPlan = Reuse::kStream>
+          Reuse kReuseOfPlan = Reuse::kStream, Order kOrderOfPlan = Order::kPlain>
 struct RingPlan {
   static constexpr int kThreads = kThreadsOfPlan, kHeads = kHeadsOfPlan, kStages = kStagesOfPlan;
   static constexpr int kResident = kResidentOfPlan, kWarps = kThreads / kWarpThreads;
   static constexpr Reuse kReuse = kReuseOfPlan;
+  static constexpr Order kOrder = kOrderOfPlan;
   static constexpr int kHeadsOfWarp = kWarpThreads / kLanes * kHeads;
 };
 
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   uint4* const slots = reinterpret_cast<uint4*>(dynamic_shared());  // [stage][head][vector][thread]
   const int lane = threadIdx.x % kLanes, group = threadIdx.x % kWarpThreads / kLanes;
   const int warp = blockIdx.x * Plan::kWarps + threadIdx.x / kWarpThreads;
+  await_previous<Plan::kOrder>();
   if (warp >= parts * step) return;
   int token = warp / parts;
   const int first = (warp - token * parts) * Plan::kHeadsOfWarp + group;
@@ -122,7 +124,7 @@ int32_t launch_ring(const QkOperands& o, int grid, void* stream) {
     if (slots(n) < slots(best)) best = n;
   }
   const int step = steps(best) < o.tokens ? steps(best) : o.tokens;
-  return launch_with(Order::kPlain, kernel, ceil_div_int(step * parts, Plan::kWarps), Plan::kThreads, shared, stream, o,
+  return launch_with(Plan::kOrder, kernel, ceil_div_int(step * parts, Plan::kWarps), Plan::kThreads, shared, stream, o,
                      parts, step);
 }
 

@@ -82,12 +82,15 @@ std::vector<Candidate> sweep_candidates() {
         sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages 3 waves", 3),
         sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
         sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3, 1, Order::kDependent>>("sweep 8 warps 3 stages dependent"),
+        sweep<M, R, SweepPlan<16, kVectors, 2, 1, Order::kDependent>>("sweep 16 warps 2 stages dependent"),
         sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages 2 waves", 2),
     };
   } else if constexpr (kColumns == 3072) {
     return {
         sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
         sweep<M, R, SweepPlan<5, kVectors, 3>>("sweep 5 warps 3 stages"),
+        sweep<M, R, SweepPlan<6, kVectors, 2, 1, Order::kDependent>>("sweep 6 warps 2 stages dependent"),
         sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages"),
         sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages 3 waves", 3),
     };
@@ -96,6 +99,7 @@ std::vector<Candidate> sweep_candidates() {
         sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
         sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages 2 waves", 2),
         sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3, 1, Order::kDependent>>("sweep 8 warps 3 stages dependent"),
         sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
     };
   } else if constexpr (kColumns == 4096) {
@@ -326,7 +330,7 @@ int main(int argc, char** argv) {
     return found;
   };
   if (is_asked("3072")) {
-    for (int rows : {19, 195, 4096, 27030}) tune<X, false, 3072>(clock, rows, false, is_all);
+    for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(clock, rows, false, is_all);
     for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(clock, rows, false, is_all);
     tune<X, false, 3072>(clock, 18144, true, is_all);
     tune<float, false, 3072>(clock, 18144, true, is_all);

@@ -82,6 +82,7 @@ const Candidate kOfManyTokens[] = {
     ring<RingPlan<128, 2, 4>>("ring 128x2 4 stages"),
     ring<RingPlan<192, 3, 3>>("ring 192x3 3 stages"),
     ring<RingPlan<192, 2, 3, 1, kKeep>>("ring 192x2 3 stages kept"),
+    ring<RingPlan<192, 2, 3, 1, kStream, kDependent>>("ring 192x2 3 stages dependent"),
 };
 constexpr int kFewTokensOfTune = 512;
 
