@@ -9,6 +9,10 @@
 
 using namespace gpu_test;
 
+namespace gpu_test {
+void hybrid_models(int32_t deadline_ms, bool few);
+}  // namespace gpu_test
+
 namespace {
 
 int32_t deadline_ms = 0;  // 0: the machine's own; longer under a sanitizer
@@ -344,7 +348,8 @@ void long_context() {
   }
 }
 
-// Five whole models at two positions each: what a sanitizer, some hundred times slower, has time for.
+// Five whole models at two positions each, and hybrids for three steps: what a sanitizer, some hundred times slower,
+// has time for.
 void three_models() {
   const int32_t qwen3 = AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD;
   compare("gqa", model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 500, 64), schedule(0, 16), 16, true);
@@ -355,12 +360,13 @@ void three_models() {
   compare("int8", quantised(model(AMK_DTYPE_BF16, 1, 128, 4, 2, 32, 256, 504, 64), 64), schedule(0, 16), 16, true);
   compare("mha, 80 wide", model(AMK_DTYPE_F16, 1, 160, 2, 2, 80, 320, 301, 64), schedule(64, 32), 3, true);
   compare_batch("gqa", model(AMK_DTYPE_BF16, 1, 128, 4, 2, 64, 256, 504, 64), 5, schedule(0, 16), 16, true);
+  hybrid_models(deadline_ms, true);
 }
 
 }  // namespace
 
-// "int8": quantised models alone. "batch": steps of several tokens alone. "quick": the first models alone, before and
-// after a measurement. "three": see there. deadline_ms=N.
+// "int8", "batch", "hybrid": quantised models, steps of several tokens, hybrid models alone. "quick": the first models
+// alone, before and after a measurement. "three": see there. deadline_ms=N.
 int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "";
   for (int i = 1; i < argc; ++i) std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
@@ -369,6 +375,8 @@ int main(int argc, char** argv) {
       int8_models();
     } else if (which == "batch") {
       batches();
+    } else if (which == "hybrid") {
+      hybrid_models(deadline_ms, false);
     } else if (which == "three") {
       three_models();
     } else if (which == "quick") {
@@ -381,6 +389,7 @@ int main(int argc, char** argv) {
       families();
       int8_models();
       batches();
+      hybrid_models(deadline_ms, false);
       long_context();
       decodes();
       replay();

@@ -1,8 +1,8 @@
 // Stands in for the CUDA runtime's header, so that a C++ compiler can build a kernel source and a test can run it
-// without a GPU. In: kernels whose threads meet only at __syncthreads() and __shfl_xor_sync(). Out: the same values as
-// on a device, up to rsqrtf's last bits; not its speed, and not its memory model.
-// Blocks run one after another. The threads of a block are coroutines: each runs until it has to wait, in the order of
-// kernels_on_cpu_backwards, so a missing barrier shows as a result that depends on the order.
+// without a GPU. In: kernels whose threads meet only at __syncthreads(), __syncwarp() and __shfl_xor_sync(), or await
+// what staging.cuh brings. Out: the same values as on a device, up to rsqrtf's last bits; not its speed, and not its
+// memory model. Blocks run one after another. The threads of a block are coroutines: each runs until it has to wait, in
+// the order of kernels_on_cpu_backwards, so a missing barrier shows as a result that depends on the order.
 #pragma once
 
 #include <setjmp.h>
@@ -52,7 +52,7 @@ namespace kernels_on_cpu {
 constexpr unsigned kWarp = 32;
 constexpr size_t kStackBytes = 128 << 10;
 
-enum class State { kReady, kAtShuffle, kAtBarrier, kDone };
+enum class State { kReady, kAtShuffle, kAtBarrier, kAwaiting, kDone };
 
 struct Thread {
   jmp_buf here;
@@ -129,7 +129,7 @@ inline void run_warp(unsigned first, unsigned end) {
     }
     if (is_all(first, end, State::kAtShuffle)) {
       for (unsigned i = first; i < end; ++i) block.threads[i]->state = State::kReady;
-    } else if (has(first, end, State::kAtShuffle)) {
+    } else if (has(first, end, State::kAtShuffle) && !has(first, end, State::kAwaiting)) {
       stop("a shuffle of the whole warp that some lanes do not reach");
     }
   }
@@ -146,8 +146,10 @@ inline void run_block(unsigned count, const std::function<void()>& kernel) {
       const unsigned w = kernels_on_cpu_backwards ? warps - 1 - n : n;
       run_warp(w * kWarp, std::min(count, (w + 1) * kWarp));
     }
+    // Who awaits something looks again; as long as there is such a thread, not all have come to the barrier.
+    const State waiting = has(0, count, State::kAwaiting) ? State::kAwaiting : State::kAtBarrier;
     for (unsigned i = 0; i < count; ++i) {
-      if (block.threads[i]->state == State::kAtBarrier) block.threads[i]->state = State::kReady;
+      if (block.threads[i]->state == waiting) block.threads[i]->state = State::kReady;
     }
   }
 }
@@ -167,7 +169,7 @@ inline float __shfl_xor_sync(unsigned mask, float v, int lanes) {
   return block.threads[partner]->slot[parity];
 }
 
-inline void __syncwarp() {}  // for order alone: lanes that exchange memory would need more
+inline void __syncwarp() { kernels_on_cpu::wait(kernels_on_cpu::State::kAtShuffle); }
 template <class T>
 void __stcg(T* p, T v) {
   *p = v;
@@ -205,6 +207,10 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 4, cudaSuccess; }
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  return *blocks = 3, cudaSuccess;
+}
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;

@@ -249,6 +249,17 @@ class Synchronises(Honest):
         return status, entry != "solution", seen
 
 
+class OnlyWhileCaptured(Honest):
+    """Does its work while its launches are captured; what is replayed does nothing."""
+
+    def graph(self, entry: str, calls: Sequence[Call], rounds: int) -> Graph:
+        graph = Graph(self, entry, calls, rounds)
+        if entry == self.fraud:
+            graph.time(1)
+            graph.close()
+        return graph
+
+
 class DifferentFlags(Honest):
     commands = {"baseline": COMMAND.replace("-O3", "-O1"), "solution": COMMAND}
 

@@ -6,6 +6,7 @@ a GPU or nvcc.
 """
 
 import ctypes
+import dataclasses
 import importlib
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from amk.oracle import round_to, to_float64
-from amk.tasks.workloads import DTYPES, TensorSpec
+from amk.tasks.workloads import DTYPES, TensorSpec, contiguous
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "benchmarks" / "tasks"
@@ -88,6 +89,10 @@ class Side:
         self.entry, self.oracle, self.rounds_once = getattr(library, name), oracle, name.endswith("_solution")
         self.entry.restype = ctypes.c_int32
         self.backwards = ctypes.c_int.in_dll(library, "kernels_on_cpu_backwards")
+        self.library = library
+
+    def choose(self, candidate):
+        ctypes.c_int.in_dll(self.library, "kernels_on_cpu_candidate").value = candidate
 
     def __call__(self, row, operands):
         names = self.oracle.OPERANDS
@@ -103,14 +108,25 @@ class Side:
 
 
 def build(folder, name, side, *sources):
+    return build_source(folder, TASKS / name / side / f"{name}_{side}.cu", name, side, *sources)
+
+
+def build_source(folder, source, name, side, *sources):
     out = folder / f"{name}_{side}.so"
     subprocess.run(
         [COMPILER, "-x", "c++", "-std=c++20", "-O0", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared",
          "-fPIC", *(f"-I{ROOT / at}" for at in ("tests/kernels_on_cpu", "benchmarks/tasks/include", "csrc", "cuda")),
-         TASKS / name / side / f"{name}_{side}.cu", *(ROOT / "csrc" / source for source in sources), "-o", out],
+         source, *(ROOT / "csrc" / more for more in sources), "-o", out],
         check=True,
     )  # fmt: skip
     return Side(ctypes.CDLL(out), f"amk_task_{name}_{side}", importlib.import_module(f"amk.tasks.oracles.{name}"))
+
+
+def build_candidates(folder, name):
+    """The plans of a tuner that nothing dispatches yet. `choose` says which."""
+    side = build_source(folder, ROOT / "tests/kernels_on_cpu" / f"{name}_candidates.cu", name, "candidate")
+    side.rounds_once = True
+    return side
 
 
 def drawn_operands(row, side):
@@ -158,6 +174,52 @@ def outputs_of(row, side, backwards):
     assert side(row, operands) == 0
     side.backwards.value = 0
     return [operands[name].flat.tobytes() for name in row.outputs]
+
+
+def side_fixture(name, *sources):
+    """A fixture of a test module: each side of the task in turn."""
+
+    @pytest.fixture(scope="module", params=["baseline", "solution"])
+    def side(request, tmp_path_factory):
+        return build(tmp_path_factory.mktemp("kernels"), name, request.param, *sources)
+
+    return side
+
+
+def assert_right(rows, side):
+    wrong = [fault for row in rows for fault in faults_of(row, side)]
+    assert not wrong, f"{len(wrong)}: " + "; ".join(wrong[:8])
+
+
+def assert_order_of_threads_does_not_matter(rows, side):
+    """A missing barrier shows here: the threads of a block run one after another, in two orders."""
+    for row in rows:
+        assert outputs_of(row, side, backwards=0) == outputs_of(row, side, backwards=1), row.name
+
+
+def regression_rows(task, most=1 << 40, rejects=True):
+    """Those of up to `most` elements."""
+    rows = [row for row in task.rows if row.kind == "regression" and elements(row) <= most]
+    return [row for row in rows if rejects or not row.rejects]
+
+
+def shortest_production_row(task):
+    return min((row for row in task.rows if row.kind == "production"), key=elements)
+
+
+def resized(row, rows, columns):
+    """A row whose operands are [1, S or 1, C], with other S and C; broadcast axes are kept."""
+
+    def change(spec):
+        shape = (1, 1 if spec.shape[1] == 1 else rows, columns)
+        return TensorSpec(shape, spec.dtype, contiguous(shape))
+
+    return dataclasses.replace(
+        row,
+        name=f"{row.name} as {rows}x{columns}",
+        inputs={operand: change(spec) for operand, spec in row.inputs.items()},
+        outputs={operand: change(spec) for operand, spec in row.outputs.items()},
+    )
 
 
 def elements(row):

@@ -23,8 +23,6 @@ REGISTERS_PER_SM = 65536
 PRODUCER_THREADS = 128  # of a block, beside those of the tasks that a variant is named after (cuda/device_task.h)
 # Stack per thread, spills included, that a kernel may have. More than that is a regression to look at.
 MAX_STACK_BYTES = {"sm_90a": 0, "sm_100a": 0}
-# The same of the kernel of several tokens: on sm_90a ptxas keeps one word of predicates there.
-MAX_BATCHED_STACK_BYTES = {"sm_90a": 8, "sm_100a": 0}
 # What no kernel's PTX may hold, and a line that would be it.
 FORBIDDEN = {
     "flushes denormals": (r"\b(?:add|sub|mul|fma|div|sqrt)\.\S*ftz", "fma.rn.ftz.f32 \t%f1, %f2, %f3, %f4;"),
@@ -135,10 +133,9 @@ def test_kernels_fit_an_sm_and_do_not_spill(code):
         for name, cubins in kernels(code).items():
             if f"megakernelILi{threads}E" not in name:
                 continue
-            is_batched = re.search(r"megakernelILi\d+ELb\dELb1E", name)
             for architecture, cubin in cubins.items():
                 usage = usage_of(name, cubin)
-                limit = (MAX_BATCHED_STACK_BYTES if is_batched else MAX_STACK_BYTES)[architecture]
+                limit = MAX_STACK_BYTES[architecture]
                 assert 0 < usage["REG"] * (threads + PRODUCER_THREADS) <= REGISTERS_PER_SM, (
                     f"{name} {architecture}: {usage}"
                 )

@@ -180,6 +180,7 @@ def test_only_full_counts(folder: Path, monkeypatch: pytest.MonkeyPatch, stage: 
         ("OtherCubin", "missing-cubin"),
         ("LazyWhenTimed", "stale-output"),
         ("Synchronises", "synchronises"),
+        ("OnlyWhileCaptured", "stale-output"),
         ("TooFast", "too-fast"),
         ("OutOfBounds", "out-of-bounds"),
         ("FillsTheGaps", "out-of-bounds"),
@@ -204,6 +205,14 @@ def test_a_library_that_proves_nothing_is_not_even_run(
 ) -> None:
     jobs = in_this_process(kind, monkeypatch)
     assert len(run_kernel_bench(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
+
+
+def test_what_runs_during_a_capture_counts_for_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs are brought after it, so the check before the timing sees that a replay does nothing."""
+    in_this_process("OnlyWhileCaptured", monkeypatch)
+    record = run_kernel_bench(TASK)
+    assert reasons(record) >= {"stale-output"}
+    assert not any("after timing" in entry["message"] for entry in record["reasons"])
 
 
 def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(

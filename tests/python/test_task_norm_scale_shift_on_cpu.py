@@ -1,65 +1,46 @@
 """Both sides of norm_scale_shift on the CPU: every row that it can do, and the same bits in any order of threads."""
 
-import dataclasses
-
 import pytest
 
-from amk.tasks.workloads import TensorSpec, contiguous, read_task
-from kernels_on_cpu import TASKS, build, elements, faults_of, needs_compiler, outputs_of
+from amk.tasks.workloads import read_task
+from kernels_on_cpu import (
+    TASKS,
+    assert_order_of_threads_does_not_matter,
+    assert_right,
+    needs_compiler,
+    regression_rows,
+    resized,
+    shortest_production_row,
+    side_fixture,
+)
 
 TASK = read_task(TASKS / "norm_scale_shift")
 pytestmark = needs_compiler
-
-
-@pytest.fixture(scope="module", params=["baseline", "solution"])
-def side(request, tmp_path_factory):
-    return build(tmp_path_factory.mktemp("kernels"), TASK.name, request.param)
+side = side_fixture(TASK.name)
 
 
 def test_every_regression_row(side):
-    most = 1 << 21 if side.rounds_once else 16384  # the baseline has one path for all lengths
-    rows = [row for row in TASK.rows if row.kind == "regression" and elements(row) <= most]
+    rows = regression_rows(TASK, 1 << 21 if side.rounds_once else 16384)  # the baseline has one path for all lengths
     assert len(rows) > 250
-    wrong = [fault for row in rows for fault in faults_of(row, side)]
-    assert not wrong, f"{len(wrong)}: " + "; ".join(wrong[:8])
+    assert_right(rows, side)
 
 
 def test_the_shortest_production_row(side):
-    row = min((row for row in TASK.rows if row.kind == "production"), key=elements)
-    assert faults_of(row, side) == []
+    assert_right([shortest_production_row(TASK)], side)
 
 
 def test_the_order_of_threads_does_not_matter(side):
-    """A missing barrier shows here: the threads of a block run one after another, in two orders."""
-    rows = [row for row in TASK.rows if row.kind == "regression" and not row.rejects and elements(row) <= 1 << 15]
-    for row in rows[::7]:
-        assert outputs_of(row, side, backwards=0) == outputs_of(row, side, backwards=1), row.name
-
-
-def resized(name, rows, columns):
-    """A frozen row whose operands are [1, S or 1, C] with other S and C, broadcast axes kept."""
-    row = next(row for row in TASK.rows if row.name == name)
-
-    def change(spec):
-        shape = (1, 1 if spec.shape[1] == 1 else rows, columns)
-        return TensorSpec(shape, spec.dtype, contiguous(shape))
-
-    return dataclasses.replace(
-        row,
-        name=f"{name} as {rows}x{columns}",
-        inputs={operand: change(spec) for operand, spec in row.inputs.items()},
-        outputs={operand: change(spec) for operand, spec in row.outputs.items()},
-    )
+    assert_order_of_threads_does_not_matter(regression_rows(TASK, 1 << 15, rejects=False)[::7], side)
 
 
 def test_plans_of_the_solution_that_no_small_row_reaches(side):
     """Of the dispatch table in docs/dispatch.md; narrower than production, so that some threads have no vector."""
     if not side.rounds_once:
         pytest.skip("the baseline has one path for all lengths")
-    plain, gated = "1x19x3072_11D_bf16", "1x19x3072_11D_bf16_gated"
-    gated_f32 = "1x37800x5120_11D_f32_gated"
+    named = {row.name: row for row in TASK.rows}
+    plain, gated = named["1x19x3072_11D_bf16"], named["1x19x3072_11D_bf16_gated"]
+    gated_f32 = named["1x37800x5120_11D_f32_gated"]
     rows = [resized(plain, 1057, 3080)]
     rows += [resized(gated, 265, columns) for columns in (1032, 3080, 4104)]
     rows += [resized(gated_f32, rows, columns) for rows, columns in ((3, 3080), (265, 2056), (265, 3080))]
-    wrong = [fault for row in rows for fault in faults_of(row, side)]
-    assert not wrong, "; ".join(wrong)
+    assert_right(rows, side)

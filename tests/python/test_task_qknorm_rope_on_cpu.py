@@ -1,38 +1,36 @@
 """Both sides of qknorm_rope on the CPU: every row that it can do, and the same bits in any order of threads."""
 
 import numpy as np
-import pytest
 
 from amk.tasks.workloads import read_task
-from kernels_on_cpu import TASKS, build, drawn_operands, elements, faults_of, needs_compiler, outputs_of
+from kernels_on_cpu import (
+    TASKS,
+    assert_order_of_threads_does_not_matter,
+    assert_right,
+    drawn_operands,
+    needs_compiler,
+    regression_rows,
+    shortest_production_row,
+    side_fixture,
+)
 
 TASK = read_task(TASKS / "qknorm_rope")
 pytestmark = needs_compiler
-
-
-@pytest.fixture(scope="module", params=["baseline", "solution"])
-def side(request, tmp_path_factory):
-    return build(tmp_path_factory.mktemp("kernels"), TASK.name, request.param)
+side = side_fixture(TASK.name)
 
 
 def test_every_regression_row(side):
-    most = 1 << 21 if side.rounds_once else 131072  # the baseline has one path for all lengths
-    rows = [row for row in TASK.rows if row.kind == "regression" and elements(row) <= most]
+    rows = regression_rows(TASK, 1 << 21 if side.rounds_once else 131072)  # the baseline has one path for all lengths
     assert len(rows) > 70
-    wrong = [fault for row in rows for fault in faults_of(row, side)]
-    assert not wrong, f"{len(wrong)}: " + "; ".join(wrong[:8])
+    assert_right(rows, side)
 
 
 def test_the_shortest_production_row(side):
-    row = min((row for row in TASK.rows if row.kind == "production"), key=elements)
-    assert faults_of(row, side) == []
+    assert_right([shortest_production_row(TASK)], side)
 
 
 def test_the_order_of_threads_does_not_matter(side):
-    """A missing barrier shows here: the threads of a block run one after another, in two orders."""
-    rows = [row for row in TASK.rows if row.kind == "regression" and not row.rejects and elements(row) <= 1 << 15]
-    for row in rows[::7]:
-        assert outputs_of(row, side, backwards=0) == outputs_of(row, side, backwards=1), row.name
+    assert_order_of_threads_does_not_matter(regression_rows(TASK, 1 << 15, rejects=False)[::7], side)
 
 
 def test_a_position_outside_the_cache_makes_its_token_nan(side):

@@ -1,32 +1,30 @@
 """Both sides of residual_gate_add on the CPU: every regression row, and production rows small enough."""
 
-import pytest
-
 from amk.tasks.workloads import read_task
-from kernels_on_cpu import TASKS, build, elements, faults_of, needs_compiler, outputs_of
+from kernels_on_cpu import (
+    TASKS,
+    assert_order_of_threads_does_not_matter,
+    assert_right,
+    needs_compiler,
+    regression_rows,
+    shortest_production_row,
+    side_fixture,
+)
 
 TASK = read_task(TASKS / "residual_gate_add")
 pytestmark = needs_compiler
-
-
-@pytest.fixture(scope="module", params=["baseline", "solution"])
-def side(request, tmp_path_factory):
-    return build(tmp_path_factory.mktemp("kernels"), TASK.name, request.param)
+side = side_fixture(TASK.name)
 
 
 def test_every_regression_row(side):
-    rows = [row for row in TASK.rows if row.kind == "regression"]
+    rows = regression_rows(TASK)
     assert len(rows) > 90
-    wrong = [fault for row in rows for fault in faults_of(row, side)]
-    assert not wrong, f"{len(wrong)}: " + "; ".join(wrong[:8])
+    assert_right(rows, side)
 
 
 def test_the_smallest_production_row(side):
-    row = min((row for row in TASK.rows if row.kind == "production"), key=elements)
-    assert faults_of(row, side) == []
+    assert_right([shortest_production_row(TASK)], side)
 
 
 def test_the_order_of_threads_does_not_matter(side):
-    rows = [row for row in TASK.rows if row.kind == "regression" and not row.rejects]
-    for row in rows[::9]:
-        assert outputs_of(row, side, backwards=0) == outputs_of(row, side, backwards=1), row.name
+    assert_order_of_threads_does_not_matter(regression_rows(TASK, rejects=False)[::9], side)

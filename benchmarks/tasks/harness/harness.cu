@@ -31,7 +31,10 @@ struct amk_harness_graph {
 
 namespace {
 
-constexpr auto kHoldLimit = std::chrono::seconds(2);
+using SteadyClock = std::chrono::steady_clock;
+// How long a stream is held for an entry to return, and how much longer for its outputs, of up to a gigabyte, to be
+// read.
+constexpr auto kEntryLimit = std::chrono::seconds(2), kReadLimit = std::chrono::seconds(30);
 constexpr long long kQueueCycles = 400'000;  // about 200 us: the time it takes to enqueue some launches of a graph
 
 template <class Body>
@@ -70,16 +73,16 @@ void require_call(const amk_harness_call_t* call) {
           "expected a call with an entry and its tables, got NULL");
 }
 
-// Holds a stream back from the host until it is let go, or the limit has passed.
+// Holds a stream back from the host until it is let go, or its time has come.
 struct Hold {
   std::atomic<bool> let_go{false}, gave_up{false}, has_begun{false}, has_ended{false};
+  std::atomic<SteadyClock::time_point> end{SteadyClock::now() + kEntryLimit};
 
   static void CUDART_CB wait(void* self) {
     auto* hold = static_cast<Hold*>(self);
     hold->has_begun = true;
-    const auto end = std::chrono::steady_clock::now() + kHoldLimit;
     while (!hold->let_go) {
-      if (std::chrono::steady_clock::now() > end) {
+      if (SteadyClock::now() > hold->end.load()) {
         hold->gave_up = true;
         break;
       }
@@ -270,7 +273,10 @@ int32_t amk_harness_run_held(amk_harness* h, const amk_harness_call_t* call, int
     AMK_CUDA_CHECK(cudaLaunchHostFunc(h->stream.get(), Hold::wait, &hold));
     cudaError_t code = cudaSuccess;
     try {
+      hold.end = SteadyClock::now() + kEntryLimit;
       *status = call_entry(*call, h->stream.get());
+      *was_held = !hold.gave_up;  // the entry returned while the stream was held
+      hold.end = SteadyClock::now() + kReadLimit;
       std::this_thread::sleep_for(std::chrono::milliseconds(settle_ms));
       code = cudaMemcpyAsync(seen, watched, static_cast<size_t>(nbytes), cudaMemcpyDeviceToHost, h->second.get());
       if (!code) code = cudaStreamSynchronize(h->second.get());
@@ -279,12 +285,14 @@ int32_t amk_harness_run_held(amk_harness* h, const amk_harness_call_t* call, int
       cudaStreamSynchronize(h->stream.get());
       throw;
     }
-    *was_held = !hold.gave_up;
+    const bool is_late = *was_held && hold.gave_up;
     hold.let_go = true;
     const cudaError_t ended = cudaStreamSynchronize(h->stream.get());
     while (hold.has_begun && !hold.has_ended) std::this_thread::yield();  // it reads `hold`
     amk::check_cuda(code, "run_held: reading while the stream was held");
     amk::check_cuda(ended, "run_held: the launch");
+    AMK_CHECK(!is_late, AMK_ERR_TIMEOUT, "harness: %lld bytes were not read in %lld s, so the stream was let go",
+              static_cast<long long>(nbytes), static_cast<long long>(kReadLimit.count()));
     AMK_CUDA_CHECK(cudaDeviceSynchronize());
   });
 }

@@ -26,17 +26,39 @@ constexpr bool can_depend() {
 // Dependent: the launch overlaps the end of the kernel before it in the stream, where can_depend(). The kernel must
 // begin with await_previous<kDependent>(), before it touches any memory.
 template <class... Params, class... Args>
-int32_t launch(Order order, void (*kernel)(Params...), int64_t blocks, int threads, void* stream, const Args&... args) {
+int32_t launch_with(Order order, void (*kernel)(Params...), int64_t blocks, int threads, int shared_bytes, void* stream,
+                    const Args&... args) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = order == Order::kDependent && can_depend() ? 1 : 0;
   return static_cast<int32_t>(cudaLaunchKernelEx(&config, kernel, args...));
+}
+template <class... Params, class... Args>
+int32_t launch(Order order, void (*kernel)(Params...), int64_t blocks, int threads, void* stream, const Args&... args) {
+  return launch_with(order, kernel, blocks, threads, 0, stream, args...);
+}
+
+// SMs, and blocks of a kernel that are resident on one at once with so much dynamic shared memory, which it is allowed.
+struct Room {
+  int processors = 0, resident = 0;
+};
+template <class Kernel>
+int32_t find_room(Kernel kernel, int threads, int shared_bytes, Room* out) {
+  int device = 0;
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (status == cudaSuccess) status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&out->processors, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess)
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&out->resident, kernel, threads, shared_bytes);
+  if (status == cudaSuccess && out->resident < 1) status = cudaErrorInvalidConfiguration;
+  return static_cast<int32_t>(status);
 }
 
 // Lets the next kernel of the stream be placed from now on, then waits until the previous one has finished and its

@@ -140,4 +140,13 @@ int32_t with_types(const NormOperands& o, F f) {
   }
 }
 
+// An entry's way: its operands, or what it refuses; then f(operands, Type<X>, Type<M>).
+template <class F>
+int32_t with_operands(const amk_task_tensor_t* inputs, int32_t n_inputs, const double* scalars, int32_t n_scalars,
+                      const amk_task_tensor_t* outputs, int32_t n_outputs, F f) {
+  NormOperands o;
+  const int32_t status = read_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs, &o);
+  return status != AMK_OK ? status : with_types(o, [&](auto x, auto modulation) { return f(o, x, modulation); });
+}
+
 }  // namespace amk::task

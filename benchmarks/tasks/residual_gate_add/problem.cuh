@@ -102,4 +102,13 @@ int32_t with_dtypes(const Problem& p, F f) {
   }
 }
 
+// An entry's way: its operands, or what it refuses; then f(problem, Type of the operands, Type of the gate).
+template <class F>
+int32_t with_problem(const amk_task_tensor_t* inputs, int32_t n_inputs, int32_t n_scalars,
+                     const amk_task_tensor_t* outputs, int32_t n_outputs, F f) {
+  Problem p;
+  if (const int32_t refusal = read_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, p)) return refusal;
+  return with_dtypes(p, [&](auto type, auto gate_type) -> int32_t { return f(p, type, gate_type); });
+}
+
 }  // namespace residual_gate_add

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "../norm_scale_shift/solution/norm_scale_shift.cuh"
-#include "ptx.cuh"
+#include "staging.cuh"
 
 namespace amk::task {
 
@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   constexpr bool kIsRing = kStages > 0, kIsShared = Plan::kStay == Stay::kShared;
   using H = std::conditional_t<Plan::kStay == Stay::kFloat, float, M>;
   constexpr float kAdded = sizeof(H) == 4 && !kIsShared ? 1.0f : 0.0f;
-  extern __shared__ uint4 dynamic[];
+  char* const dynamic = dynamic_shared();
   __shared__ Moments shared_moments[2][kWarps];
-  __shared__ uint64_t full[Plan::kTeams][kIsRing ? kStages : 1];
+  __shared__ Arrival full[Plan::kTeams][kIsRing ? kStages : 1];
   const int thread = threadIdx.x % Plan::kTeam, team = threadIdx.x / Plan::kTeam, warp = thread / kWarpThreads;
   constexpr int kColumns = Plan::kTeam * kVectors * kPer, kRowBytes = kColumns * static_cast<int>(sizeof(X));
   constexpr float kCount = kVectors * kWarpThreads * kPer, kPerColumn = 1.0f / kColumns;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 
   const Modulation* const modulations[] = {&o.scale, &o.shift, &o.gate};
   M* const shared_modulation = reinterpret_cast<M*>(dynamic);
-  char* ring = reinterpret_cast<char*>(dynamic);
+  char* ring = dynamic;
   if constexpr (kIsShared) {
     constexpr int kPerCopy = kPerVector<M>;
 #pragma unroll
@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   ring += team * (kStages * kTensors) * kRowBytes;
   const auto request = [&](int stage, int of) {
     if (thread != 0 || of >= rows) return;
-    ptx::mbarrier_arrive_expect(&full[team][stage], kTensors * kRowBytes);
+    full[team][stage].expect(kTensors * kRowBytes);
     char* to = ring + stage * kTensors * kRowBytes;
-    ptx::bulk_copy(to, at(o.x, of), kRowBytes, &full[team][stage]);
-    if constexpr (kResidual) ptx::bulk_copy(to + kRowBytes, at(o.residual, of), kRowBytes, &full[team][stage]);
+    full[team][stage].request(to, at(o.x, of), kRowBytes);
+    if constexpr (kResidual) full[team][stage].request(to + kRowBytes, at(o.residual, of), kRowBytes);
   };
   Run<X, kPer> next[kTensors][kIsRing ? 1 : kVectors];
   const auto load_next = [&](int of) {
@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   };
   if constexpr (kIsRing) {
     if (thread == 0) {
-      for (int s = 0; s < kStages; ++s) ptx::mbarrier_init(&full[team][s], 1);
-      ptx::fence_mbarrier_init();
+      for (int s = 0; s < kStages; ++s) full[team][s].init();
     }
     __syncthreads();
     for (int s = 0; s < kStages; ++s) request(s, index + s * step);
@@ -136,10 +135,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   uint32_t parity = 0;
   for (; index < rows; index += step, half ^= 1) {
     float x[kVectors * kPer];
-    if constexpr (kIsRing) {
-      while (!ptx::mbarrier_try_wait(&full[team][stage], parity)) {
-      }
-    }
+    if constexpr (kIsRing) full[team][stage].await(parity);
     X* out = kResidual ? at(o.residual_out, index) : nullptr;
     const char* slot = ring + stage * kTensors * kRowBytes;
 #pragma unroll
@@ -227,31 +223,29 @@ inline int blocks_for(int all, int processors, int resident) {
   return best * processors;
 }
 
+// Whether scale, shift and gate are the same for all rows, and batches follow each other like rows.
+inline bool is_same_for_all_rows(const NormOperands& o) {
+  for (const Modulation* t : {&o.scale, &o.shift, &o.gate}) {
+    if (t->frame_stride != 0 || (t->batch_stride != 0 && o.batches > 1)) return false;
+  }
+  for (const Rows* t : {&o.x, &o.residual, &o.y, &o.residual_out}) {
+    if (o.batches > 1 && t->data && t->batch_stride != o.rows * t->row_stride) return false;
+  }
+  return true;
+}
+
 // grid: most blocks of the launch; never more than are resident at once.
 template <class X, class M, bool kResidual, class Plan>
 int32_t launch_persistent(const NormOperands& o, int grid, void* stream) {
-  if (o.columns != Plan::kTeam * Plan::kVectors * kPerVector<X>) return AMK_ERR_UNSUPPORTED;
-  for (const Modulation* t : {&o.scale, &o.shift, &o.gate}) {
-    if (t->frame_stride != 0 || (t->batch_stride != 0 && o.batches > 1)) return AMK_ERR_UNSUPPORTED;
-  }
-  for (const Rows* t : {&o.x, &o.residual, &o.y, &o.residual_out}) {
-    if (o.batches > 1 && t->data && t->batch_stride != o.rows * t->row_stride) return AMK_ERR_UNSUPPORTED;
-  }
+  if (o.columns != Plan::kTeam * Plan::kVectors * kPerVector<X> || !is_same_for_all_rows(o)) return AMK_ERR_UNSUPPORTED;
   const auto kernel = norm_scale_shift_persistent<X, M, kResidual, Plan>;
   const int rows = o.batches * o.rows, all = ceil_div_int(rows, Plan::kTeams);
   const int ring = Plan::kTeams * Plan::kStages * (kResidual ? 2 : 1) * o.columns * static_cast<int>(sizeof(X));
   const int kept = Plan::kStay == Stay::kShared ? (kResidual ? 3 : 2) * o.columns * static_cast<int>(sizeof(M)) : 0;
-  const size_t shared = static_cast<size_t>(ring + kept);
-  int device = 0, processors = 0, resident = 0;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ring + kept);
-  if (status == cudaSuccess) status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (status == cudaSuccess)
-    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, Plan::kThreads, shared);
-  if (status != cudaSuccess) return static_cast<int32_t>(status);
-  const int blocks = std::min({grid, all, blocks_for(all, processors, resident)});
-  kernel<<<blocks, Plan::kThreads, shared, static_cast<cudaStream_t>(stream)>>>(o, rows);
-  return static_cast<int32_t>(cudaGetLastError());
+  Room room;
+  if (const int32_t status = find_room(kernel, Plan::kThreads, ring + kept, &room)) return status;
+  const int blocks = std::min({grid, all, blocks_for(all, room.processors, room.resident)});
+  return launch_with(Order::kPlain, kernel, blocks, Plan::kThreads, ring + kept, stream, o, rows);
 }
 
 }  // namespace amk::task

@@ -181,6 +181,14 @@ struct Finding {
 };
 // A rounded result is at most one unit of bf16 from another rounding of nearly the same value.
 constexpr float kMostAway = 0x1p-6f, kNearlyBest = 1.15f;
+// The plan that the solution itself takes: always printed.
+constexpr const char* kDispatched = "dispatched";
+
+inline void print_header() { std::printf("%-26s %9s %7s  %-10s %s\n", "row", "us", "% copy", "ok", "plan"); }
+
+inline void print_refusal(const char* shape, const char* plan, int32_t status) {
+  std::printf("%-26s %9s %7s  %-10d %s\n", shape, "-", "-", status, plan);
+}
 
 // The copy, then the plans from the fastest on: those within 15 % of it, or all. What is wrong is always there.
 inline void print_findings(const char* shape, size_t bytes, float copy_us, std::vector<Finding> found, bool is_all) {
@@ -189,13 +197,15 @@ inline void print_findings(const char* shape, size_t bytes, float copy_us, std::
   for (const Finding& f : found) {
     if (f.away <= kMostAway) best = std::min(best, f.us);
   }
-  std::printf("%-24s copy %.2f us, %.0f GB/s\n", shape, copy_us, static_cast<double>(bytes) / copy_us * 1e-3);
+  std::printf("%-26s %9.2f %7.1f  %-10s the fastest copy of as many bytes, %.0f GB/s\n", shape, copy_us, 100.0, "-",
+              static_cast<double>(bytes) / copy_us * 1e-3);
   for (const Finding& f : found) {
-    const bool is_right = f.away <= kMostAway;
-    if (!is_all && is_right && f.us > kNearlyBest * best) continue;
-    std::printf("  %8.2f us %5.1f %%  %s", f.us, 100 * copy_us / f.us, f.plan);
-    if (!is_right) std::printf("  WRONG, off by %.1e", f.away);
-    std::printf("\n");
+    const bool is_right = f.away <= kMostAway, is_dispatched = std::strcmp(f.plan, kDispatched) == 0;
+    if (!is_all && is_right && !is_dispatched && f.us > kNearlyBest * best) continue;
+    char off[32] = "yes";
+    if (!is_right) std::snprintf(off, sizeof off, "off %.0e", f.away);
+    std::printf("%-26s %9.2f %7.1f  %-10s %s%s\n", shape, f.us, 100 * copy_us / f.us, off, f.plan,
+                is_right && f.us == best ? "  <- best" : "");
   }
   std::fflush(stdout);
 }

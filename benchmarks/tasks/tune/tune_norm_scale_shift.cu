@@ -2,8 +2,9 @@
 // bytes: what norm_scale_shift/docs/dispatch.md was chosen from. Each plan's result is first compared with the element
 // kernel. Usage: amk_tune_norm_scale_shift [--all] [COLUMNS ...]: 1536, 3072, 4096, 5120; --all: also the plans far
 // from the best.
-#include "../norm_scale_shift/solution/norm_scale_shift.cuh"
+#include "../norm_scale_shift/solution/norm_scale_shift_solution.cu"
 #include "norm_scale_shift_persistent.cuh"
+#include "norm_scale_shift_sweep.cuh"
 #include "tune.cuh"
 
 namespace amk::task {
@@ -26,6 +27,11 @@ struct Shape {
 template <class M, bool kResidual, class Plan>
 Candidate plan(const char* name, int waves = 0) {
   return {name, launch_rows<X, M, kResidual, false, Plan>, waves};
+}
+
+template <class M, bool kResidual>
+int32_t launch_dispatched(const NormOperands& o, int, void* stream) {
+  return run<X, M, kResidual, false>(o, stream);
 }
 
 // Vectors of 8 bytes of x beside f32 modulation of 16.
@@ -57,6 +63,67 @@ std::vector<Candidate> narrow_candidates() {
   }
 }
 
+// Of broadcast modulation only. Shared memory holds the modulation as f32 and kStages rows (with a residual: pairs of
+// rows) per warp; with several waves a block ends earlier and SMs even out.
+template <class M, bool kResidual, class Plan>
+Candidate sweep(const char* name, int waves = 0) {
+  return {name, launch_sweep<X, M, kResidual, Plan>, waves};
+}
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> sweep_candidates() {
+  constexpr bool R = kResidual;
+  constexpr int kVectors = kColumns / (kWarpThreads * kPerVector<X>);
+  if constexpr (kColumns == 1536) {
+    return {};
+  } else if constexpr (kColumns == 3072 && !R) {
+    return {
+        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages 3 waves", 3),
+        sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
+        sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3, 1, Order::kDependent>>("sweep 8 warps 3 stages dependent"),
+        sweep<M, R, SweepPlan<16, kVectors, 2, 1, Order::kDependent>>("sweep 16 warps 2 stages dependent"),
+        sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages 2 waves", 2),
+    };
+  } else if constexpr (kColumns == 3072) {
+    return {
+        sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
+        sweep<M, R, SweepPlan<5, kVectors, 3>>("sweep 5 warps 3 stages"),
+        sweep<M, R, SweepPlan<6, kVectors, 2, 1, Order::kDependent>>("sweep 6 warps 2 stages dependent"),
+        sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages"),
+        sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages 3 waves", 3),
+    };
+  } else if constexpr (kColumns == 4096 && !R) {
+    return {
+        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages 2 waves", 2),
+        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
+        sweep<M, R, SweepPlan<8, kVectors, 3, 1, Order::kDependent>>("sweep 8 warps 3 stages dependent"),
+        sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
+    };
+  } else if constexpr (kColumns == 4096) {
+    return {
+        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages"),
+        sweep<M, R, SweepPlan<5, kVectors, 2>>("sweep 5 warps 2 stages"),
+        sweep<M, R, SweepPlan<5, kVectors, 2>>("sweep 5 warps 2 stages 2 waves", 2),
+    };
+  } else if constexpr (!R) {
+    return {
+        sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
+        sweep<M, R, SweepPlan<6, kVectors, 3>>("sweep 6 warps 3 stages"),
+        sweep<M, R, SweepPlan<9, kVectors, 2>>("sweep 9 warps 2 stages"),
+        sweep<M, R, SweepPlan<9, kVectors, 2>>("sweep 9 warps 2 stages 3 waves", 3),
+    };
+  } else {
+    return {
+        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages"),
+        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages 3 waves", 3),
+        sweep<M, R, SweepPlan<8, kVectors, 1>>("sweep 8 warps 1 stage"),
+    };
+  }
+}
+
 // Of broadcast modulation only. f32 modulation and a residual's operands take the registers of whole blocks.
 template <class M, bool kResidual, class Plan>
 Candidate stay(const char* name) {
@@ -71,6 +138,7 @@ std::vector<Candidate> persistent_candidates() {
   } else if constexpr (kColumns == 3072) {
     return {
         stay<M, R, PersistentPlan<128, 3, 4, kPacked, R ? 4 : 5>>("ring 128x3 4 stages"),
+        stay<M, R, PersistentPlan<128, 3, 3, kFloat, R ? 3 : 4>>("ring 128x3 3 stages f32"),
         stay<M, R, PersistentPlan<192, 2, 4, kPacked, R ? 3 : 5>>("ring 192x2 4 stages"),
         stay<M, R, PersistentPlan<384, 1, 4, kFloat, R ? 2 : 3>>("ring 384x1 4 stages f32"),
         stay<M, R, PersistentPlan<32, 12, 2, kShared, 1, R ? 8 : 12>>("ring 32x12 2 stages shared"),
@@ -84,16 +152,20 @@ std::vector<Candidate> persistent_candidates() {
         stay<M, R, PersistentPlan<256, 2, 3, kPacked, R ? 2 : 4>>("ring 256x2 3 stages"),
         stay<M, R, PersistentPlan<512, 1, 4, kFloat, R ? 1 : 2>>("ring 512x1 4 stages f32"),
         stay<M, R, PersistentPlan<32, 16, 2, kShared, 1, R ? 6 : 8>>("ring 32x16 2 stages shared"),
-        stay<M, R, PersistentPlan<128, 4, 0, kPacked, R ? 2 : 4>>("ahead 128x4"),
-        stay<M, R, PersistentPlan<256, 2, 0, kPacked, R ? 2 : 4>>("ahead 256x2"),
+        stay<M, R, PersistentPlan<128, 4, 0, kPacked, R ? 2 : 3>>("ahead 128x4"),
+        stay<M, R, PersistentPlan<256, 2, 0, kPacked, R ? 2 : 3>>("ahead 256x2"),
     };
   } else {
     return {
-        stay<M, R, PersistentPlan<128, 5, 3, kPacked, kIsHeavy ? 2 : 3>>("ring 128x5 3 stages"),
-        stay<M, R, PersistentPlan<160, 4, 3, kPacked, kIsHeavy ? 1 : 3>>("ring 160x4 3 stages"),
+        stay<M, R, PersistentPlan<128, 5, 3, kPacked, R ? 2 : 3>>("ring 128x5 3 stages"),
+        stay<M, R,
+             PersistentPlan<160, 4, 3, kPacked,
+                            kIsHeavy ? 1
+                            : R      ? 2
+                                     : 3>>("ring 160x4 3 stages"),
         stay<M, R, PersistentPlan<320, 2, 3, kPacked, kIsLight ? 3 : 2>>("ring 320x2 3 stages"),
         stay<M, R, PersistentPlan<640, 1, 4, kFloat, 1>>("ring 640x1 4 stages f32"),
-        stay<M, R, PersistentPlan<160, 4, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 160x4"),
+        stay<M, R, PersistentPlan<160, 4, 0, kPacked, R ? 1 : 2>>("ahead 160x4"),
         stay<M, R, PersistentPlan<320, 2, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 320x2"),
     };
   }
@@ -116,7 +188,7 @@ std::vector<Candidate> candidates() {
     return {
         plan<M, R, NormPlan<128, 3>>("128x3 early"),
         plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late"),
-        plan<M, R, NormPlan<128, 3, 1, kLate, 6>>("128x3 late resident 6"),
+        plan<M, R, NormPlan<128, 3, 1, kLate, sizeof(M) == 4 ? 5 : 6>>("128x3 late resident 6, f32 5"),
         plan<M, R, NormPlan<128, 3, 2, kLate>>("128x3 2 rows late"),
         plan<M, R, NormPlan<192, 2>>("192x2 early"),
         plan<M, R, NormPlan<192, 2, 1, kLate>>("192x2 late"),
@@ -132,6 +204,8 @@ std::vector<Candidate> candidates() {
         plan<M, R, NormPlan<128, 3, 1, kLate>>("128x3 late persistent", 6),
         plan<M, R, NormPlan<128, 3, 1, kEarly, 1, Reuse::kKeep>>("128x3 early kept"),
         plan<M, R, NormPlan<384, 1, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("384x1 early dependent"),
+        plan<M, R, NormPlan<192, 2, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("192x2 early dependent"),
+        plan<M, R, NormPlan<128, 3, 1, kEarly, 1, Reuse::kStream, Order::kDependent>>("128x3 early dependent"),
         plan<M, R, NormPlan<128, 3, 1, kLate, 1, Reuse::kStream, Order::kDependent>>("128x3 late dependent"),
     };
   } else if constexpr (kColumns == 4096) {
@@ -214,18 +288,20 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
   std::vector<Finding> found;
-  std::vector<Candidate> all = candidates<M, kResidual, kColumns>();
-  for (const Candidate& c : narrow_candidates<M, kResidual, kColumns>()) all.push_back(c);
-  if (!is_full) {
-    for (const Candidate& c : persistent_candidates<M, kResidual, kColumns>()) all.push_back(c);
+  std::vector<Candidate> all{{kDispatched, launch_dispatched<M, kResidual>, 0}};
+  const auto add = [&](const std::vector<Candidate>& more) { all.insert(all.end(), more.begin(), more.end()); };
+  add(candidates<M, kResidual, kColumns>());
+  add(narrow_candidates<M, kResidual, kColumns>());
+  if (!is_full && rows > kFewRows) {
+    add(persistent_candidates<M, kResidual, kColumns>());
+    add(sweep_candidates<M, kResidual, kColumns>());
   }
   for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
     for (int i = 0; i < n_outputs; ++i) check(cudaMemset(outputs[i], 0xff, x_bytes), "cudaMemset");
-    const int32_t status = c.launch(first, grid, nullptr);
-    if (status != 0) {
-      std::fprintf(stderr, "%s: %s: status %d\n", shape, c.name, status);
-      std::exit(1);
+    if (const int32_t status = c.launch(first, grid, nullptr)) {
+      print_refusal(shape, c.name, status);
+      continue;
     }
     float away = 0;
     for (int i = 0; i < n_outputs; ++i)
@@ -247,13 +323,14 @@ int main(int argc, char** argv) {
   using namespace amk::task;
   const bool is_all = take_all(argc, argv);
   Clock clock;
+  print_header();
   const auto is_asked = [&](const char* columns) {
     bool found = argc == 1;
     for (int i = 1; i < argc; ++i) found = found || std::strcmp(argv[i], columns) == 0;
     return found;
   };
   if (is_asked("3072")) {
-    for (int rows : {19, 195, 4096, 27030}) tune<X, false, 3072>(clock, rows, false, is_all);
+    for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(clock, rows, false, is_all);
     for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(clock, rows, false, is_all);
     tune<X, false, 3072>(clock, 18144, true, is_all);
     tune<float, false, 3072>(clock, 18144, true, is_all);

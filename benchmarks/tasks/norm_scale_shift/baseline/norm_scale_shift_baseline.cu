@@ -138,12 +138,10 @@ int32_t amk_task_norm_scale_shift_baseline(const amk_task_tensor_t* inputs, int3
                                            void* stream) {
   using namespace amk;
   using namespace amk::task;
-  NormOperands operands;
-  const int32_t status = read_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs, &operands);
-  if (status != AMK_OK) return status;
-  return with_types(operands, [&](auto x, auto modulation) {
+  const auto run_as = [&](const NormOperands& o, auto x, auto modulation) {
     using X = typename decltype(x)::type;
     using M = typename decltype(modulation)::type;
-    return operands.is_vector ? run<X, M, kPerVector<X>>(operands, stream) : run<X, M, 1>(operands, stream);
-  });
+    return o.is_vector ? run<X, M, kPerVector<X>>(o, stream) : run<X, M, 1>(o, stream);
+  };
+  return with_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs, run_as);
 }

@@ -59,16 +59,14 @@ int32_t amk_task_norm_scale_shift_solution(const amk_task_tensor_t* inputs, int3
                                            int32_t n_scalars, const amk_task_tensor_t* outputs, int32_t n_outputs,
                                            void* stream) {
   using namespace amk::task;
-  NormOperands operands;
-  const int32_t status = read_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs, &operands);
-  if (status != AMK_OK) return status;
-  return with_types(operands, [&](auto x, auto modulation) {
-    using X = typename decltype(x)::type;
-    using M = typename decltype(modulation)::type;
-    if (!operands.is_vector) return launch_elements<X, M>(operands, stream);
-    const bool has_weight = operands.weight != nullptr;
-    if (operands.has_residual)
-      return has_weight ? run<X, M, true, true>(operands, stream) : run<X, M, true, false>(operands, stream);
-    return has_weight ? run<X, M, false, true>(operands, stream) : run<X, M, false, false>(operands, stream);
-  });
+  return with_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs,
+                       [&](const NormOperands& o, auto x, auto modulation) {
+                         using X = typename decltype(x)::type;
+                         using M = typename decltype(modulation)::type;
+                         if (!o.is_vector) return launch_elements<X, M>(o, stream);
+                         const bool has_weight = o.weight != nullptr;
+                         if (o.has_residual)
+                           return has_weight ? run<X, M, true, true>(o, stream) : run<X, M, true, false>(o, stream);
+                         return has_weight ? run<X, M, false, true>(o, stream) : run<X, M, false, false>(o, stream);
+                       });
 }

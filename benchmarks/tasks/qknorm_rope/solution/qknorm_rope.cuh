@@ -16,11 +16,16 @@
 
 namespace amk::task {
 
+// Where a token's cosines and sines are read: at its position, so only when that has come; or at first at the row of
+// its own number, on their way together with its position, and again at its position if that is another.
+enum class Turn { kKnown, kGuessed };
+
 // What is chosen by measurement. threads: of a block; heads: that a group of eight lanes has in flight at once;
 // resident: blocks per SM that registers are kept free for.
 template <int kThreadsOfPlan, int kHeadsOfPlan, int kResidentOfPlan = 1, Reuse kReuseOfPlan = Reuse::kKeep,
-          Order kOrderOfPlan = Order::kPlain>
+          Order kOrderOfPlan = Order::kPlain, Turn kTurnOfPlan = Turn::kKnown>
 struct QkPlan {
+  static constexpr Turn kTurn = kTurnOfPlan;
   static constexpr int kResident = kResidentOfPlan;
   static constexpr int kThreads = kThreadsOfPlan, kHeads = kHeadsOfPlan;
   static constexpr Reuse kReuse = kReuseOfPlan;
@@ -57,6 +62,40 @@ __device__ __forceinline__ void turn(float (&x)[kPerLane], const float (&cosine)
   }
 }
 
+// A lane's vectors of a head: normalised, turned and rounded in place. Every lane of the warp takes part.
+template <bool kInterleaved, class T, int kPer, int kVectors>
+__device__ __forceinline__ void finish_head(Run<T, kPer> (&vectors)[kVectors], const Run<T, kPer> (&weight)[kVectors],
+                                            const float (&cosine)[kPerLane / 2], const float (&sine)[kPerLane / 2],
+                                            bool is_known, float eps) {
+  float x[kPerLane], sum = 0;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float part[kPer];
+    vectors[v].unpack(part);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      x[v * kPer + i] = part[i];
+      sum = fmaf(part[i], part[i], sum);
+    }
+  }
+  const float scale = is_known ? rsqrtf(warp_sum<kLanes>(sum) * (1.0f / kHeadDim) + eps) : kNotANumber;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float w[kPer];
+    weight[v].unpack(w);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) x[v * kPer + i] *= scale * w[i];
+  }
+  turn<kInterleaved>(x, cosine, sine);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float part[kPer];
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) part[i] = x[v * kPer + i];
+    vectors[v].pack(part);
+  }
+}
+
 // A block takes a token's heads [part * kGroups * kHeads, ...), q before k. blocks: tokens * parts of them in all.
 template <class T, class P, bool kInterleaved, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
@@ -67,6 +106,13 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   for (int piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
     const int token = piece / parts, first = (piece - token * parts) * kGroups * Plan::kHeads + group;
     const int64_t position = static_cast<const P*>(o.positions)[token * o.position_stride];
+    float cosine[kPerLane / 2], sine[kPerLane / 2];
+    const auto load_turn_at = [&](int64_t at) {
+      load_turn<T, kInterleaved>(o.cache + at * o.cache_row_stride, lane, cosine);
+      load_turn<T, kInterleaved>(o.cache + at * o.cache_row_stride + kHalf, lane, sine);
+    };
+    const int64_t guess = token < o.cache_rows ? token : 0;
+    if constexpr (Plan::kTurn == Turn::kGuessed) load_turn_at(guess);
     T* row[Plan::kHeads];
     Run<T, kPer> raw[Plan::kHeads][kVectors], weight[Plan::kHeads][kVectors];
 #pragma unroll
@@ -87,38 +133,13 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       }
     }
     const bool is_known = position >= 0 && position < o.cache_rows;
-    const float* cached = o.cache + (is_known ? position : 0) * o.cache_row_stride;
-    float cosine[kPerLane / 2], sine[kPerLane / 2];
-    load_turn<T, kInterleaved>(cached, lane, cosine);
-    load_turn<T, kInterleaved>(cached + kHalf, lane, sine);
+    const int64_t turn_row = is_known ? position : 0;
+    if (Plan::kTurn == Turn::kKnown || turn_row != guess) load_turn_at(turn_row);
 #pragma unroll
     for (int u = 0; u < Plan::kHeads; ++u) {
-      float x[kPerLane], sum = 0;
+      finish_head<kInterleaved>(raw[u], weight[u], cosine, sine, is_known, o.eps);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        float part[kPer];
-        raw[u][v].unpack(part);
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) {
-          x[v * kPer + i] = part[i];
-          sum = fmaf(part[i], part[i], sum);
-        }
-      }
-      const float scale = is_known ? rsqrtf(warp_sum<kLanes>(sum) * (1.0f / kHeadDim) + o.eps) : kNotANumber;
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float w[kPer];
-        weight[u][v].unpack(w);
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) x[v * kPer + i] *= scale * w[i];
-      }
-      turn<kInterleaved>(x, cosine, sine);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float part[kPer];
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) part[i] = x[v * kPer + i];
-        raw[u][v].pack(part);
         if (row[u]) raw[u][v].template store<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
       }
     }

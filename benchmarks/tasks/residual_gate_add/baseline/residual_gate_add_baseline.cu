@@ -42,6 +42,14 @@ __global__ void __launch_bounds__(kThreads) add(const Problem p) {
   }
 }
 
+template <class T, class G>
+int32_t run(const Problem& p, void* stream) {
+  const int64_t blocks = std::min(p.batch * p.rows * ((p.width + kThreads - 1) / kThreads), kMaxBlocks);
+  const auto order = amk::task::Order::kPlain;
+  const int32_t status = amk::task::launch(order, multiply<T, G>, blocks, kThreads, stream, p);
+  return status ? status : amk::task::launch(order, add<T>, blocks, kThreads, stream, p);
+}
+
 }  // namespace
 }  // namespace residual_gate_add
 
@@ -49,16 +57,8 @@ AMK_TASK_ENTRY(amk_task_residual_gate_add_baseline);
 int32_t amk_task_residual_gate_add_baseline(const amk_task_tensor_t* inputs, int32_t n_inputs, const double*,
                                             int32_t n_scalars, const amk_task_tensor_t* outputs, int32_t n_outputs,
                                             void* stream) {
-  using namespace residual_gate_add;
-  Problem p;
-  const int32_t refusal = read_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, p);
-  if (refusal) return refusal;
-  const int64_t blocks = std::min(p.batch * p.rows * ((p.width + kThreads - 1) / kThreads), kMaxBlocks);
-  return with_dtypes(p, [&](auto type, auto gate_type) -> int32_t {
-    using T = typename decltype(type)::type;
-    using G = typename decltype(gate_type)::type;
-    const auto order = amk::task::Order::kPlain;
-    const int32_t status = amk::task::launch(order, multiply<T, G>, blocks, kThreads, stream, p);
-    return status ? status : amk::task::launch(order, add<T>, blocks, kThreads, stream, p);
-  });
+  const auto run_as = [&](const residual_gate_add::Problem& p, auto type, auto gate_type) {
+    return residual_gate_add::run<typename decltype(type)::type, typename decltype(gate_type)::type>(p, stream);
+  };
+  return residual_gate_add::with_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, run_as);
 }

@@ -191,13 +191,8 @@ AMK_TASK_ENTRY(amk_task_residual_gate_add_solution);
 int32_t amk_task_residual_gate_add_solution(const amk_task_tensor_t* inputs, int32_t n_inputs, const double*,
                                             int32_t n_scalars, const amk_task_tensor_t* outputs, int32_t n_outputs,
                                             void* stream) {
-  using namespace residual_gate_add;
-  Problem p;
-  const int32_t refusal = read_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, p);
-  if (refusal) return refusal;
-  return with_dtypes(p, [&](auto type, auto gate_type) -> int32_t {
-    using T = typename decltype(type)::type;
-    using G = typename decltype(gate_type)::type;
-    return launch<T, G>(p, stream);
-  });
+  const auto run_as = [&](const residual_gate_add::Problem& p, auto type, auto gate_type) {
+    return residual_gate_add::launch<typename decltype(type)::type, typename decltype(gate_type)::type>(p, stream);
+  };
+  return residual_gate_add::with_problem(inputs, n_inputs, n_scalars, outputs, n_outputs, run_as);
 }
