@@ -308,43 +308,28 @@ __device__ __forceinline__ bool attention(const TaskContext& c) {
   });
 }
 
-// Heads [n_off, n_off + N_tile): one thread per output element, kSplitsAhead splits in flight.
+// Heads [n_off, n_off + N_tile), kSplitsAhead splits in flight.
 template <class T, int kThreads>
 __device__ void combine_heads(const TaskContext& c) {
   constexpr int kSplitsAhead = 16;
   const amk_params_t& p = c.params();
-  const int dim = p.head_dim, splits = p.M;
-  for (int i = threadIdx.x; i < p.N_tile * dim; i += kThreads) {
-    const int h = p.N_tile == 1 ? 0 : i / dim, d = i - h * dim;  // a division takes as long as the sum
+  const int dim = p.head_dim, splits = p.M, lane = threadIdx.x % kWarpThreads;
+  for_elements<kThreads, 0>(p.N_tile, dim, [&](int h, int d, bool exists) {
     const int64_t head = p.n_off + h;
     const float2* ml = reinterpret_cast<const float2*>(c.in<float>(1)) + head * splits;
     const float* part = c.in<float>(0) + head * splits * dim + d;
-    float m = minus_infinity(), sum = 0, o = 0;
+    MergedParts<kSplitsAhead> all;
     for (int first = 0; first < splits; first += kSplitsAhead) {
-      float2 states[kSplitsAhead];
       float outs[kSplitsAhead];
+      const bool has_part = lane < kSplitsAhead && first + lane < splits;
+      const float2 mine = has_part ? __ldcg(ml + first + lane) : float2{minus_infinity(), 0};
 #pragma unroll
-      for (int u = 0; u < kSplitsAhead; ++u) {
-        const bool exists = first + u < splits;
-        states[u] = exists ? __ldcg(ml + first + u) : float2{minus_infinity(), 0};
-        outs[u] = exists ? load(part + int64_t{first + u} * dim) : 0.0f;
-      }
-      float common = m;
-#pragma unroll
-      for (int u = 0; u < kSplitsAhead; ++u) common = fmaxf(common, states[u].x);
-      const float shrink = merge_weight(m, common);
-      sum *= shrink;
-      o *= shrink;
-      m = common;
-#pragma unroll
-      for (int u = 0; u < kSplitsAhead; ++u) {
-        const float weight = merge_weight(states[u].x, common);
-        sum = fmaf(weight, states[u].y, sum);
-        o = fmaf(weight, outs[u], o);
-      }
+      for (int u = 0; u < kSplitsAhead; ++u)
+        outs[u] = exists && first + u < splits ? load(part + int64_t{first + u} * dim) : 0.0f;
+      all.add(mine.x, mine.y, outs);
     }
-    store(c.out<T>(0) + head * dim + d, o / sum);
-  }
+    if (exists) store(c.out<T>(0) + head * dim + d, all.o / all.l);
+  });
 }
 
 template <int kThreads>
