@@ -199,7 +199,7 @@ class GemvTile {
     for (int i = threadIdx.x; i < items; i += kThreads) {
       const int item = first_item + i;
       const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms<T>(c_, item);
-      store_row<T>(c_, item, t, [&](int up) {
+      store_row<T>(t, [&](int up) {
         return s_.is_pair ? row_sum(i, up, batches) : row_sum(i / kBatchRows, i % kBatchRows, batches);
       });
     }

@@ -26,8 +26,8 @@ struct Int8Slots {
     uint32_t scale[kHalves];
   };
 
-  __device__ static void take(RingReader& ring, Held& f, const StreamShape& s, int slot) {
-    const int units = s.tail_units < kSlotUnits && (slot + 1) % s.chunks == 0 ? s.tail_units : kSlotUnits;
+  __device__ static void take(RingReader& ring, Held& f, const StreamShape& s, int chunk) {
+    const int units = chunk + 1 == s.chunks ? s.tail_units : kSlotUnits;
     ring.take(f.q, [&](const char* first) {
       const int lane = threadIdx.x % kWarpThreads;
 #pragma unroll
@@ -48,8 +48,8 @@ struct Int8Slots {
       uint4 own[kHalves][2];
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
-        own[h][0] = x[h * kHalfUnits * kUnitX];
-        own[h][1] = x[h * kHalfUnits * kUnitX + 1];
+        own[h][0] = fragment_order(x[h * kHalfUnits * kUnitX]);
+        own[h][1] = fragment_order(x[h * kHalfUnits * kUnitX + 1]);
       }
       float acc[kHalves][2][4] = {};
 #pragma unroll

@@ -17,15 +17,20 @@ __device__ __forceinline__ uint4 times(uint4 v, float factor) {
   return pack<T>(e);
 }
 
+// The two middle words of a vector change places, so that it is, as it is read, the A of an mma whose row r has the
+// first two words and whose row r + 8 has the last two; and back.
+__device__ __forceinline__ uint4 fragment_order(uint4 v) { return {v.x, v.z, v.y, v.w}; }
+
 // x -> shared memory: `vectors` of it, then zeros up to `padded`; normalised and rounded to T where norm is not null.
 // Ends with a barrier. norm_shared: the norm weight, on its way there by this thread's own async copies, or null.
-// kExponent: all of it times two to this power, exactly unless that leaves the type.
-template <class T, int kThreads, int kExponent = 0>
+// kExponent: all of it times two to this power, exactly unless that leaves the type. kIsFragment: in fragment_order().
+template <class T, int kThreads, int kExponent = 0, bool kIsFragment = false>
 __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int vectors, int padded, uint4* xs,
                                         const T* norm, const uint4* norm_shared) {
   constexpr int kAhead = 4;
   constexpr float kGain =
       static_cast<float>(uint64_t{1} << kExponent / 2) * static_cast<float>(uint64_t{1} << (kExponent + 1) / 2);
+  const auto placed = [](uint4 v) { return kIsFragment ? fragment_order(v) : v; };
   float sum = 0;
   for (int first = threadIdx.x; first < padded; first += kAhead * kThreads) {
     uint4 raw[kAhead];
@@ -37,7 +42,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       const int v = first + a * kThreads;
-      if (v < padded) xs[v] = kExponent != 0 && !norm ? times<T>(raw[a], kGain) : raw[a];
+      if (v < padded) xs[v] = norm ? raw[a] : placed(kExponent != 0 ? times<T>(raw[a], kGain) : raw[a]);
       if (!norm) continue;
       float e[kPerVector<T>];
       unpack<T>(raw[a], e);
@@ -60,7 +65,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
       }
 #pragma unroll
       for (int i = 0; i < kPerVector<T>; ++i) e[i] = e[i] * scale * (w[i] + plus);
-      xs[v] = pack<T>(e);
+      xs[v] = placed(pack<T>(e));
     }
   }
   block_sync<kThreads>();
@@ -87,9 +92,12 @@ struct NormWeight {
   }
 };
 
-// What one output row adds to its sums. The thread that stores row i holds them from the start of the task.
+// What one output row adds to its sums, and where it goes. The thread that stores row i holds them from the start of
+// the task.
 struct RowTerms {
   float bias = 0, up_bias = 0, residual = 0;
+  bool is_pair = false, is_f32 = false;
+  void* out = nullptr;
 };
 
 template <class T>
@@ -98,26 +106,28 @@ __device__ __forceinline__ RowTerms load_terms(const TaskContext& c, int item) {
   RowTerms t;
   if (item >= p.N_tile) return t;
   const int n = p.n_off + item;
+  t.is_pair = p.flags & AMK_FLAG_SILU_PAIR;
+  t.is_f32 = c.task.out_dtype == AMK_DTYPE_F32;
+  t.out = t.is_f32 ? static_cast<void*>(c.out<float>(0) + n) : c.out<T>(0) + n;
   if (c.task.bias_slot >= 0) {
     const T* bias = c.in<T>(c.task.bias_slot);
     t.bias = load(bias + n);
-    if (p.flags & AMK_FLAG_SILU_PAIR) t.up_bias = load(bias + p.N + n);
+    if (t.is_pair) t.up_bias = load(bias + p.N + n);
   }
   if (c.task.residual_slot >= 0) t.residual = load(c.in<T>(c.task.residual_slot) + n);
   return t;
 }
 
-// sum(0): the product of row `item`, sum(1): of its up row, asked for where there is one.
+// sum(0): the product of the row, sum(1): of its up row, asked for where there is one.
 template <class T, class Sum>
-__device__ __forceinline__ void store_row(const TaskContext& c, int item, const RowTerms& t, Sum sum) {
-  const amk_params_t& p = c.params();
+__device__ __forceinline__ void store_row(const RowTerms& t, Sum sum) {
   float y = sum(0) + t.bias;
-  if (p.flags & AMK_FLAG_SILU_PAIR) y = silu(y) * (sum(1) + t.up_bias);
+  if (t.is_pair) y = silu(y) * (sum(1) + t.up_bias);
   y += t.residual;
-  if (c.task.out_dtype == AMK_DTYPE_F32) {
-    c.out<float>(0)[p.n_off + item] = y;
+  if (t.is_f32) {
+    *static_cast<float*>(t.out) = y;
   } else {
-    store(c.out<T>(0) + p.n_off + item, y);
+    store(static_cast<T*>(t.out), y);
   }
 }
 

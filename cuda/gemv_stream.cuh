@@ -64,7 +64,8 @@ struct PlainSlots {
   // What a warp's slots of one row group add up to.
   class Sum {
    public:
-    // All eight rows of A are x, so that no lane is apart from the others; the sums are taken from row 0.
+    // A vector of x is A as it lies (fragment_order()), the same in every lane of a column: the product with a unit's
+    // first half stands in rows 0 to 7, that with its second half in rows 8 to 15.
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape& s, int chunk) {
       const uint4* x = xs + chunk * kSlotRowVectors + threadIdx.x % kUnitRowVectors;
       if (s.tail_units == kSlotUnits || chunk + 1 < s.chunks) {
@@ -75,15 +76,15 @@ struct PlainSlots {
     }
     // In lanes below kUnitRowVectors: of rows 2 * lane and 2 * lane + 1 of the group.
     __device__ __forceinline__ float2 rows() const {
-      return {(acc_[0][0] + acc_[1][0]) + (acc_[2][0] + acc_[3][0]),
-              (acc_[0][1] + acc_[1][1]) + (acc_[2][1] + acc_[3][1])};
+      return {(first_[0][0] + first_[1][0]) + (second_[0][2] + second_[1][2]),
+              (first_[0][1] + first_[1][1]) + (second_[0][3] + second_[1][3])};
     }
 
    private:
     static constexpr int kAhead = 4;  // units of x that are read before the first is multiplied
 
-    // A branch per unit would put the latency of reading x and of its two products behind one another: 125 cycles a
-    // unit on an H200. Behind the end of the rows a slot holds what it held before, so there it must be.
+    // A branch per unit would put the latency of reading x and of its two products behind one another. Behind the end
+    // of the rows a slot holds what it held before, so there it must be.
     template <bool kIsWhole>
     __device__ __forceinline__ void add_units(const Held& f, const uint4* x, int units) {
 #pragma unroll
@@ -99,14 +100,14 @@ struct PlainSlots {
             if (first + u >= units) return;
             v[u] = x[(first + u) * kUnitRowVectors];
           }
-          multiply_add<T>(acc_[2 * u & 3], v[u].x, v[u].y, f.v[first + u].x, f.v[first + u].y);
-          multiply_add<T>(acc_[(2 * u + 1) & 3], v[u].z, v[u].w, f.v[first + u].z, f.v[first + u].w);
+          const uint4 w = f.v[first + u];
+          multiply_add_two<T>(first_[u & 1], v[u].x, v[u].y, v[u].z, v[u].w, w.x, w.y);
+          multiply_add_two<T>(second_[u & 1], v[u].x, v[u].y, v[u].z, v[u].w, w.z, w.w);
         }
       }
     }
 
-   private:
-    float acc_[4][4] = {};
+    float first_[2][4] = {}, second_[2][4] = {};
   };
 };
 
@@ -119,18 +120,20 @@ class StreamedGemv {
         xs_(reinterpret_cast<uint4*>(c.shared)),
         norm_(c, s_.vectors, xs_ + s_.padded),
         partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.padded))),
-        slots_(s_.groups * s_.chunks),
-        next_(c.ring.first_slot()) {}
+        group_(0),
+        chunk_(c.ring.first_slot()) {
+    settle();
+  }
 
   __device__ bool run() {
     // Zero where there is none: registers that no path sets would be kept alive through every other op.
     Held held{};
-    if (next_ < slots_) Slots::take(c_.ring, held, s_, next_);
+    take_next(held);
     norm_.prefetch();
     if (!c_.template await_inputs<kThreads>()) return false;
     const RowTerms terms = load_terms<T>(c_, threadIdx.x);
-    stage_x<T, kThreads, Slots::kExponent>(c_, c_.in<T>(0) + c_.params().m_off, s_.vectors, s_.padded, xs_,
-                                           norm_.weight, norm_.shared);
+    stage_x<T, kThreads, Slots::kExponent, true>(c_, c_.in<T>(0) + c_.params().m_off, s_.vectors, s_.padded, xs_,
+                                                 norm_.weight, norm_.shared);
     const int panel_groups = groups_per_panel();
     for (int panel = 0; panel < s_.groups; panel += panel_groups) {
       const int end = min(panel + panel_groups, s_.groups);
@@ -139,7 +142,7 @@ class StreamedGemv {
       block_sync<kThreads>();
       store_rows(panel, end, terms);
     }
-    c_.ring.advance(slots_);
+    c_.ring.advance(s_.groups * s_.chunks);
     return true;
   }
 
@@ -147,22 +150,32 @@ class StreamedGemv {
   static constexpr int kWarps = kThreads / kWarpThreads;
   using Held = typename Slots::Held;
 
+  // The slot that is held, or the first behind the task's: a warp has every kWarps-th.
+  __device__ __forceinline__ void settle() {
+    for (; chunk_ >= s_.chunks; chunk_ -= s_.chunks) ++group_;
+  }
+  __device__ __forceinline__ void take_next(Held& held) {
+    if (group_ < s_.groups) Slots::take(c_.ring, held, s_, chunk_);
+  }
+
   __device__ int groups_per_panel() const {
     const int64_t room = c_.machine.task_bytes - (reinterpret_cast<char*>(partial_) - c_.shared);
+    if (s_.groups * stream_group_bytes(s_) <= room) return s_.groups;  // a division takes as long as a slot
     return max(2, static_cast<int>(room / stream_group_bytes(s_)) / 2 * 2);
   }
 
   // This warp's slots of row groups [panel, end); the next one is always in registers already.
   __device__ __forceinline__ void multiply(Held& held, int panel, int end) {
-    const int lane = threadIdx.x % kWarpThreads, last = end * s_.chunks;
-    while (next_ < last) {
-      const int group = next_ / s_.chunks, first = next_ - group * s_.chunks;
+    const int lane = threadIdx.x % kWarpThreads;
+    while (group_ < end) {
+      const int group = group_, first = chunk_;
       typename Slots::Sum sum;
-      for (int chunk = first; chunk < s_.chunks; chunk += kWarps) {
-        sum.add(held, xs_, s_, chunk);
-        next_ += kWarps;
-        if (next_ < slots_) Slots::take(c_.ring, held, s_, next_);
-      }
+      do {
+        sum.add(held, xs_, s_, chunk_);
+        chunk_ += kWarps;
+        settle();
+        take_next(held);
+      } while (group_ == group);
       const float2 rows = sum.rows();
       if (lane < kUnitRowVectors)
         *reinterpret_cast<float2*>(partial_ + ((group - panel) * s_.partials + first) * kGroupRows + 2 * lane) = rows;
@@ -184,7 +197,7 @@ class StreamedGemv {
     for (int i = threadIdx.x; i < items; i += kThreads) {
       const int item = first + i;
       const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms<T>(c_, item);
-      store_row<T>(c_, item, t, [&](int up) { return row_sum(i / kGroupRows * fold + up, i % kGroupRows); });
+      store_row<T>(t, [&](int up) { return row_sum(i / kGroupRows * fold + up, i % kGroupRows); });
     }
   }
 
@@ -193,8 +206,7 @@ class StreamedGemv {
   uint4* const xs_;
   const NormWeight<T, kThreads> norm_;
   float* const partial_;
-  const int slots_;  // of the task
-  int next_;         // this warp's next one
+  int group_, chunk_;  // of this warp's next slot
 };
 
 template <int kThreads>

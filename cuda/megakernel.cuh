@@ -20,15 +20,16 @@ class TaskQueue {
         next_(m.queue_start[blockIdx.x]),
         end_(m.queue_start[blockIdx.x + 1]) {
     for (int i = 0; i < kRecordRing - 1; ++i) fetch(next_ + i);
-    arrived();
+    ptx::copy_async_wait<kRecordRing - 2>();
     block_sync<kThreads>();
   }
   __device__ bool empty() const { return next_ == end_; }
   __device__ Record& front() const { return ring_[next_ % kRecordRing]; }
   // The slot that this overwrites held the task before front().
   __device__ void fetch() { fetch(next_ + kRecordRing - 1); }
-  // The record behind front() has arrived in this thread; a barrier must follow before another reads it.
-  __device__ void arrived() { ptx::copy_async_wait<kRecordRing - 2>(); }
+  // The record behind front() has arrived in this thread; a barrier must follow before another reads it. An op has
+  // awaited its own copies.
+  __device__ void arrived() { ptx::copy_async_wait<kRecordRing - 3>(); }
   __device__ void pop() { ++next_; }
   __device__ uint32_t index() const { return next_; }  // of front() in queue order
 
@@ -66,12 +67,12 @@ __device__ __forceinline__ bool run_tasks(const MachineTables& machine, Record* 
   TaskQueue<kThreads, Record> queue(records, machine);
   for (; !queue.empty(); queue.pop()) {
     mark_start();
-    queue.fetch();
     Record& task = queue.front();
     if (!run_task<kThreads>({task, machine, shared, reduce_scratch, pos, ring, angles}, task, batch_ring)) return false;
     queue.arrived();
     if (signals(task)) signal<kThreads>(task, machine);
     mark_finish(machine.task_clocks + queue.index());
+    queue.fetch();  // last: an op that awaits copies of its own does not wait for this one
   }
   // The completion proof (K4).
   if (threadIdx.x == 0) {

@@ -25,7 +25,7 @@ struct ScalarSlots {
         if (u >= units) break;
         float w[kPerVector<T>], v[kPerVector<T>];
         unpack<T>(f.v[u], w);
-        unpack<T>(x[u * kUnitRowVectors], v);
+        unpack<T>(fragment_order(x[u * kUnitRowVectors]), v);
 #pragma unroll
         for (int e = 0; e < kPerVector<T>; ++e) acc_[e & 3] = fmaf(w[e], v[e], acc_[e & 3]);
       }
