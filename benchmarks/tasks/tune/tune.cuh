@@ -1,4 +1,5 @@
 // What the two tuners share: operands in rotation, so that every launch finds its own cold, and one clock.
+// Operands come from tensors, by way of what the C entry reads, so a field that it sets is never missing.
 // In: a function that enqueues launch i on a stream. Out: microseconds per launch, the median over trials of a captured
 // graph. Programs of their own, not part of any library: they print, and stop at the first error.
 #pragma once
@@ -10,9 +11,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
+#include "amk_task.h"
 #include "row_vectors.cuh"
 
 namespace amk::task {
@@ -20,6 +23,26 @@ namespace amk::task {
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+  std::exit(1);
+}
+
+// A tensor without gaps, as it crosses the C border.
+inline amk_task_tensor_t tensor(void* data, int32_t dtype, std::initializer_list<int64_t> shape) {
+  amk_task_tensor_t t{data, dtype, static_cast<int32_t>(shape.size()), {}, {}};
+  std::copy(shape.begin(), shape.end(), t.shape);
+  int64_t stride = 1;
+  for (int i = t.rank - 1; i >= 0; --i) {
+    t.stride[i] = stride;
+    stride *= t.shape[i];
+  }
+  return t;
+}
+
+// Operands that the entry would refuse, or would read element by element, are a mistake of the tuner.
+template <class Operands>
+void require_vectors(int32_t status, const Operands& o) {
+  if (status == 0 && o.is_vector) return;
+  std::fprintf(stderr, "operands: status %d, read 16 bytes at a time: %d\n", status, status == 0 && o.is_vector);
   std::exit(1);
 }
 

@@ -29,9 +29,10 @@ Candidate plan(const char* name, int waves = 0) {
   return {name, launch_rows<X, M, kResidual, false, Plan>, waves};
 }
 
-template <class M, bool kResidual>
+// Operands are those that the entry reads, so this is what a caller of the entry gets.
+template <class M>
 int32_t launch_dispatched(const NormOperands& o, int, void* stream) {
-  return run<X, M, kResidual, false>(o, stream);
+  return dispatch<X, M>(o, stream);
 }
 
 // Vectors of 8 bytes of x beside f32 modulation of 16.
@@ -248,26 +249,24 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   const size_t bytes = tensors * x_bytes + modulations * modulation_bytes;
   const Pool pool(bytes + 512);
   const auto operands = [&](char* at) {
-    NormOperands o{};
-    const auto rows_at = [&](int i) { return Rows{at + i * x_bytes, 0, kColumns, 1}; };
+    const auto rows_at = [&](int i) { return tensor(at + i * x_bytes, AMK_DTYPE_BF16, {1, rows, kColumns}); };
     const auto modulation_at = [&](int i) {
-      return Modulation{at + tensors * x_bytes + i * modulation_bytes, 0, is_full ? kColumns : 0, 1,
-                        is_full ? 1 : rows};
+      void* const data = at + tensors * x_bytes + i * modulation_bytes;
+      constexpr int32_t kType = sizeof(M) == 4 ? AMK_DTYPE_F32 : AMK_DTYPE_BF16;
+      return is_full ? tensor(data, kType, {1, rows, kColumns}) : tensor(data, kType, {kColumns});
     };
-    o.x = rows_at(0);
-    o.y = rows_at(1);
-    o.scale = modulation_at(0);
-    o.shift = modulation_at(1);
-    if (kResidual) {
-      o.residual = rows_at(2);
-      o.residual_out = rows_at(3);
-      o.gate = modulation_at(2);
-      o.has_residual = o.has_gate = true;
-    }
-    o.batches = 1;
-    o.rows = rows;
-    o.columns = kColumns;
-    o.eps = 1e-6f;
+    const amk_task_tensor_t none{};
+    const amk_task_tensor_t inputs[] = {rows_at(0),
+                                        kResidual ? rows_at(2) : none,
+                                        kResidual ? modulation_at(2) : none,
+                                        modulation_at(0),
+                                        modulation_at(1),
+                                        none,
+                                        none};
+    const amk_task_tensor_t outputs[] = {rows_at(1), kResidual ? rows_at(3) : none};
+    const double scalars[] = {1e-6, 0};
+    NormOperands o{};
+    require_vectors(read_operands(inputs, 7, scalars, 2, outputs, 2, &o), o);
     return o;
   };
   for (int i = 0; i < pool.sets(); ++i) {
@@ -288,7 +287,7 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
   std::vector<Finding> found;
-  std::vector<Candidate> all{{kDispatched, launch_dispatched<M, kResidual>, 0}};
+  std::vector<Candidate> all{{kDispatched, launch_dispatched<M>, 0}};
   const auto add = [&](const std::vector<Candidate>& more) { all.insert(all.end(), more.begin(), more.end()); };
   add(candidates<M, kResidual, kColumns>());
   add(narrow_candidates<M, kResidual, kColumns>());

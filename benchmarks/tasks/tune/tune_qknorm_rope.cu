@@ -27,6 +27,7 @@ template <class Plan>
 Candidate ring(const char* name) {
   return {name, launch_ring<T, int64_t, false, Plan>, 0};
 }
+// Operands are those that the entry reads, so this is what a caller of the entry gets.
 int32_t launch_dispatched(const QkOperands& o, int, void* stream) { return run(o, stream); }
 
 constexpr auto kKeep = Reuse::kKeep, kStream = Reuse::kStream;
@@ -147,6 +148,23 @@ class HostCheck {
   std::vector<std::vector<float>> turns_;
 };
 
+// A set: q, k, the cache, the positions, then both weights.
+QkOperands production_operands(char* q, int tokens, int heads) {
+  const size_t side_bytes = static_cast<size_t>(tokens) * heads * kHeadDim * sizeof(T);
+  char* const cache = q + 2 * side_bytes;
+  char* const positions = cache + static_cast<size_t>(tokens) * kHeadDim * sizeof(float);
+  char* const weights = positions + (tokens * sizeof(int64_t) + 15) / 16 * 16;
+  const amk_task_tensor_t inputs[] = {
+      tensor(weights, AMK_DTYPE_BF16, {kHeadDim}), tensor(weights + kHeadDim * sizeof(T), AMK_DTYPE_BF16, {kHeadDim}),
+      tensor(cache, AMK_DTYPE_F32, {tokens, kHeadDim}), tensor(positions, AMK_TASK_DTYPE_I64, {tokens})};
+  const amk_task_tensor_t outputs[] = {tensor(q, AMK_DTYPE_BF16, {tokens, heads, kHeadDim}),
+                                       tensor(q + side_bytes, AMK_DTYPE_BF16, {tokens, heads, kHeadDim})};
+  const double scalars[] = {1e-6, 0};
+  QkOperands o{};
+  require_vectors(read_operands(inputs, 4, scalars, 2, outputs, 2, &o), o);
+  return o;
+}
+
 void tune(Clock& clock, int tokens, int heads, bool is_all) {
   const size_t side = size_t{static_cast<size_t>(tokens)} * heads * kHeadDim, side_bytes = side * sizeof(T);
   const size_t cache_bytes = size_t{static_cast<size_t>(tokens)} * kHeadDim * sizeof(float);
@@ -156,20 +174,7 @@ void tune(Clock& clock, int tokens, int heads, bool is_all) {
   const Pool pool(std::max(2 * side_bytes + cache_bytes + weight_bytes + position_bytes, bytes + 512));
   std::vector<int64_t> counted(tokens);
   for (int i = 0; i < tokens; ++i) counted[i] = i;
-  const auto operands = [&](char* at) {
-    QkOperands o{};
-    T* weight = reinterpret_cast<T*>(at + 2 * side_bytes + cache_bytes + position_bytes);
-    o.q = {at, int64_t{heads} * kHeadDim, kHeadDim, 1, weight, 1, heads};
-    o.k = {at + side_bytes, int64_t{heads} * kHeadDim, kHeadDim, 1, weight + kHeadDim, 1, heads};
-    o.cache = reinterpret_cast<const float*>(at + 2 * side_bytes);
-    o.cache_row_stride = kHeadDim;
-    o.cache_stride = 1;
-    o.cache_rows = o.tokens = tokens;
-    o.positions = at + 2 * side_bytes + cache_bytes;
-    o.position_stride = 1;
-    o.eps = 1e-6f;
-    return o;
-  };
+  const auto operands = [&](char* at) { return production_operands(at, tokens, heads); };
   const auto reset = [&](char* at, uint32_t seed) {
     const QkOperands o = operands(at);
     fill<<<1024, 256>>>(static_cast<T*>(o.q.data), 2 * side, seed);
@@ -192,11 +197,11 @@ void tune(Clock& clock, int tokens, int heads, bool is_all) {
   // this the copies below overwrite the cache, which the element kernel still reads.
   check(cudaDeviceSynchronize(), "the element kernel");
   const float copy_before = pool.copy_us(clock, bytes);
-  for (int i = 1; i < pool.sets(); ++i) reset(pool.set(i), 1 + 3 * static_cast<uint32_t>(i));
   std::vector<Finding> found;
   const bool is_few = tokens <= kFewTokensOfTune;
   for (const Candidate& c : is_few ? std::span<const Candidate>(kOfFewTokens) : std::span(kOfManyTokens)) {
-    reset(pool.set(0), 1);
+    // All sets: what a wrong candidate wrote is not what the next one is timed with.
+    for (int i = 0; i < pool.sets(); ++i) reset(pool.set(i), 1 + 3 * static_cast<uint32_t>(i));
     const int grid = c.waves * pool.sm_count();
     if (const int32_t status = c.launch(operands(pool.set(0)), grid, nullptr)) {
       print_refusal(shape, c.name, status);

@@ -50,6 +50,14 @@ int32_t run(const NormOperands& o, void* stream) {
   return launch_elements<X, M>(o, stream);
 }
 
+template <class X, class M>
+int32_t dispatch(const NormOperands& o, void* stream) {
+  if (!o.is_vector) return launch_elements<X, M>(o, stream);
+  const bool has_weight = o.weight != nullptr;
+  if (o.has_residual) return has_weight ? run<X, M, true, true>(o, stream) : run<X, M, true, false>(o, stream);
+  return has_weight ? run<X, M, false, true>(o, stream) : run<X, M, false, false>(o, stream);
+}
+
 }  // namespace
 }  // namespace amk::task
 
@@ -61,12 +69,6 @@ int32_t amk_task_norm_scale_shift_solution(const amk_task_tensor_t* inputs, int3
   using namespace amk::task;
   return with_operands(inputs, n_inputs, scalars, n_scalars, outputs, n_outputs,
                        [&](const NormOperands& o, auto x, auto modulation) {
-                         using X = typename decltype(x)::type;
-                         using M = typename decltype(modulation)::type;
-                         if (!o.is_vector) return launch_elements<X, M>(o, stream);
-                         const bool has_weight = o.weight != nullptr;
-                         if (o.has_residual)
-                           return has_weight ? run<X, M, true, true>(o, stream) : run<X, M, true, false>(o, stream);
-                         return has_weight ? run<X, M, false, true>(o, stream) : run<X, M, false, false>(o, stream);
+                         return dispatch<typename decltype(x)::type, typename decltype(modulation)::type>(o, stream);
                        });
 }

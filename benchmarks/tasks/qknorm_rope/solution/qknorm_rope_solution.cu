@@ -4,15 +4,14 @@
 namespace amk::task {
 namespace {
 
-// Up to so many tokens the launch is shorter than the latency of memory, so heads are spread over as many SMs as
-// possible: eight per block, in a launch that overlaps the end of the one before it.
-constexpr int kFewTokens = 64;
-using FewPlan = QkPlan<64, 1, 1, Reuse::kKeep, Order::kDependent>;
-constexpr int kSomeTokens = 512;
-using SomePlan = QkPlan<192, 1, 1, Reuse::kStream>;
-// More: 32 or 48 heads per block, whichever leaves fewer lanes without a head.
-using By32Plan = QkPlan<128, 2, 1, Reuse::kStream>;
-using By48Plan = QkPlan<192, 2, 1, Reuse::kStream>;
+// Both read the cache at the row of the token's own number together with the position, and again where that is another.
+// Up to so many tokens the launch is shorter than the latency of memory: one head at once, in a launch that overlaps
+// the end of the one before it.
+constexpr int kFewTokens = 512;
+using FewPlan = QkPlan<192, 1, 1, Reuse::kStream, Order::kDependent, Turn::kGuessed>;
+// More: small blocks, of which as many are resident as two heads per thread leave registers for. f32 has twice as many.
+template <class T>
+using ManyPlan = QkPlan<96, 2, sizeof(T) == 4 ? 4 : 8, Reuse::kStream, Order::kPlain, Turn::kGuessed>;
 
 int32_t run(const QkOperands& o, void* stream) {
   return with_types(o, [&](auto type, auto position, auto interleaved) {
@@ -20,12 +19,8 @@ int32_t run(const QkOperands& o, void* stream) {
     using P = typename decltype(position)::type;
     constexpr bool kInterleaved = decltype(interleaved)::value;
     if (!o.is_vector) return launch_elements<T, P, kInterleaved>(o, stream);
-    const int heads = o.q.count + o.k.count;
     if (o.tokens <= kFewTokens) return launch_rows<T, P, kInterleaved, FewPlan>(o, 0, stream);
-    if (o.tokens <= kSomeTokens) return launch_rows<T, P, kInterleaved, SomePlan>(o, 0, stream);
-    if (round_up_int(heads, 48) < round_up_int(heads, 32))
-      return launch_rows<T, P, kInterleaved, By48Plan>(o, 0, stream);
-    return launch_rows<T, P, kInterleaved, By32Plan>(o, 0, stream);
+    return launch_rows<T, P, kInterleaved, ManyPlan<T>>(o, 0, stream);
   });
 }
 
