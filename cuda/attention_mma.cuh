@@ -4,7 +4,7 @@
 // same (ops/packing.h). A lane then has the scores of query head lane / 4 with two rows of each tile, which is where A
 // of the second product wants the weights (Dao et al. 2022, arXiv:2205.14135). Rows 0 to 7 of that A are the weights
 // rounded to T and rows 8 to 15 what the rounding lost, so the sum is that of weights twice as long.
-// A warp makes its own copy of the query heads, and the first rows are in registers before the inputs are awaited: up
+// A lane makes its own part of the query heads, and the first rows are in registers before the inputs are awaited: up
 // to the merge of the warps there is no barrier.
 #pragma once
 
@@ -31,69 +31,57 @@ __device__ __forceinline__ bool are_vectors(const TaskContext& c) {
 template <class T, int kDim, int kWarps>
 class MmaAttention {
  public:
-  // This warp's share of the rows [first, end), which no task writes in this launch: the first are on their way. With
-  // has_new one more row follows, which make_heads() makes. state: [kWarps][kStateHeads][kDim + kStatePad], where a
-  // warp keeps its query heads until it publishes. new_row: key and value, 2 * kDim elements.
-  __device__ MmaAttention(const TaskContext& c, float* state, uint4* new_row, int g, int first, int end, bool has_new)
+  // This warp's share of the rows [first, end), which no task writes in this launch: the first are on their way, keys
+  // to registers, values to L2. state: [kWarps][kStateHeads][kDim + kStatePad], where a warp keeps its query heads
+  // until it publishes.
+  __device__ MmaAttention(const TaskContext& c, float* state, int g, int first, int end)
       : state_(state + warp() * kStateHeads * (kDim + kStatePad)),
-        query_(reinterpret_cast<uint4*>(state_)),
-        new_row_(new_row),
-        left_(end - first - warp() * kTileRows),
-        has_new_(has_new) {
+        query_(reinterpret_cast<uint4*>(state_) + lane()),
+        left_(end - first - warp() * kTileRows) {
     const int64_t at = (int64_t{g} * c.params().K + first + warp() * kTileRows) * kDim;
     keys_ = c.in<T>(1) + at + quad() * kDim + lane_in_quad() * kElements;
     values_ = c.in<T>(2) + at + 2 * lane_in_quad() * kDim + quad() * kElements;
     load_keys();
-    load_values();
+    fetch_values();
   }
 
-  // Query heads, normalised and turned as one_head() does where norms and angles are given, and the new row's key by
-  // the warp whose tile it is in.
+  // Query heads, normalised and turned as one_head() does where norms and angles are given. `new_key` and `new_value`:
+  // of one more row for this warp, or null; it waits at `new_row`, as registers are short.
   __device__ __forceinline__ void make_heads(const TaskContext& c, const T* heads, const T* new_key, const T* new_value,
-                                             const T* q_norm, const T* k_norm, const float2* turn) {
+                                             const T* q_norm, const T* k_norm, const float2* turn, uint4* new_row) {
     const int group = c.params().n_heads / c.params().n_kv_heads;
-    const bool makes_new = has_new_ && left_ >= 0 && left_ % kStride < kTileRows;
-    T* const query = reinterpret_cast<T*>(query_);
-    Pairs q_weight{}, k_weight{}, key{};
-    uint4 value{};
-    if (q_norm) q_weight.load(q_norm);
-    if (makes_new) {
-      key.load(new_key);
-      if (k_norm) k_weight.load(k_norm);
+    new_row_ = new_key ? new_row : nullptr;
+    // Rows of A behind the last head repeat it and are never stored. All loads in one trip.
+    uint4 query[kUnits], q_weight[kUnits]{}, key[kUnits]{}, k_weight[kUnits]{}, value{};
+    load_head(heads + min(quad(), group - 1) * kDim, query);
+    if (q_norm) load_head(q_norm, q_weight);
+    if (new_key) {
+      load_head(new_key, key);
+      if (k_norm) load_head(k_norm, k_weight);
       if (lane() < kRowVectors) value = load_vector(new_value + lane() * kElements);
     }
-    for (int first = 0; first < group; first += kHeadsAhead) {
-      Pairs head[kHeadsAhead];
+    if (turn) turn_head(c, q_norm, q_weight, turn, query);
 #pragma unroll
-      for (int h = 0; h < kHeadsAhead; ++h)
-        if (first + h < group) head[h].load(heads + (first + h) * kDim);
+    for (int u = 0; u < kUnits; ++u) query_[u * kWarpThreads] = query[u];
+    if (!new_key) return;
+    if (turn) turn_head(c, k_norm, k_weight, turn, key);
+    if (lane() < kRowVectors) new_row[kRowVectors + lane()] = value;
+    if (quad() == 0) {
 #pragma unroll
-      for (int h = 0; h < kHeadsAhead; ++h) {
-        if (first + h >= group) break;  // a row of A without a head has any values and is never stored
-        head[h].turn(c, q_norm, q_weight, turn);
-        head[h].store([&](int e) {
-          return query +
-                 ((e / kUnitElements * kWarpThreads + (first + h) * kQuadLanes + e % kUnitElements / kElements) *
-                      kElements +
-                  e % kElements);
-        });
-      }
-    }
-    if (makes_new) {
-      key.turn(c, k_norm, k_weight, turn);
-      key.store([&](int e) { return reinterpret_cast<T*>(new_row_) + e; });
-      if (lane() < kRowVectors) new_row_[kRowVectors + lane()] = value;
+      for (int u = 0; u < kUnits; ++u) new_row[u * kQuadLanes + lane()] = key[u];
     }
     __syncwarp();
   }
 
   __device__ __forceinline__ void rows(float scale) {
+    load_values();
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
-    while (left_ + has_new_ > 0) {
-      if (has_new_ && left_ < kTiles * kStride) put_new();
+    while (left_ > 0 || new_row_) {
+      const bool is_new = left_ <= 0;
+      if (is_new) take_new();
       float s[kTiles][2];
-      scores(scale, left_ + has_new_, s);
+      scores(scale, is_new ? 1 : left_, s);
       left_ -= kTiles * kStride;
       if (left_ > 0) {
         keys_ += kTiles * kStride * kDim;
@@ -139,7 +127,6 @@ class MmaAttention {
   static constexpr int kElements = 8;                  // of a 16-byte vector
   static constexpr int kUnits = kDim / kUnitElements;  // vectors of a key that a lane holds
   static constexpr int kVectors = kDim / 64;           // of a value
-  static constexpr int kHeadsAhead = 4;                // in registers at a time
   static constexpr int kRowVectors = kDim / kElements;
   static constexpr int kTiles = 2 * 128 / kDim;  // of a step: as many as the registers hold, two per product
   static_assert(kTiles % 2 == 0 && kDim % 64 == 0);
@@ -174,78 +161,77 @@ class MmaAttention {
       }
     }
   }
-  // The row behind the cached ones, where it is in a tile of this step.
-  __device__ __forceinline__ void put_new() {
+  __device__ __forceinline__ void fetch_values() const {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      if (quad() + t * kStride == left_) {
-#pragma unroll
-        for (int u = 0; u < kUnits; ++u) k_[t][u] = new_row_[u * kQuadLanes + lane_in_quad()];
-      }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (2 * lane_in_quad() + r + t * kStride != left_) continue;
+        if (2 * lane_in_quad() + r + t * kStride >= left_) continue;
 #pragma unroll
-        for (int j = 0; j < kVectors; ++j) v_[t][r][j] = new_row_[kRowVectors + quad() + j * 8];
+        for (int j = 0; j < kVectors; ++j) ptx::prefetch_l2(values_ + (t * kStride + r) * kDim + j * 8 * kElements);
       }
     }
   }
+  // The new row is row 0 of tile 0.
+  __device__ __forceinline__ void take_new() {
+    const bool is_first = lane_in_quad() == 0;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) k_[0][u] = new_row_[u * kQuadLanes + lane_in_quad()];
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      v_[0][0][j] = is_first ? new_row_[kRowVectors + quad() + j * 8] : uint4{};
+      v_[0][1][j] = uint4{};
+    }
+    new_row_ = nullptr;
+  }
 
-  // A head in the registers of a warp: elements kPairs * lane + i, and those half a head behind, which they turn with.
-  struct Pairs {
-    static constexpr int kPairs = kDim / 2 / kWarpThreads;
-    float low[kPairs], high[kPairs];
-
-    __device__ __forceinline__ void load(const T* src) {
-      load_half(src + kPairs * lane(), low);
-      load_half(src + kDim / 2 + kPairs * lane(), high);
-    }
-    __device__ __forceinline__ static void load_half(const T* src, float (&x)[kPairs]) {
-      static_assert(kPairs == 1 || kPairs == 2);
-      if constexpr (kPairs == 2) {
-        const float2 pair = unpack_pair<T>(__ldcg(reinterpret_cast<const uint32_t*>(src)));
-        x[0] = pair.x;
-        x[1] = pair.y;
-      } else {
-        x[0] = amk::load(src);
-      }
-    }
-    __device__ __forceinline__ void turn(const TaskContext& c, bool has_norm, const Pairs& weight,
-                                         const float2* angles) {
-      if (has_norm) {
-        float sum = 0;
+  // Lane l: elements 32u + 8 * (l % 4) ... + 7 of the head that its quad was given.
+  __device__ __forceinline__ static void load_head(const T* src, uint4 (&f)[kUnits]) {
 #pragma unroll
-        for (int i = 0; i < kPairs; ++i) sum += low[i] * low[i] + high[i] * high[i];
-        const float factor = rms_scale(warp_sum(sum), kDim, c.params().eps), plus = norm_plus(c.params());
+    for (int u = 0; u < kUnits; ++u) f[u] = load_vector(src + u * kUnitElements + lane_in_quad() * kElements);
+  }
+  __device__ __forceinline__ static void turn_head(const TaskContext& c, bool has_norm, const uint4 (&norm)[kUnits],
+                                                   const float2* turn, uint4 (&f)[kUnits]) {
+    float factor = 1, plus = 0;
+    if (has_norm) {
+      float sum = 0;
 #pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          low[i] = to_f32(from_f32<T>(low[i] * factor * (weight.low[i] + plus)));
-          high[i] = to_f32(from_f32<T>(high[i] * factor * (weight.high[i] + plus)));
-        }
-      }
-      if (!angles) return;
+      for (int u = 0; u < kUnits; ++u) {
+        float x[kElements];
+        unpack<T>(f[u], x);
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const float2 cs = angles[kPairs * lane() + i];
-        const float x = low[i], y = high[i];
-        low[i] = x * cs.x - y * cs.y;
-        high[i] = y * cs.x + x * cs.y;
+        for (int e = 0; e < kElements; ++e) sum = fmaf(x[e], x[e], sum);
+        ptx::forget(f[u]);  // else the unpacked elements would be kept, in twice the registers
       }
+#pragma unroll
+      for (int mask = 1; mask < kQuadLanes; mask *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, mask);
+      factor = rms_scale(sum, kDim, c.params().eps);
+      plus = norm_plus(c.params());
     }
-    // at(e): where element e goes.
-    template <class At>
-    __device__ __forceinline__ void store(At at) const {
-      store_half(at(kPairs * lane()), low);
-      store_half(at(kDim / 2 + kPairs * lane()), high);
-    }
-    __device__ __forceinline__ static void store_half(T* to, const float (&x)[kPairs]) {
-      if constexpr (kPairs == 2) {
-        *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(x[0], x[1]);
-      } else {
-        *to = from_f32<T>(x[0]);
+#pragma unroll
+    for (int u = 0; u < kUnits / 2; ++u) {
+      constexpr int kHalf = kUnits / 2;
+      float x[2][kElements];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        unpack<T>(f[u + i * kHalf], x[i]);
+        if (!has_norm) continue;
+        float w[kElements];
+        unpack<T>(norm[u + i * kHalf], w);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) x[i][e] = to_f32(from_f32<T>(x[i][e] * factor * (w[e] + plus)));
       }
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const float2 cs = turn[u * kUnitElements + lane_in_quad() * kElements + e];
+        const float low = x[0][e], high = x[1][e];
+        x[0][e] = low * cs.x - high * cs.y;
+        x[1][e] = high * cs.x + low * cs.y;
+      }
+      f[u] = pack<T>(x[0]);
+      f[u + kHalf] = pack<T>(x[1]);
     }
-  };
+  }
 
   // s[t][e]: of row 2 * (lane % 4) + e of tile t; minus infinity where there is none of `left` rows.
   __device__ __forceinline__ void scores(float scale, int left, float (&s)[kTiles][2]) const {
@@ -254,7 +240,7 @@ class MmaAttention {
       float a[4] = {}, b[4] = {};
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const uint4 q = query_[u * kWarpThreads + lane()];
+        const uint4 q = query_[u * kWarpThreads];
         multiply_add<T>(a, q.x, q.y, k_[t][u].x, k_[t][u].y);
         multiply_add<T>(b, q.z, q.w, k_[t][u].z, k_[t][u].w);
       }
@@ -318,21 +304,20 @@ class MmaAttention {
   }
 
   float* const state_;       // of this warp
-  uint4* const query_;       // fragments, one per unit and lane
-  uint4* const new_row_;     // key, value
+  uint4* const query_;       // fragments, one per lane and unit
   const T *keys_, *values_;  // this lane's of the step that was last asked for
   int left_;                 // rows from this warp's next tile to the end
-  const int has_new_;        // one more row behind them
   uint4 k_[kTiles][kUnits], v_[kTiles][2][kVectors];
   float o_[kDim / 8][4];
   float m_ = minus_infinity(), l_ = 0;  // l_: of this lane's rows
+  const uint4* new_row_ = nullptr;      // its key and its value
 };
 
 template <class T, int kDim, int kThreads>
 __device__ bool attend_mma(const TaskContext& c, RowRange range) {
   constexpr int kWarps = kThreads / kWarpThreads;
   const amk_params_t& p = c.params();
-  const int group = p.n_heads / p.n_kv_heads;
+  const int group = p.n_heads / p.n_kv_heads, warp = threadIdx.x / kWarpThreads;
   float* state = reinterpret_cast<float*>(c.shared);
   uint4* new_row = reinterpret_cast<uint4*>(c.shared + attention_state_bytes(p, sizeof(T), kThreads));
   const TaskAngles angles(c, c.task.rope_slot,
@@ -346,10 +331,11 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
                                   : reinterpret_cast<const char*>(k_norm) + (line - bytes));
   }
   angles.make_early<kThreads>(c);
-  const bool has_new = range.first <= c.pos && c.pos < range.end;  // then it is the last
+  // The row at the position is the last warp's, which has the fewest others.
+  const bool takes_new = range.first <= c.pos && c.pos < range.end && warp == kWarps - 1;
   const int64_t at = c.pos;
   for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
-    MmaAttention<T, kDim, kWarps> pass(c, state, new_row, g, range.first, min(range.end, c.pos), has_new);
+    MmaAttention<T, kDim, kWarps> pass(c, state, g, range.first, min(range.end, c.pos));
     if (g == p.n_off) {
       if (!c.template await_inputs<kThreads>()) return false;
       angles.finish<kThreads>(c);
@@ -363,7 +349,8 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
       new_key = c.in<T>(1) + (int64_t{g} * p.K + at) * kDim;
       new_value = c.in<T>(2) + (int64_t{g} * p.K + at) * kDim;
     }
-    pass.make_heads(c, x + int64_t{g} * group * kDim, new_key, new_value, q_norm, k_norm, angles.turn);
+    pass.make_heads(c, x + int64_t{g} * group * kDim, takes_new ? new_key : nullptr, new_value, q_norm, k_norm,
+                    angles.turn, new_row);
     pass.rows(p.scale);
     for (int h = 0; h < group; h += kStateHeads) {
       if (h > 0) block_sync<kThreads>();

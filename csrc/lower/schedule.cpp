@@ -24,7 +24,7 @@ struct LaunchKnob {
   bool is_of_ring;  // acts only where weights are streamed: cpasync = 1 and a target that can (ops/ring.h)
 };
 constexpr LaunchKnob kLaunchKnobs[] = {
-    {"pipelining_depth", &amk_schedule_t::pipelining_depth, 5, 1, kMaxRingSlots, true},
+    {"pipelining_depth", &amk_schedule_t::pipelining_depth, 8, 1, kMaxRingSlots, true},
     {"threads_per_block", &amk_schedule_t::threads_per_block, 256, 256, 256, false},
     {"smem_bytes_per_block", &amk_schedule_t::smem_bytes_per_block, 0, 0, 1 << 20, true},
     {"kernel_knobs.cols_per_warp", &amk_schedule_t::cols_per_warp, 0, 0, 0, false},
