@@ -44,3 +44,13 @@ def test_plans_of_the_solution_that_no_small_row_reaches(side):
     rows += [resized(gated, 265, columns) for columns in (1032, 3080, 4104)]
     rows += [resized(gated_f32, rows, columns) for rows, columns in ((3, 3080), (265, 2056), (265, 3080))]
     assert_right(rows, side)
+
+
+def test_blocks_that_stay_for_many_rows(side):
+    """The first number of rows that gets them, exactly as wide as their plans; a ring goes round many times."""
+    if not side.rounds_once:
+        pytest.skip("the baseline has one path for all lengths")
+    named = {row.name: row for row in TASK.rows}
+    rows = [resized(named["1x19x3072_11D_bf16"], 529, columns) for columns in (3072, 4096)]
+    rows += [resized(named[f"1x37800x5120_11D_{kind}"], 529, 5120) for kind in ("bf16", "f32", "f32_gated")]
+    assert_right(rows, side)

@@ -22,6 +22,8 @@ constexpr bool can_depend() {
   return false;
 #endif
 }
+// The same for the copy engine, which came with that wait.
+constexpr bool can_copy_in_bulk() { return can_depend(); }
 
 // Dependent: the launch overlaps the end of the kernel before it in the stream, where can_depend(). The kernel must
 // begin with await_previous<kDependent>(), before it touches any memory.

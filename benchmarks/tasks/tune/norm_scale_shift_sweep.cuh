@@ -5,7 +5,7 @@
 // each other like rows, rows exactly as long as the plan; compute capability 9.0. Out: y and residual_out.
 #pragma once
 
-#include "norm_scale_shift_persistent.cuh"
+#include "../norm_scale_shift/solution/norm_scale_shift_persistent.cuh"
 
 namespace amk::task {
 

@@ -3,7 +3,6 @@
 // kernel. Usage: amk_tune_norm_scale_shift [--all] [COLUMNS ...]: 1536, 3072, 4096, 5120; --all: also the plans far
 // from the best.
 #include "../norm_scale_shift/solution/norm_scale_shift_solution.cu"
-#include "norm_scale_shift_persistent.cuh"
 #include "norm_scale_shift_sweep.cuh"
 #include "tune.cuh"
 

@@ -1,5 +1,5 @@
 // The solution of norm_scale_shift: which kernel which operands get. docs/dispatch.md has the table.
-#include "norm_scale_shift.cuh"
+#include "norm_scale_shift_persistent.cuh"
 
 namespace amk::task {
 namespace {
@@ -9,12 +9,33 @@ namespace {
 constexpr int kFewRows = 264;
 // Of 256 threads each, on the 132 SMs of an H100 or H200: all at once.
 constexpr int kRowsOfOneWave = 8 * 132;
+// Of a block that stays, four to an SM: with more rows some block has a second one.
+constexpr int kRowsOfStayingBlocks = 4 * 132;
 
 // Early, in a launch that overlaps the end of the one before it.
 template <int kTeam, int kVectors>
 using Overlapping = NormPlan<kTeam, kVectors, 1, Fetch::kEarly, 1, Reuse::kStream, Order::kDependent>;
 template <int kTeam, int kVectors, int kResident = 1, Reuse kReuse = Reuse::kStream>
 using Late = NormPlan<kTeam, kVectors, 1, Fetch::kLate, kResident, kReuse>;
+
+// Scale and shift [1, 1, C] from kRowsOfStayingBlocks on, where a block per row loses; else kPass, and nothing is done.
+constexpr int32_t kPass = 1 << 30;
+template <class M, bool kResidual>
+int32_t run_staying(const NormOperands& o, void* stream) {
+  const int rows = o.batches * o.rows;
+  if (rows <= kRowsOfStayingBlocks || !is_same_for_all_rows(o)) return kPass;
+  const auto with = [&](auto plan) {
+    return launch_persistent<__nv_bfloat16, M, kResidual, decltype(plan)>(o, rows, stream);
+  };
+  if constexpr (sizeof(M) == 4) {
+    if (o.columns == 5120) return with(PersistentPlan<128, 5, 3, Stay::kPacked, kResidual ? 2 : 3>{});
+  } else if constexpr (!kResidual) {
+    if (o.columns == 3072) return with(PersistentPlan<128, 3, 3, Stay::kFloat, 4>{});
+    if (o.columns == 4096) return with(PersistentPlan<128, 4, 3, Stay::kPacked, 4>{});
+    if (o.columns == 5120) return with(PersistentPlan<160, 4, 0, Stay::kPacked, 2>{});
+  }
+  return kPass;
+}
 
 template <class X, class M, bool kResidual, bool kAffine>
 int32_t run(const NormOperands& o, void* stream) {
@@ -23,6 +44,9 @@ int32_t run(const NormOperands& o, void* stream) {
   constexpr bool kWideModulation = sizeof(M) > sizeof(X);
   // The row lengths of production, which is bf16 and without weights: 1536, 3072, 4096 and 5120 columns.
   if constexpr (std::is_same_v<X, __nv_bfloat16> && !kAffine) {
+    if constexpr (can_copy_in_bulk()) {
+      if (const int32_t status = run_staying<M, kResidual>(o, stream); status != kPass) return status;
+    }
     if (vectors > 128 && vectors <= 192) {
       if (rows <= kFewRows) return with(NormPlan<192, 1>{});
       return with(Late<64, 3>{});

@@ -1,12 +1,12 @@
-// Candidates of norm_scale_shift whose blocks stay for many rows: scale, shift and gate are read once per block, and
-// the rows to come are on their way while one is normalised. Measured by amk_tune_norm_scale_shift, dispatched nowhere.
+// norm_scale_shift by blocks that stay for many rows: scale, shift and gate are read once per block, and the rows to
+// come are on their way while one is normalised.
 // In: NormOperands without weights, scale, shift and gate the same for all rows, batches that follow each other like
 // rows, rows exactly as long as the plan; compute capability 9.0 for a ring. Out: y and residual_out.
 #pragma once
 
 #include <algorithm>
 
-#include "../norm_scale_shift/solution/norm_scale_shift.cuh"
+#include "norm_scale_shift.cuh"
 #include "staging.cuh"
 
 namespace amk::task {
