@@ -54,3 +54,4 @@ def test_blocks_that_stay_for_many_rows(side):
     rows = [resized(named["1x19x3072_11D_bf16"], 529, columns) for columns in (3072, 4096)]
     rows += [resized(named[f"1x37800x5120_11D_{kind}"], 529, 5120) for kind in ("bf16", "f32", "f32_gated")]
     assert_right(rows, side)
+    assert_order_of_threads_does_not_matter(rows[-1:], side)
