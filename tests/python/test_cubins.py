@@ -21,8 +21,10 @@ LIBRARY = Path(_lib.LIBRARY_PATH)
 ARCHITECTURES = {"sm_90a", "sm_100a"}
 REGISTERS_PER_SM = 65536
 PRODUCER_THREADS = 128  # of a block, beside those of the tasks that a variant is named after (cuda/device_task.h)
-# Stack per thread, spills included, that a kernel may have. More than that is a regression to look at.
-MAX_STACK_BYTES = {"sm_90a": 0, "sm_100a": 0}
+# Stack per thread, spills included, that a kernel may have. More than that is a regression to look at. The kernel of one
+# token puts its place in the queue and a word of predicates away around attention, whose rows and sums fill the
+# registers; that of several tokens has none.
+MAX_STACK_BYTES = {"sm_90a": 32, "sm_100a": 80}
 # What no kernel's PTX may hold, and a line that would be it.
 FORBIDDEN = {
     "flushes denormals": (r"\b(?:add|sub|mul|fma|div|sqrt)\.\S*ftz", "fma.rn.ftz.f32 \t%f1, %f2, %f3, %f4;"),
@@ -135,7 +137,8 @@ def test_kernels_fit_an_sm_and_do_not_spill(code):
                 continue
             for architecture, cubin in cubins.items():
                 usage = usage_of(name, cubin)
-                limit = MAX_STACK_BYTES[architecture]
+                is_batched = re.search(r"megakernelILi\d+ELb[01]ELb1E", name)
+                limit = 0 if is_batched else MAX_STACK_BYTES[architecture]
                 assert 0 < usage["REG"] * (threads + PRODUCER_THREADS) <= REGISTERS_PER_SM, (
                     f"{name} {architecture}: {usage}"
                 )
