@@ -21,7 +21,7 @@ LIBRARY = Path(_lib.LIBRARY_PATH)
 ARCHITECTURES = {"sm_90a", "sm_100a"}
 REGISTERS_PER_SM = 65536
 PRODUCER_THREADS = 128  # of a block, beside those of the tasks that a variant is named after (cuda/device_task.h)
-# Stack per thread, spills included, that a kernel may have. More than that is a regression to look at. The kernel of one
+# Stack per thread, spills included, that a kernel may have. More is a regression to look at. The kernel of one
 # token puts its place in the queue and a word of predicates away around attention, whose rows and sums fill the
 # registers; that of several tokens has none.
 MAX_STACK_BYTES = {"sm_90a": 32, "sm_100a": 80}
