@@ -318,7 +318,7 @@ def test_a_batch_equals_the_reference(name: str, batch: int, checkpoints: Path) 
     vocab, dtype = source.config.vocab, source.config.dtype
     with amk.ReferenceVM(image, weights) as reference, amk.MegakernelVM(image, weights, guard=True) as gpu:
         fill(source.config, max_seq, reference, gpu)
-        for pos in (max_seq - batch, 1000, KV_BLOCK - 1, KV_BLOCK, 3, 0):
+        for pos in (max_seq - batch, 1000, KV_BLOCK, KV_BLOCK - 1, 3, 0):  # history that no step before has written to
             if pos + batch > max_seq:
                 continue
             tokens = [(37 * (pos + t) + 5) % vocab for t in range(batch)]
