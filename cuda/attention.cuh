@@ -3,6 +3,7 @@
 // Lanes form groups of `row_lanes`, and a group takes one cache row at a time, several rows in flight; every group
 // keeps its own running maximum, sum and output for all query heads of the pass, so a row is read once. States are
 // merged in a fixed order: groups of a warp by butterflies, then warp 0, 1, 2, ...
+// 16-bit heads of 64 and 128 elements take attention_mma.cuh; this form takes all others.
 // Rows below the position do not change in this launch: their way into L2 starts before the inputs are awaited. The
 // query heads pass through shared memory, where ROPE turns them; row `pos` then comes from there too.
 #pragma once
