@@ -407,7 +407,7 @@ typedef struct amk_vm_options_t {
   int32_t threads;      /* 0 = one thread, order by seed; n = n threads that share the queues out */
   int32_t guard;        /* 1 = poison the arena and outputs before each step, canaries around each region, checked after
                            (a GPU machine poisons and has no canaries) */
-  int32_t deadline_ms;  /* GPU: a step without progress for so long is ended; 0 = 2,000 */
+  int32_t deadline_ms;  /* GPU: a step without progress for so long, some 18 at least, is ended; 0 = 2,000 */
   int32_t reserved;     /* 0 */
   int32_t timeline;     /* GPU: 1 = each step leaves a timeline (amk_vm_timeline), from a kernel compiled with one */
   struct amk_vm* share; /* NULL, or a machine of this kind (on this device), all bound and, on a GPU, prepared: its
