@@ -309,37 +309,74 @@ __device__ __forceinline__ bool attention(const TaskContext& c) {
   });
 }
 
-// Heads [n_off, n_off + N_tile), kSplitsAhead splits in flight.
-template <class T, int kThreads>
-__device__ void combine_heads(const TaskContext& c) {
-  constexpr int kSplitsAhead = 16;
-  const amk_params_t& p = c.params();
-  const int dim = p.head_dim, splits = p.M, lane = threadIdx.x % kWarpThreads;
-  for_elements<kThreads, 0>(p.N_tile, dim, [&](int h, int d, bool exists) {
-    const int64_t head = p.n_off + h;
-    const float2* ml = reinterpret_cast<const float2*>(c.in<float>(1)) + head * splits;
-    const float* part = c.in<float>(0) + head * splits * dim + d;
-    MergedParts<kSplitsAhead> all;
-    for (int first = 0; first < splits; first += kSplitsAhead) {
-      float outs[kSplitsAhead];
-      const bool has_part = lane < kSplitsAhead && first + lane < splits;
-      const float2 mine = has_part ? __ldcg(ml + first + lane) : float2{minus_infinity(), 0};
-#pragma unroll
-      for (int u = 0; u < kSplitsAhead; ++u)
-        outs[u] = exists && first + u < splits ? load(part + int64_t{first + u} * dim) : 0.0f;
-      all.add(mine.x, mine.y, outs);
-    }
-    if (exists) store(c.out<T>(0) + head * dim + d, all.o / all.l);
-  });
-}
+// What the splits of a head add up to, an element to a lane; either half of a warp takes half of the splits.
+struct CombinedSplits {
+  static constexpr int kElements = kWarpThreads / 2;  // of a warp
+  float m = minus_infinity(), l = 0, o = 0;
 
+  // `left` splits from ml and part on, at most 2 * kAhead of them. ml: this lane's; part: this lane's element.
+  template <int kAhead>
+  __device__ __forceinline__ void add(const float2* ml, const float* part, int left, int dim) {
+    const int share = (min(left, 2 * kAhead) + 1) / 2, first = threadIdx.x % kWarpThreads / kElements * share;
+    // All in one trip. Every load is made, so that none waits for a predicate: behind the last split it is that one's.
+    float outs[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) outs[u] = __ldcg(part + min(first + u, left - 1) * dim);
+    const float2 mine = static_cast<int>(threadIdx.x % kWarpThreads) < left ? __ldcg(ml) : float2{minus_infinity(), 0};
+    const float common = fmaxf(m, warp_max(mine.x)), shrink = merge_weight(m, common);
+    const float weight = merge_weight(mine.x, common), weighted_l = weight * mine.y;
+    m = common;
+    l *= shrink;
+    o *= shrink;
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const float w = __shfl_sync(kWholeWarp, weight, first + u), w_l = __shfl_sync(kWholeWarp, weighted_l, first + u);
+      const bool is_mine = u < share && first + u < left;
+      o = is_mine ? fmaf(w, outs[u], o) : o;
+      l = is_mine ? l + w_l : l;
+    }
+  }
+  __device__ __forceinline__ float result() const {
+    const float all_o = o + __shfl_xor_sync(kWholeWarp, o, kElements);
+    return all_o / (l + __shfl_xor_sync(kWholeWarp, l, kElements));
+  }
+};
+
+// Heads [n_off, n_off + N_tile). One code for all types: only the store differs.
 template <int kThreads>
-__device__ bool attention_combine(const TaskContext& c) {
+__device__ __forceinline__ bool attention_combine(const TaskContext& c) {
+  constexpr int kElements = CombinedSplits::kElements, kFew = 16;
+  const amk_params_t& p = c.params();
+  const int dim = p.head_dim, splits = p.M, pieces = ceil_div_int(dim, kElements), lane = threadIdx.x % kWarpThreads;
+  const int warp = threadIdx.x / kWarpThreads;
+  struct Item {
+    int64_t head;
+    int element;
+    const float2* ml;
+    const float* part;
+  };
+  const auto item_of = [&](int i) {
+    const int h = p.N_tile == 1 ? 0 : i / pieces, d = (i - h * pieces) * kElements + lane % kElements;
+    const int64_t head = p.n_off + h;
+    return Item{head, d, reinterpret_cast<const float2*>(c.in<float>(1)) + head * splits + lane,
+                c.in<float>(0) + head * splits * dim + min(d, dim - 1)};
+  };
+  Item item = item_of(warp);
   if (!c.await_inputs<kThreads>()) return false;
-  return with_dtype(c.task.out_dtype, [&](auto type) {
-    combine_heads<typename decltype(type)::type, kThreads>(c);
-    return true;
-  });
+  for (int i = warp; i < p.N_tile * pieces; i += kThreads / kWarpThreads) {
+    if (i != warp) item = item_of(i);
+    CombinedSplits all;
+    if (splits <= kFew) {
+      all.add<kFew / 2>(item.ml, item.part, splits, dim);
+    } else {
+      for (int at = 0; at < splits; at += kWarpThreads)
+        all.add<kWarpThreads / 2>(item.ml + at, item.part + int64_t{at} * dim, splits - at, dim);
+    }
+    const float result = all.result();
+    if (item.element < dim && lane < kElements)
+      store_any(c.task.out[0], item.head * dim + item.element, c.task.out_dtype, result);
+  }
+  return true;
 }
 
 }  // namespace amk

@@ -2,6 +2,8 @@
 // In: a task and the position; the warps' states. Out: a range of rows; part_o and part_ml.
 #pragma once
 
+#include <cfloat>
+
 #include "sync.cuh"
 #include "tile_io.cuh"
 
@@ -48,9 +50,15 @@ __device__ __forceinline__ RowRange split_rows(const amk_params_t& p, int pos) {
   return {start(p.dim), start(int64_t{p.dim} + 1)};
 }
 
-// Weight of a partial whose maximum is m, seen from the common maximum; 0 for one that saw no row.
-__device__ __forceinline__ float merge_weight(float m, float common) {
-  return m == minus_infinity() ? 0.0f : expf(m - common);
+// Weight of a partial whose maximum is m, seen from the common maximum; 0 for one that saw no row, also where none did.
+// No branch: one per exponential would keep the exponentials of a lane apart.
+__device__ __forceinline__ float merge_weight(float m, float common) { return expf(m - fmaxf(common, -FLT_MAX)); }
+
+// Floats lie in the order of their bits as signed integers once those of negative ones are flipped: one instruction
+// instead of five shuffles.
+__device__ __forceinline__ float warp_max(float v) {
+  const auto flip = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  return __int_as_float(flip(__reduce_max_sync(kWholeWarp, flip(__float_as_int(v)))));
 }
 
 // What partials of one head add up to, an element per lane. Lane i brings the maximum and the sum of partial i (minus
@@ -61,10 +69,7 @@ struct MergedParts {
   float m = minus_infinity(), l = 0, o = 0;
 
   __device__ __forceinline__ void add(float part_m, float part_l, const float (&outs)[kParts]) {
-    float common = fmaxf(m, part_m);
-#pragma unroll
-    for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
-      common = fmaxf(common, __shfl_xor_sync(kWholeWarp, common, mask));
+    const float common = fmaxf(m, warp_max(part_m));
     const float weight = merge_weight(part_m, common), shrink = merge_weight(m, common);
     m = common;
     l *= shrink;
