@@ -17,8 +17,8 @@ __host__ __device__ constexpr int attention_rows_ahead(int threads, int vectors)
   return vectors > 1 || threads > 256 ? 1 : 4;
 }
 __host__ constexpr int64_t attention_shared_bytes(const amk_params_t& p, int element_bytes, int threads) {
-  return attention_state_bytes(p, element_bytes, threads) +
-         (int64_t{p.n_heads / p.n_kv_heads} + 2) * p.head_dim * element_bytes + rope_shared_bytes(p);
+  return attention_state_bytes(p, element_bytes, threads) + attention_heads_bytes(p, element_bytes) +
+         rope_shared_bytes(p);
 }
 
 // One warp's pass over its rows of one kv head for kHeads query heads. kVectors: 16-byte vectors per lane and row.

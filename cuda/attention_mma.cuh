@@ -4,8 +4,8 @@
 // same (ops/packing.h). A lane then has the scores of query head lane / 4 with two rows of each tile, which is where A
 // of the second product wants the weights (Dao et al. 2022, arXiv:2205.14135). Rows 0 to 7 of that A are the weights
 // rounded to T and rows 8 to 15 what the rounding lost, so the sum is that of weights twice as long.
-// A lane makes its own part of the query heads, and the first rows are in registers before the inputs are awaited: up
-// to the merge of the warps there is no barrier.
+// The first rows are on their way to registers before the inputs are awaited. Behind them a warp makes a head of this
+// step in shared memory, and a barrier later all warps have the query heads; the new row takes its place in its tile.
 #pragma once
 
 #include "attention_parts.cuh"
@@ -27,69 +27,86 @@ __device__ __forceinline__ bool are_vectors(const TaskContext& c) {
   return all % kVectorBytes == 0;
 }
 
+// A kv head's heads of this step in shared memory: its query heads, then its new key and its new value.
+template <class T, int kDim>
+struct StepHeads {
+  static constexpr int kStride = kDim + kHeadPad;
+
+  // One warp, one head: normalised and turned as one_head() does where norm and angles are given. All loads in one
+  // trip.
+  __device__ __forceinline__ static void make(const TaskContext& c, const T* src, const T* norm, const float2* turn,
+                                              T* out) {
+    constexpr int kLanes = kDim / 4;  // each with two pairs of neighbours, half a head apart; other lanes repeat them
+    const int lane = threadIdx.x % kWarpThreads, at = lane % kLanes * 2;
+    uint32_t words[2], weights[2]{};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) words[i] = __ldcg(reinterpret_cast<const uint32_t*>(src + at + i * (kDim / 2)));
+    if (norm) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) weights[i] = __ldcg(reinterpret_cast<const uint32_t*>(norm + at + i * (kDim / 2)));
+    }
+    if (turn) {
+      float2 x[2] = {unpack_pair<T>(words[0]), unpack_pair<T>(words[1])};
+      if (norm) {
+        float sum = fmaf(x[0].x, x[0].x, x[0].y * x[0].y) + fmaf(x[1].x, x[1].x, x[1].y * x[1].y);
+#pragma unroll
+        for (int mask = 1; mask < kLanes; mask *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, mask);
+        const float factor = rms_scale(sum, kDim, c.params().eps), plus = norm_plus(c.params());
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float2 w = unpack_pair<T>(weights[i]);
+          x[i] = unpack_pair<T>(pack_pair<T>(x[i].x * factor * (w.x + plus), x[i].y * factor * (w.y + plus)));
+        }
+      }
+      const float2 first = turn[at], second = turn[at + 1];
+      words[0] = pack_pair<T>(x[0].x * first.x - x[1].x * first.y, x[0].y * second.x - x[1].y * second.y);
+      words[1] = pack_pair<T>(x[1].x * first.x + x[0].x * first.y, x[1].y * second.x + x[0].y * second.y);
+    }
+    if (lane >= kLanes) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) *reinterpret_cast<uint32_t*>(out + at + i * (kDim / 2)) = words[i];
+  }
+};
+
 // One kv head of a task.
 template <class T, int kDim, int kWarps>
 class MmaAttention {
  public:
-  // This warp's share of the rows [first, end), which no task writes in this launch: the first are on their way, keys
-  // to registers, values to L2. state: [kWarps][kStateHeads][kDim + kStatePad], where a warp keeps its query heads
-  // until it publishes.
-  __device__ MmaAttention(const TaskContext& c, float* state, int g, int first, int end)
-      : state_(state + warp() * kStateHeads * (kDim + kStatePad)),
-        query_(reinterpret_cast<uint4*>(state_) + lane()),
-        left_(end - first - warp() * kTileRows) {
+  // This warp's share of the rows [first, end), which no task writes in this launch: the first are on their way to
+  // registers. has_new: row `end` is the one that this step adds.
+  __device__ __forceinline__ MmaAttention(const TaskContext& c, int g, int first, int end, bool has_new)
+      : left_(end - first - warp() * kTileRows), has_new_(has_new) {
     const int64_t at = (int64_t{g} * c.params().K + first + warp() * kTileRows) * kDim;
     keys_ = c.in<T>(1) + at + quad() * kDim + lane_in_quad() * kElements;
     values_ = c.in<T>(2) + at + 2 * lane_in_quad() * kDim + quad() * kElements;
     load_keys();
-    fetch_values();
-  }
-
-  // Query heads, normalised and turned as one_head() does where norms and angles are given. `new_key` and `new_value`:
-  // of one more row for this warp, or null; it waits at `new_row`, as registers are short.
-  __device__ __forceinline__ void make_heads(const TaskContext& c, const T* heads, const T* new_key, const T* new_value,
-                                             const T* q_norm, const T* k_norm, const float2* turn, uint4* new_row) {
-    const int group = c.params().n_heads / c.params().n_kv_heads;
-    new_row_ = new_key ? new_row : nullptr;
-    // Rows of A behind the last head repeat it and are never stored. All loads in one trip.
-    uint4 query[kUnits], q_weight[kUnits]{}, key[kUnits]{}, k_weight[kUnits]{}, value{};
-    load_head(heads + min(quad(), group - 1) * kDim, query);
-    if (q_norm) load_head(q_norm, q_weight);
-    if (new_key) {
-      load_head(new_key, key);
-      if (k_norm) load_head(k_norm, k_weight);
-      if (lane() < kRowVectors) value = load_vector(new_value + lane() * kElements);
-    }
-    if (turn) turn_head(c, q_norm, q_weight, turn, query);
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) query_[u * kWarpThreads] = query[u];
-    if (!new_key) return;
-    if (turn) turn_head(c, k_norm, k_weight, turn, key);
-    if (lane() < kRowVectors) new_row[kRowVectors + lane()] = value;
-    if (quad() == 0) {
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) new_row[u * kQuadLanes + lane()] = key[u];
-    }
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ void rows(float scale) {
     load_values();
+  }
+
+  // heads: StepHeads of `group` query heads.
+  __device__ __forceinline__ void rows(const T* heads, int group, float scale) {
+    constexpr int kHead = StepHeads<T, kDim>::kStride;
+    const auto vectors_of = [&](int head) { return reinterpret_cast<const uint4*>(heads + head * kHead); };
+    const uint4* query = vectors_of(min(quad(), group - 1)) + lane_in_quad();  // behind the last head it is repeated
+    const uint4 *new_key = vectors_of(group) + lane_in_quad(), *new_value = vectors_of(group + 1) + quad();
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
-    while (left_ > 0 || new_row_) {
-      const bool is_new = left_ <= 0;
-      if (is_new) take_new();
+    const int added = has_new_ ? 1 : 0;
+    while (left_ + added > 0) {
+      const int left = left_, tile = left / kStride, row = left % kStride;  // where a new row would be
+      const bool takes_new = has_new_ && tile < kTiles && row < kTileRows;
+      if (takes_new) take_key(new_key, tile, row);
       float s[kTiles][2];
-      scores(scale, is_new ? 1 : left_, s);
+      scores(query, scale, left + added, s);
       left_ -= kTiles * kStride;
-      if (left_ > 0) {
+      if (left_ + added > 0) {
         keys_ += kTiles * kStride * kDim;
         load_keys();
       }
       weigh(s);
+      if (takes_new) take_value(new_value, tile, row);
       add_values(s);
-      if (left_ > 0) {
+      if (left_ + added > 0) {
         values_ += kTiles * kStride * kDim;
         load_values();
       }
@@ -97,14 +114,14 @@ class MmaAttention {
   }
 
   // Heads from `head`: outputs, the maximum and the sum behind them.
-  __device__ __forceinline__ void publish(int head) {
+  // state: [kWarps][kStateHeads][kDim + kStatePad].
+  __device__ __forceinline__ void publish(float* state, int head) {
     const int h = quad() - head;
     float sum = l_;
 #pragma unroll
     for (int mask = 1; mask < kQuadLanes; mask *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, mask);
-    __syncwarp();  // the query heads were where the states go
     if (h < 0 || h >= kStateHeads) return;
-    float* at = state_ + h * (kDim + kStatePad);
+    float* at = state + (warp() * kStateHeads + h) * (kDim + kStatePad);
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
 #pragma unroll
@@ -127,11 +144,8 @@ class MmaAttention {
   static constexpr int kElements = 8;                  // of a 16-byte vector
   static constexpr int kUnits = kDim / kUnitElements;  // vectors of a key that a lane holds
   static constexpr int kVectors = kDim / 64;           // of a value
-  static constexpr int kRowVectors = kDim / kElements;
-  static constexpr int kTiles = 2 * 128 / kDim;  // of a step: as many as the registers hold, two per product
+  static constexpr int kTiles = 2 * 128 / kDim;        // of a step: as many as the registers hold, two per product
   static_assert(kTiles % 2 == 0 && kDim % 64 == 0);
-  static_assert(kUnits * kWarpThreads * kVectorBytes <= kStateHeads * (kDim + kStatePad) * 4, "the query heads' place");
-
   static constexpr int kStride = kWarps * kTileRows;  // rows from one tile of a warp to its next
 
   __device__ static int warp() { return threadIdx.x / kWarpThreads; }
@@ -161,86 +175,35 @@ class MmaAttention {
       }
     }
   }
-  __device__ __forceinline__ void fetch_values() const {
+  // The new row is row `row` of tile `tile` of a step: its key, and behind the scores its value.
+  __device__ __forceinline__ void take_key(const uint4* key, int tile, int row) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if (t != tile || quad() != row) continue;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) k_[t][u] = key[u * kQuadLanes];
+    }
+  }
+  __device__ __forceinline__ void take_value(const uint4* value, int tile, int row) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (2 * lane_in_quad() + r + t * kStride >= left_) continue;
+        if (t != tile || 2 * lane_in_quad() + r != row) continue;
 #pragma unroll
-        for (int j = 0; j < kVectors; ++j) ptx::prefetch_l2(values_ + (t * kStride + r) * kDim + j * 8 * kElements);
+        for (int j = 0; j < kVectors; ++j) v_[t][r][j] = value[j * 8];
       }
-    }
-  }
-  // The new row is row 0 of tile 0.
-  __device__ __forceinline__ void take_new() {
-    const bool is_first = lane_in_quad() == 0;
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) k_[0][u] = new_row_[u * kQuadLanes + lane_in_quad()];
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      v_[0][0][j] = is_first ? new_row_[kRowVectors + quad() + j * 8] : uint4{};
-      v_[0][1][j] = uint4{};
-    }
-    new_row_ = nullptr;
-  }
-
-  // Lane l: elements 32u + 8 * (l % 4) ... + 7 of the head that its quad was given.
-  __device__ __forceinline__ static void load_head(const T* src, uint4 (&f)[kUnits]) {
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) f[u] = load_vector(src + u * kUnitElements + lane_in_quad() * kElements);
-  }
-  __device__ __forceinline__ static void turn_head(const TaskContext& c, bool has_norm, const uint4 (&norm)[kUnits],
-                                                   const float2* turn, uint4 (&f)[kUnits]) {
-    float factor = 1, plus = 0;
-    if (has_norm) {
-      float sum = 0;
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        float x[kElements];
-        unpack<T>(f[u], x);
-#pragma unroll
-        for (int e = 0; e < kElements; ++e) sum = fmaf(x[e], x[e], sum);
-        ptx::forget(f[u]);  // else the unpacked elements would be kept, in twice the registers
-      }
-#pragma unroll
-      for (int mask = 1; mask < kQuadLanes; mask *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, mask);
-      factor = rms_scale(sum, kDim, c.params().eps);
-      plus = norm_plus(c.params());
-    }
-#pragma unroll
-    for (int u = 0; u < kUnits / 2; ++u) {
-      constexpr int kHalf = kUnits / 2;
-      float x[2][kElements];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        unpack<T>(f[u + i * kHalf], x[i]);
-        if (!has_norm) continue;
-        float w[kElements];
-        unpack<T>(norm[u + i * kHalf], w);
-#pragma unroll
-        for (int e = 0; e < kElements; ++e) x[i][e] = to_f32(from_f32<T>(x[i][e] * factor * (w[e] + plus)));
-      }
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const float2 cs = turn[u * kUnitElements + lane_in_quad() * kElements + e];
-        const float low = x[0][e], high = x[1][e];
-        x[0][e] = low * cs.x - high * cs.y;
-        x[1][e] = high * cs.x + low * cs.y;
-      }
-      f[u] = pack<T>(x[0]);
-      f[u + kHalf] = pack<T>(x[1]);
     }
   }
 
   // s[t][e]: of row 2 * (lane % 4) + e of tile t; minus infinity where there is none of `left` rows.
-  __device__ __forceinline__ void scores(float scale, int left, float (&s)[kTiles][2]) const {
+  __device__ __forceinline__ void scores(const uint4* query, float scale, int left, float (&s)[kTiles][2]) const {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       float a[4] = {}, b[4] = {};
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const uint4 q = query_[u * kWarpThreads];
+        const uint4 q = query[u * kQuadLanes];
         multiply_add<T>(a, q.x, q.y, k_[t][u].x, k_[t][u].y);
         multiply_add<T>(b, q.z, q.w, k_[t][u].z, k_[t][u].w);
       }
@@ -259,13 +222,15 @@ class MmaAttention {
     for (int mask = 1; mask < kQuadLanes; mask *= 2)
       largest = fmaxf(largest, __shfl_xor_sync(kWholeWarp, largest, mask));
     const float shrink = merge_weight(m_, largest);
-    m_ = largest;
-    l_ *= shrink;
+    if (__any_sync(kWholeWarp, m_ < largest && l_ != 0)) {  // there is nothing to shrink in the first step
+      l_ *= shrink;
 #pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
+      for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) o_[n][i] *= shrink;
+        for (int i = 0; i < 4; ++i) o_[n][i] *= shrink;
+      }
     }
+    m_ = largest;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -303,25 +268,51 @@ class MmaAttention {
     }
   }
 
-  float* const state_;       // of this warp
-  uint4* const query_;       // fragments, one per lane and unit
   const T *keys_, *values_;  // this lane's of the step that was last asked for
-  int left_;                 // rows from this warp's next tile to the end
+  int left_;                 // cached rows from this warp's next tile to the end
+  bool has_new_;
   uint4 k_[kTiles][kUnits], v_[kTiles][2][kVectors];
   float o_[kDim / 8][4];
   float m_ = minus_infinity(), l_ = 0;  // l_: of this lane's rows
-  const uint4* new_row_ = nullptr;      // its key and its value
 };
+
+// Adds the warps' states up: part_o and part_ml of up to kStateHeads query heads from `head`. A warp takes 64 elements
+// of a head, so no warp has two turns.
+template <int kThreads, int kDim>
+__device__ __forceinline__ void merge_states(const TaskContext& c, const float* state, int head, int heads) {
+  constexpr int kWarps = kThreads / kWarpThreads, kPieces = kDim / 64, kStride = kDim + kStatePad;
+  static_assert(kStateHeads * kPieces <= kWarps);
+  const int warp = threadIdx.x / kWarpThreads, lane = threadIdx.x % kWarpThreads;
+  const int h = warp / kPieces, d = warp % kPieces * 64 + 2 * lane;
+  if (h >= heads) return;
+  const auto state_of = [&](int w) { return state + (w * kStateHeads + h) * kStride; };
+  const float2 ml =
+      lane < kWarps ? *reinterpret_cast<const float2*>(state_of(lane) + kDim) : float2{minus_infinity(), 0};
+  float2 outs[kWarps], o = {0, 0};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) outs[w] = *reinterpret_cast<const float2*>(state_of(w) + d);
+  const float common = warp_max(ml.x), weight = merge_weight(ml.x, common), weighted_l = weight * ml.y;
+  float l = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const float of_w = __shfl_sync(kWholeWarp, weight, w);
+    o = {fmaf(of_w, outs[w].x, o.x), fmaf(of_w, outs[w].y, o.y)};
+    l += __shfl_sync(kWholeWarp, weighted_l, w);
+  }
+  const int64_t part = (int64_t{head} + h) * c.params().M + c.params().dim;
+  *reinterpret_cast<float2*>(c.out<float>(0) + part * kDim + d) = o;
+  if (d == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {common, l};
+}
 
 template <class T, int kDim, int kThreads>
 __device__ bool attend_mma(const TaskContext& c, RowRange range) {
+  using Heads = StepHeads<T, kDim>;
   constexpr int kWarps = kThreads / kWarpThreads;
   const amk_params_t& p = c.params();
   const int group = p.n_heads / p.n_kv_heads, warp = threadIdx.x / kWarpThreads;
   float* state = reinterpret_cast<float*>(c.shared);
-  uint4* new_row = reinterpret_cast<uint4*>(c.shared + attention_state_bytes(p, sizeof(T), kThreads));
-  const TaskAngles angles(c, c.task.rope_slot,
-                          reinterpret_cast<float2*>(new_row + 2 * kDim * sizeof(T) / kVectorBytes));
+  T* heads = reinterpret_cast<T*>(c.shared + attention_state_bytes(p, sizeof(T), kThreads));
+  const TaskAngles angles(c, c.task.rope_slot, reinterpret_cast<float2*>(heads + (group + 2) * Heads::kStride));
   const bool is_raw = angles.turn;
   const T* q_norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
   const T* k_norm = c.task.k_norm_slot < 0 ? nullptr : c.in<T>(c.task.k_norm_slot);
@@ -331,32 +322,35 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
                                   : reinterpret_cast<const char*>(k_norm) + (line - bytes));
   }
   angles.make_early<kThreads>(c);
-  // The row at the position is the last warp's, which has the fewest others.
-  const bool takes_new = range.first <= c.pos && c.pos < range.end && warp == kWarps - 1;
-  const int64_t at = c.pos;
+  const bool has_new = range.first <= c.pos && c.pos < range.end;
   for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
-    MmaAttention<T, kDim, kWarps> pass(c, state, g, range.first, min(range.end, c.pos));
+    // Of the task's heads number i: query heads, then the new row, which without ROPE lies in the caches.
+    const auto source_of = [&](int i) -> const T* {
+      const T* x = c.in<T>(0) + p.m_off;
+      if (i < group) return x + (int64_t{g} * group + i) * kDim;
+      if (!is_raw) return c.in<T>(i - group + 1) + (int64_t{g} * p.K + c.pos) * kDim;
+      return x + (p.n_heads + (i - group) * p.n_kv_heads + g) * int64_t{kDim};
+    };
+    const T* source = source_of(warp);
+    MmaAttention<T, kDim, kWarps> pass(c, g, range.first, min(range.end, c.pos), has_new);
     if (g == p.n_off) {
       if (!c.template await_inputs<kThreads>()) return false;
       angles.finish<kThreads>(c);
     }
-    if (g > p.n_off) block_sync<kThreads>();  // the last states have been read
-    const T *x = c.in<T>(0) + p.m_off, *new_key, *new_value;
-    if (is_raw) {
-      new_key = x + (p.n_heads + g) * kDim;
-      new_value = x + (p.n_heads + p.n_kv_heads + g) * kDim;
-    } else {
-      new_key = c.in<T>(1) + (int64_t{g} * p.K + at) * kDim;
-      new_value = c.in<T>(2) + (int64_t{g} * p.K + at) * kDim;
+    for (int i = warp; i < group + (has_new ? 2 : 0); i += kWarps) {
+      Heads::make(c, i == warp ? source : source_of(i),
+                  i < group    ? q_norm
+                  : i == group ? k_norm
+                               : nullptr,
+                  i <= group ? angles.turn : nullptr, heads + i * Heads::kStride);
     }
-    pass.make_heads(c, x + int64_t{g} * group * kDim, takes_new ? new_key : nullptr, new_value, q_norm, k_norm,
-                    angles.turn, new_row);
-    pass.rows(p.scale);
+    block_sync<kThreads>();  // heads are there, and the last states have been read
+    pass.rows(heads, group, p.scale);
     for (int h = 0; h < group; h += kStateHeads) {
       if (h > 0) block_sync<kThreads>();
-      pass.publish(h);
+      pass.publish(state, h);
       block_sync<kThreads>();
-      merge_warps<kThreads, kDim>(c, state, kStateHeads, g * group + h, min(kStateHeads, group - h));
+      merge_states<kThreads, kDim>(c, state, g * group + h, min(kStateHeads, group - h));
     }
   }
   return true;

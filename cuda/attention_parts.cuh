@@ -26,14 +26,20 @@ constexpr int kStateHeads = 4;  // of the tensor cores' form, published at a tim
 __host__ __device__ constexpr int attention_pass_heads(int group, int row_bytes) {
   return group > 1 && row_bytes <= kWarpThreads * kVectorBytes ? 2 : 1;
 }
-// States of the warps; behind them this step's query heads of a kv head, its new key and its new value, or the norms
-// of queries and keys; the angles.
+// States of the warps; behind them this step's query heads of a kv head, its new key and its new value; the angles.
 __host__ __device__ constexpr int64_t attention_state_bytes(const amk_params_t& p, int element_bytes, int threads) {
   const int heads = attention_is_mma(p, element_bytes)
                         ? kStateHeads
                         : attention_pass_heads(p.n_heads / p.n_kv_heads, p.head_dim * element_bytes);
   return (int64_t{threads / kWarpThreads} * heads * (p.head_dim + kStatePad) * 4 + kVectorBytes - 1) / kVectorBytes *
          kVectorBytes;
+}
+// From one head to the next in shared memory. The padding lets the tensor cores' form read two heads without a
+// conflict.
+constexpr int kHeadPad = 32;
+__host__ __device__ constexpr int64_t attention_heads_bytes(const amk_params_t& p, int element_bytes) {
+  const int pad = attention_is_mma(p, element_bytes) ? kHeadPad : 0;
+  return (int64_t{p.n_heads / p.n_kv_heads} + 2) * (p.head_dim + pad) * element_bytes;
 }
 struct RowRange {
   int first, end;
