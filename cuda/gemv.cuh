@@ -128,7 +128,7 @@ class GemvTile {
         partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.steps * kBatchVectors))) {}
 
   __device__ bool run() {
-    RowTerms terms;
+    RowTerms<T> terms(c_, threadIdx.x);
     for (int panel = 0; panel < s_.groups; panel += kPanelGroups) {
       const int groups = min(kPanelGroups, s_.groups - panel), batches = groups * s_.steps;
       const int first = batches * warp() / kWarps, end = batches * (warp() + 1) / kWarps;
@@ -141,7 +141,7 @@ class GemvTile {
       if (panel == 0) {
         norm_.prefetch();
         if (!c_.template await_inputs<kThreads>()) return false;
-        terms = load_terms<T>(c_, threadIdx.x);
+        terms.load(c_);
         stage_x<T, kThreads>(c_, c_.in<T>(0) + p_.m_off, s_.vectors, s_.steps * kBatchVectors, xs_, norm_.weight,
                              norm_.shared);
       } else {
@@ -193,12 +193,16 @@ class GemvTile {
     return sum;
   }
 
-  __device__ void store_rows(int panel, int groups, int batches, const RowTerms& early) const {
+  __device__ void store_rows(int panel, int groups, int batches, const RowTerms<T>& early) const {
     const int first_item = s_.is_pair ? panel : panel * kBatchRows;
     const int items = min(s_.is_pair ? groups : groups * kBatchRows, p_.N_tile - first_item);
     for (int i = threadIdx.x; i < items; i += kThreads) {
       const int item = first_item + i;
-      const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms<T>(c_, item);
+      RowTerms<T> t = early;
+      if (item != static_cast<int>(threadIdx.x)) {
+        t = RowTerms<T>(c_, item);
+        t.load(c_);
+      }
       store_row<T>(t, [&](int up) {
         return s_.is_pair ? row_sum(i, up, batches) : row_sum(i / kBatchRows, i % kBatchRows, batches);
       });

@@ -93,37 +93,44 @@ struct NormWeight {
 };
 
 // What one output row adds to its sums, and where it goes. The thread that stores row i holds them from the start of
-// the task.
+// the task: where they lie before the inputs are awaited, themselves after it. They stay in T until they are added, as
+// converting them would wait for them.
+template <class T>
 struct RowTerms {
-  float bias = 0, up_bias = 0, residual = 0;
   bool is_pair = false, is_f32 = false;
   void* out = nullptr;
-};
 
-template <class T>
-__device__ __forceinline__ RowTerms load_terms(const TaskContext& c, int item) {
-  const amk_params_t& p = c.params();
-  RowTerms t;
-  if (item >= p.N_tile) return t;
-  const int n = p.n_off + item;
-  t.is_pair = p.flags & AMK_FLAG_SILU_PAIR;
-  t.is_f32 = c.task.out_dtype == AMK_DTYPE_F32;
-  t.out = t.is_f32 ? static_cast<void*>(c.out<float>(0) + n) : c.out<T>(0) + n;
-  if (c.task.bias_slot >= 0) {
-    const T* bias = c.in<T>(c.task.bias_slot);
-    t.bias = load(bias + n);
-    if (t.is_pair) t.up_bias = load(bias + p.N + n);
+  __device__ __forceinline__ RowTerms(const TaskContext& c, int item) {
+    const amk_params_t& p = c.params();
+    if (item >= p.N_tile) return;
+    const int n = p.n_off + item;
+    is_pair = p.flags & AMK_FLAG_SILU_PAIR;
+    is_f32 = c.task.out_dtype == AMK_DTYPE_F32;
+    out = is_f32 ? static_cast<void*>(c.out<float>(0) + n) : c.out<T>(0) + n;
+    if (c.task.bias_slot >= 0) bias_at_ = c.in<T>(c.task.bias_slot) + n;
+    if (c.task.residual_slot >= 0) residual_at_ = c.in<T>(c.task.residual_slot) + n;
   }
-  if (c.task.residual_slot >= 0) t.residual = load(c.in<T>(c.task.residual_slot) + n);
-  return t;
-}
+  __device__ __forceinline__ void load(const TaskContext& c) {
+    if (residual_at_) residual_ = __ldcg(residual_at_);
+    if (!bias_at_) return;
+    bias_ = __ldcg(bias_at_);
+    if (is_pair) up_bias_ = __ldcg(bias_at_ + c.params().N);
+  }
+  __device__ float bias() const { return bias_at_ ? to_f32(bias_) : 0.0f; }
+  __device__ float up_bias() const { return bias_at_ ? to_f32(up_bias_) : 0.0f; }
+  __device__ float residual() const { return residual_at_ ? to_f32(residual_) : 0.0f; }
+
+ private:
+  const T *bias_at_ = nullptr, *residual_at_ = nullptr;
+  T bias_{}, up_bias_{}, residual_{};
+};
 
 // sum(0): the product of the row, sum(1): of its up row, asked for where there is one.
 template <class T, class Sum>
-__device__ __forceinline__ void store_row(const RowTerms& t, Sum sum) {
-  float y = sum(0) + t.bias;
-  if (t.is_pair) y = silu(y) * (sum(1) + t.up_bias);
-  y += t.residual;
+__device__ __forceinline__ void store_row(const RowTerms<T>& t, Sum sum) {
+  float y = sum(0) + t.bias();
+  if (t.is_pair) y = silu(y) * (sum(1) + t.up_bias());
+  y += t.residual();
   if (t.is_f32) {
     *static_cast<float*>(t.out) = y;
   } else {

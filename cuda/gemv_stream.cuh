@@ -64,8 +64,8 @@ struct PlainSlots {
   // What a warp's slots of one row group add up to.
   class Sum {
    public:
-    // A vector of x is A as it lies (fragment_order()), the same in every lane of a column: the product with a unit's
-    // first half stands in rows 0 to 7, that with its second half in rows 8 to 15.
+    // A vector of x is A as it lies (fragment_order()): the product with a unit's first half stands in row 0, that with
+    // its second half in row 8.
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape& s, int chunk) {
       const uint4* x = xs + chunk * kSlotRowVectors + threadIdx.x % kUnitRowVectors;
       if (s.tail_units == kSlotUnits || chunk + 1 < s.chunks) {
@@ -83,22 +83,27 @@ struct PlainSlots {
    private:
     static constexpr int kAhead = 4;  // units of x that are read before the first is multiplied
 
+    // Rows 0 and 8 of A are all that counts, and a fourth of the lanes reads in an eighth of the time. The other rows
+    // stay zero.
+
     // A branch per unit would put the latency of reading x and of its two products behind one another. Behind the end
     // of the rows a slot holds what it held before, so there it must be.
     template <bool kIsWhole>
     __device__ __forceinline__ void add_units(const Held& f, const uint4* x, int units) {
+      const bool reads = threadIdx.x % kWarpThreads < kUnitRowVectors;
+      uint4 v[kAhead]{};
 #pragma unroll
       for (int first = 0; first < kSlotUnits; first += kAhead) {
-        uint4 v[kAhead];
         if constexpr (kIsWhole) {
 #pragma unroll
-          for (int u = 0; u < kAhead; ++u) v[u] = x[(first + u) * kUnitRowVectors];
+          for (int u = 0; u < kAhead; ++u)
+            if (reads) v[u] = x[(first + u) * kUnitRowVectors];
         }
 #pragma unroll
         for (int u = 0; u < kAhead; ++u) {
           if constexpr (!kIsWhole) {
             if (first + u >= units) return;
-            v[u] = x[(first + u) * kUnitRowVectors];
+            if (reads) v[u] = x[(first + u) * kUnitRowVectors];
           }
           const uint4 w = f.v[first + u];
           multiply_add_two<T>(first_[u & 1], v[u].x, v[u].y, v[u].z, v[u].w, w.x, w.y);
@@ -120,8 +125,10 @@ class StreamedGemv {
         xs_(reinterpret_cast<uint4*>(c.shared)),
         norm_(c, s_.vectors, xs_ + s_.padded),
         partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.padded))),
+        panel_groups_(groups_per_panel()),
         group_(0),
         chunk_(c.ring.first_slot()) {
+    c.ring.advance(s_.groups * s_.chunks);
     settle();
   }
 
@@ -130,19 +137,19 @@ class StreamedGemv {
     Held held{};
     take_next(held);
     norm_.prefetch();
+    // All that can be worked out before the inputs are there, is.
+    RowTerms<T> terms(c_, threadIdx.x);
+    const T* x = c_.in<T>(0) + c_.params().m_off;
     if (!c_.template await_inputs<kThreads>()) return false;
-    const RowTerms terms = load_terms<T>(c_, threadIdx.x);
-    stage_x<T, kThreads, Slots::kExponent, true>(c_, c_.in<T>(0) + c_.params().m_off, s_.vectors, s_.padded, xs_,
-                                                 norm_.weight, norm_.shared);
-    const int panel_groups = groups_per_panel();
-    for (int panel = 0; panel < s_.groups; panel += panel_groups) {
-      const int end = min(panel + panel_groups, s_.groups);
+    terms.load(c_);
+    stage_x<T, kThreads, Slots::kExponent, true>(c_, x, s_.vectors, s_.padded, xs_, norm_.weight, norm_.shared);
+    for (int panel = 0; panel < s_.groups; panel += panel_groups_) {
+      const int end = min(panel + panel_groups_, s_.groups);
       if (panel > 0) block_sync<kThreads>();  // the last panel's partials have been read
       multiply(held, panel, end);
       block_sync<kThreads>();
       store_rows(panel, end, terms);
     }
-    c_.ring.advance(s_.groups * s_.chunks);
     return true;
   }
 
@@ -182,8 +189,8 @@ class StreamedGemv {
     }
   }
 
-  __device__ float row_sum(int group, int row) const {
-    const float* at = partial_ + group * s_.partials * kGroupRows + row;
+  // at: a row's partial of the first columns.
+  __device__ float row_sum(const float* at) const {
     float part[kWarps];
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) part[i] = i < s_.partials ? at[i * kGroupRows] : 0.0f;
@@ -192,12 +199,18 @@ class StreamedGemv {
     for (int i = 1; i < kWarps; ++i) sum += part[i];
     return sum;
   }
-  __device__ void store_rows(int panel, int end, const RowTerms& early) const {
-    const int fold = s_.is_pair ? 2 : 1, first = panel / fold * kGroupRows, items = (end - panel) / fold * kGroupRows;
+  __device__ void store_rows(int panel, int end, const RowTerms<T>& early) const {
+    const int pair = s_.is_pair, first = (panel >> pair) * kGroupRows, items = ((end - panel) >> pair) * kGroupRows;
+    const int group_partials = s_.partials * kGroupRows;
     for (int i = threadIdx.x; i < items; i += kThreads) {
       const int item = first + i;
-      const RowTerms t = item == static_cast<int>(threadIdx.x) ? early : load_terms<T>(c_, item);
-      store_row<T>(t, [&](int up) { return row_sum(i / kGroupRows * fold + up, i % kGroupRows); });
+      RowTerms<T> t = early;
+      if (item != static_cast<int>(threadIdx.x)) {
+        t = RowTerms<T>(c_, item);
+        t.load(c_);
+      }
+      const float* at = partial_ + (i / kGroupRows << pair) * group_partials + i % kGroupRows;
+      store_row<T>(t, [&](int up) { return row_sum(at + up * group_partials); });
     }
   }
 
@@ -206,6 +219,7 @@ class StreamedGemv {
   uint4* const xs_;
   const NormWeight<T, kThreads> norm_;
   float* const partial_;
+  const int panel_groups_;
   int group_, chunk_;  // of this warp's next slot
 };
 
