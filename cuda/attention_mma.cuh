@@ -105,7 +105,7 @@ class MmaAttention {
       }
       weigh(s);
       if (takes_new) take_value(new_value, tile, row);
-      add_values(s);
+      add_values(s, left + added);
       if (left_ + added > 0) {
         values_ += kTiles * kStride * kDim;
         load_values();
@@ -196,20 +196,30 @@ class MmaAttention {
     }
   }
 
+  // Whether tile `first` or the next has one of `left` rows; a step has some.
+  __device__ __forceinline__ static bool has_tiles(int first, int left) { return first == 0 || first * kStride < left; }
+
   // s[t][e]: of row 2 * (lane % 4) + e of tile t; minus infinity where there is none of `left` rows.
   __device__ __forceinline__ void scores(const uint4* query, float scale, int left, float (&s)[kTiles][2]) const {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      float a[4] = {}, b[4] = {};
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        const uint4 q = query[u * kQuadLanes];
-        multiply_add<T>(a, q.x, q.y, k_[t][u].x, k_[t][u].y);
-        multiply_add<T>(b, q.z, q.w, k_[t][u].z, k_[t][u].w);
+    for (int first = 0; first < kTiles; first += 2) {
+      if (!has_tiles(first, left)) {
+        s[first][0] = s[first][1] = s[first + 1][0] = s[first + 1][1] = minus_infinity();
+        continue;
       }
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        s[t][e] = 2 * lane_in_quad() + e + t * kStride < left ? (a[e] + b[e]) * scale : minus_infinity();
+      for (int t = first; t < first + 2; ++t) {
+        float a[4] = {}, b[4] = {};
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+          const uint4 q = query[u * kQuadLanes];
+          multiply_add<T>(a, q.x, q.y, k_[t][u].x, k_[t][u].y);
+          multiply_add<T>(b, q.z, q.w, k_[t][u].z, k_[t][u].w);
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          s[t][e] = 2 * lane_in_quad() + e + t * kStride < left ? (a[e] + b[e]) * scale : minus_infinity();
+      }
     }
   }
 
@@ -245,9 +255,10 @@ class MmaAttention {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
   }
   // Column n of B is element t of vector n: so a lane ends with two whole vectors of its head.
-  __device__ __forceinline__ void add_values(const float (&p)[kTiles][2]) {
+  __device__ __forceinline__ void add_values(const float (&p)[kTiles][2], int left) {
 #pragma unroll
     for (int t = 0; t < kTiles; t += 2) {
+      if (!has_tiles(t, left)) continue;
       uint32_t high[2], low[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
