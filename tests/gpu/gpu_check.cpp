@@ -376,8 +376,8 @@ void three_models() {
 
 }  // namespace
 
-// "int8", "batch", "hybrid": quantised models, steps of several tokens, hybrid models alone. "quick": the first models
-// alone, before and after a measurement. "three": see there. deadline_ms=N.
+// "int8", "batch", "hybrid": quantised models, steps of several tokens, hybrid models alone. "launches": the ways to
+// run a step. "quick": the first models alone, before and after a measurement. "three": see there. deadline_ms=N.
 int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "";
   for (int i = 1; i < argc; ++i) std::sscanf(argv[i], "deadline_ms=%d", &deadline_ms);
@@ -388,6 +388,9 @@ int main(int argc, char** argv) {
       batches();
     } else if (which == "hybrid") {
       hybrid_models(deadline_ms, false);
+    } else if (which == "launches") {
+      decodes();
+      replay();
     } else if (which == "three") {
       three_models();
     } else if (which == "quick") {
