@@ -66,7 +66,6 @@ template <int kThreads, class Record>
 __device__ __forceinline__ int32_t run_tasks(const MachineTables& machine, Record* records, float* reduce_scratch,
                                              char* shared, RingReader& ring, BatchRing& batch_ring,
                                              AngleTable& angles) {
-  // Not by direct.proof: a predicate that the end of the block asks for again would live through every task.
   const int32_t pos = machine.scalars ? machine.scalars->pos : machine.direct.scalars.pos;
   put_tokens(machine);
   TaskQueue<kThreads, Record> queue(records, machine);

@@ -223,6 +223,12 @@ __device__ __forceinline__ void give_registers() {
 #endif
 }
 
+// threadIdx.x, read anew: a comparison with it shares no predicate with those before.
+__device__ __forceinline__ uint32_t thread_id() {
+  uint32_t id;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
+  return id;
+}
 __device__ __forceinline__ void end_thread() { asm volatile("exit;"); }
 
 __device__ __forceinline__ uint64_t global_time_ns() {

@@ -168,19 +168,20 @@ __device__ __forceinline__ void send_proof(const MachineTables& m) {
   const uint32_t* const choices = reinterpret_cast<const uint32_t*>(m.direct.choices);
   const uint32_t n = kLedgerWords + m.n_counters, all = n + static_cast<uint32_t>(m.direct.n_choices);
   const uint64_t tag = m.direct.scalars.nonce << 32;
-  for (uint32_t i = threadIdx.x; i < all; i += kThreads) {
+  for (uint32_t i = ptx::thread_id(); i < all; i += kThreads) {
     const uint64_t word = tag | ptx::load_relaxed_gpu(i < n ? ledger + i : choices + (i - n));
     i == 0 ? ptx::store_release_system(m.direct.proof, word) : ptx::store_relaxed_system(m.direct.proof + i, word);
     if (i < n) ledger[i] = 0;
   }
 }
 
-// All threads of the tasks, once. done: tasks that signalled, or -1 where the block gave up.
+// All threads of the tasks, once. done: tasks that signalled, or -1 where the block gave up. The thread's number is
+// read anew, as what is kept for here lives through every task: without it the kernel of several tokens spills.
 template <int kThreads>
 __device__ __forceinline__ void end_block(const MachineTables& m, int32_t done) {
   block_sync<kThreads>();
   bool is_last = false;
-  if (threadIdx.x == 0) {
+  if (ptx::thread_id() == 0) {
     if (blockIdx.x == 0 && done >= 0) m.ledger->nonce = step_number(m);
     const uint64_t before = ptx::add_acquire_release_gpu(reinterpret_cast<uint64_t*>(&m.ledger->tasks_done),
                                                          uint64_t{1} << 32 | static_cast<uint32_t>(max(done, 0)));
