@@ -11,7 +11,9 @@ opened before the clock starts, `generate_logprobs` with them (all logits cross 
 an argmax, `decode` is machine.decode, `vm_decode` is the C call amk_vm_decode with nothing around it, `vm_calls` are
 amk_vm_write, amk_vm_run and amk_vm_read, and `vm_run` is amk_vm_run alone. Kernel time is amk_vm_time of the same
 tokens at the same positions: CUDA events around what a step enqueues up to the kernel's end. The host's cost of a token
-is the median over rounds of (wall time of a loop - kernel time of its steps) / tokens. Prints one JSON object.
+is the median over rounds of (wall time of a loop - kernel time of its steps) / tokens. An idle device records the first
+event at once, so the call that launches the kernel lies between the two and counts as kernel time: `launch_call_us` is
+how long it takes the host (amk_vm_launch on the machine's own stream). Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -98,6 +100,18 @@ def vm_run_loop(machine: Any, tokens: int) -> list[int]:
     return []
 
 
+def launch_call_us(machine: Any, tokens: int) -> float:
+    """Of the host, in amk_vm_launch; the steps are finished outside of the clock."""
+    handle, launch, finish, times = machine._handle, lib.amk_vm_launch, lib.amk_vm_finish, []
+    for pos in range(tokens):
+        start = time.perf_counter()
+        status = launch(handle, pos, ffi.NULL)
+        times.append(1e6 * (time.perf_counter() - start))
+        _lib.check(status)
+        _lib.check(finish(handle))
+    return statistics.median(times)
+
+
 def kernel_us(machine: Any, fed: list[int]) -> float:
     """Of the steps that feed these tokens at positions 0, 1, ..."""
     total = 0.0
@@ -153,6 +167,7 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
                 walls[name].append(1e6 * (time.perf_counter() - start))
                 if name != "vm_run" and found != expected:
                     raise SystemExit(f"{name} generated other tokens than the first loop")
+        launch_us = launch_call_us(machine, tokens)
     return {
         "kernel_us_per_token": round(statistics.median(kernels) / tokens, 3),
         "wall_us_per_token": {name: round(statistics.median(times) / tokens, 3) for name, times in walls.items()},
@@ -160,6 +175,7 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
             name: round(statistics.median((t - k) / tokens for t, k in zip(times, kernels, strict=True)), 3)
             for name, times in walls.items()
         },
+        "launch_call_us": round(launch_us, 3),
         "image_hash": image.hash,
         "gpu": target.name,
         "device_name": amk.resolve_target("local").name,

@@ -1,6 +1,7 @@
 // The GPU machine's host side: what is checked before a launch, the launch, and what is checked after it.
 // In: bytes of an Image, weights by name, a position. Out: outputs by name, or an Error. It computes nothing.
-// A step is three things on one stream: what it needs to the device (exchange.h), the kernel, and its proof back.
+// A step on the machine's own stream is one launch, which is given all that it needs and sends its own proof; on a
+// caller's stream, which may be capturing, it is a copy, the launch, and a copy of its proof back (exchange.h).
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -13,6 +14,7 @@
 #include "exchange.h"
 #include "launch_shape.h"
 #include "ops/op_spec.h"
+#include "proof.h"
 #include "test_machine.h"
 #include "timeline.h"
 #include "variants.h"
@@ -27,6 +29,16 @@ constexpr int32_t kDefaultDeadlineMs = 2000, kMaxDeadlineMs = 3600 * 1000;
 constexpr int kHostDeadlines = 2, kHostGraceMs = 1000;
 constexpr int kSpinMs = 20;           // longer than any step of a decoder: a sleep would cost it some 50 us
 constexpr int kQueriesPerYield = 32;  // a yield takes longer than a query where the kernel is not the system's own
+constexpr int kPollsPerQuery = 1024;  // of a direct step's proof, some 50 us; a query costs 1 us and sees a dead kernel
+
+// Between two looks at a word that another processor will write.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
 
 bool is_writable(int32_t kind) {
   return kind == AMK_KIND_KV_CACHE || kind == AMK_KIND_STATE || kind == AMK_KIND_IO_INPUT;
@@ -54,7 +66,8 @@ class CudaVm final : public Vm {
         variant_(variant ? *variant : find_variant(image_.launch().threads_per_block)),
         kernel_(variant_.kernel(is_batched(image_), options.timeline == 1)),
         batch_(program_batch(image_.tasks)),
-        states_(image_) {
+        states_(image_),
+        proof_(image_, choices_, deadline_ms_) {
     AMK_CHECK(kernel_, AMK_ERR_UNSUPPORTED, "this kernel has no form for several tokens or for a timeline");
     const CurrentDevice current(device_);
     shape_ = prove_occupancy(image_, variant_, kernel_, device_);
@@ -65,6 +78,7 @@ class CudaVm final : public Vm {
     find_tokens();
     size_t choice_bytes = 0;
     for (const Choice& c : choices_) choice_bytes += static_cast<size_t>(c.count) * sizeof(int32_t);
+    is_direct_ = decodes_ || choices_.empty();
     exchange_ = std::make_unique<Exchange>(image_.producers.size_bytes(), choice_bytes, stream_.get());
     AMK_CHECK(!share || share->device_ == device_, AMK_ERR_INVALID_ARGUMENT,
               "share: the other machine is on device %d, this one on %d", share ? share->device_ : 0, device_);
@@ -73,12 +87,12 @@ class CudaVm final : public Vm {
   }
 
   ~CudaVm() override {
-    if (in_flight_) {
-      try {
-        const CurrentDevice current(device_);
-        wait_for_step();
-      } catch (const Error&) {
-      }
+    try {
+      const CurrentDevice current(device_);
+      if (in_flight_) wait_for_step();
+      if (!never_ends_)
+        cudaStreamSynchronize(stream_.get());  // a direct step's last block ends after its proof is here
+    } catch (const Error&) {
     }
     if (never_ends_) abandon();
   }
@@ -129,55 +143,47 @@ class CudaVm final : public Vm {
   void prepare() override {
     require_usable();
     require_idle();
-    AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
     const CurrentDevice current(device_);
-    guarded([&] { memory_->upload(stream_.get()); });
+    upload();
   }
 
   void run(int32_t pos) override {
-    prepare();
-    launch(pos, nullptr);
-    finish();
+    require_usable();
+    require_idle();
+    const CurrentDevice current(device_);
+    upload();
+    check_request(pos);
+    begin(pos);
+    finish_step();
   }
 
-  // The tokens go with what the step needs anyway, and the choices come back with the proof: nothing else is copied or
-  // waited for.
+  // The tokens go with the launch, and the choices come back with the proof: nothing is copied.
   void decode_batch(const int32_t* tokens, int32_t n, int32_t pos, int32_t* next) override {
     if (!decodes_ || n != batch_) return Vm::decode_batch(tokens, n, pos, next);
     require_usable();
     require_idle();
     Token& input = tokens_[0];
     for (int32_t t = 0; t < n; ++t) require_token(input, tokens[t]);
-    prepare();
-    std::vector<int32_t> before(tokens, tokens + n);
-    before.swap(input.values);
-    try {
-      check_request(pos);
-    } catch (const Error&) {
-      before.swap(input.values);  // what the device still holds
-      throw;
-    }
     const CurrentDevice current(device_);
-    const size_t nbytes = sizeof(int32_t) * static_cast<size_t>(n);
-    std::memcpy(exchange_->tokens(), tokens, nbytes);  // no copy of earlier ones is under way: their step was finished
-    begin(pos, stream_.get(), true);
-    is_captured_ = false;
-    record_done(stream_.get());
-    finish();
-    std::memcpy(next, exchange_->choices(), nbytes);
+    upload();
+    check_position(pos);
+    std::copy_n(tokens, n, input.values.begin());
+    begin(pos);
+    finish_step();
+    std::copy_n(exchange_->choices(), n, next);
   }
 
   void launch(int32_t pos, void* caller_stream) override {
     require_usable();
     check_request(pos);
     const CurrentDevice current(device_);
+    if (!caller_stream) return begin(pos);
+    const cudaStream_t stream = static_cast<cudaStream_t>(caller_stream);
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    cudaStream_t stream = stream_.get();
-    if (caller_stream) {
-      stream = static_cast<cudaStream_t>(caller_stream);
-      check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
-    }
-    begin(pos, stream, false);
+    check(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
+    set_scalars(pos);
+    poison_if_guarded(stream);
+    or_poison_states([&] { enqueue(stream, nullptr); });
     // A captured launch has not begun: whoever replays the graph knows when it is over.
     is_captured_ = capture != cudaStreamCaptureStatusNone;
     if (!is_captured_) record_done(stream);
@@ -193,12 +199,7 @@ class CudaVm final : public Vm {
     require_usable();
     AMK_CHECK(in_flight_ || is_captured_, AMK_ERR_INVALID_ARGUMENT, "finish: no step is in flight");
     const CurrentDevice current(device_);
-    or_poison_states([&] {
-      if (in_flight_) wait_for_step();
-      has_step_ = false;
-      check_proof();
-      has_step_ = true;
-    });
+    finish_step();
   }
 
   void time(int32_t pos, int32_t iterations, float* out_us) override {
@@ -209,10 +210,10 @@ class CudaVm final : public Vm {
       aim(pos);
       poison_if_guarded(stream_.get());  // before the clock starts: no part of a step
       check(cudaEventRecord(begin_.get(), stream_.get()), "cudaEventRecord");
-      or_poison_states([&] { enqueue(stream_.get(), false, end_.get()); });
-      record_done(stream_.get());
-      finish();
+      enqueue_own(end_.get());
+      finish_step();
       float ms = 0;
+      check(cudaEventSynchronize(end_.get()), "cudaEventSynchronize");  // the proof of a direct step is here before it
       check(cudaEventElapsedTime(&ms, begin_.get(), end_.get()), "cudaEventElapsedTime");
       out_us[i] = ms * 1000;
     }
@@ -224,6 +225,8 @@ class CudaVm final : public Vm {
     require_usable();
     require_idle();
     AMK_CHECK(has_step_, AMK_ERR_INVALID_ARGUMENT, "timeline: no step has been finished");
+    const CurrentDevice current(device_);
+    check(cudaStreamSynchronize(stream_.get()), "timeline");  // its copy may follow the proof
     return timeline_->read();
   }
 
@@ -247,10 +250,6 @@ class CudaVm final : public Vm {
     int32_t buffer, vocab;        // an input that indexes a table
     std::vector<int32_t> values;  // the device's copy starts as zero
   };
-  struct Choice {
-    int32_t buffer, count;  // that ARGMAX_COMBINE writes
-  };
-
   void find_tokens() {
     for (const amk_instruction_t& t : image_.tasks) {
       if (t.op == AMK_OP_ARGMAX_COMBINE) choices_.push_back({t.outputs[0], op_tokens(t)});
@@ -315,10 +314,17 @@ class CudaVm final : public Vm {
   void require_idle() const {
     AMK_CHECK(!in_flight_, AMK_ERR_INVALID_ARGUMENT, "a step is in flight: finish it first");
   }
-  void check_request(int32_t pos) const {
-    require_idle();
+  void upload() {
+    AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
+    guarded([&] { memory_->upload(stream_.get()); });
+  }
+  void check_position(int32_t pos) const {
     states_.require_good();
     require_positions(pos, batch(), image_.launch().max_seq);
+  }
+  void check_request(int32_t pos) const {
+    require_idle();
+    check_position(pos);
     AMK_CHECK(memory_->is_bound(), AMK_ERR_INVALID_ARGUMENT, "not bound: %s", memory_->unbound().c_str());
     for (const Token& t : tokens_)
       for (int32_t value : t.values) require_token(t, value);
@@ -377,25 +383,64 @@ class CudaVm final : public Vm {
     exchange_->forget_proof();
   }
 
-  // A request that was checked.
-  void begin(int32_t pos, cudaStream_t stream, bool with_token) {
+  // A request that was checked, on the machine's own stream.
+  void begin(int32_t pos) {
     set_scalars(pos);
-    poison_if_guarded(stream);
-    or_poison_states([&] { enqueue(stream, with_token, nullptr); });
+    poison_if_guarded(stream_.get());
+    enqueue_own(nullptr);
+  }
+  void finish_step() {
+    or_poison_states([&] {
+      if (in_flight_) wait_for_step();
+      has_step_ = false;
+      proof_.check(*exchange_->ledger(), exchange_->counters(), exchange_->choices(), exchange_->scalars().nonce);
+      has_step_ = true;
+    });
   }
   void record_done(cudaStream_t stream) {
     check(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
     in_flight_ = true;
+    is_direct_step_ = false;
   }
 
   // end: recorded behind the kernel, or null.
-  void enqueue(cudaStream_t stream, bool with_token, cudaEvent_t end) {
-    check(exchange_->send(stream, with_token), "launch scalars and counters");
+  void enqueue_own(cudaEvent_t end) {
+    or_poison_states([&] { is_direct_ ? enqueue_direct(end) : enqueue(stream_.get(), end); });
+    is_captured_ = false;
+    if (!is_direct_) record_done(stream_.get());
+  }
+  void enqueue_direct(cudaEvent_t end) {
+    if (!is_clear_) check(exchange_->clear_direct(stream_.get()), "counters");
+    is_clear_ = false;
+    launch_kernel(stream_.get(), true, end);
+    in_flight_ = is_direct_step_ = true;
+  }
+  void enqueue(cudaStream_t stream, cudaEvent_t end) {
+    check(exchange_->send(stream), "launch scalars and counters");
+    launch_kernel(stream, false, end);
+    check(exchange_->receive(stream, decodes_), "completion proof");
+    if (decodes_) return;
+    size_t at = 0;
+    for (const Choice& c : choices_) {
+      const size_t nbytes = static_cast<size_t>(c.count) * sizeof(int32_t);
+      check(exchange_->receive_choice(at, memory_->at(c.buffer), nbytes, stream), "choice");
+      at += nbytes;
+    }
+  }
+  DirectStep direct_step() const {
+    DirectStep step{exchange_->proof(),         exchange_->scalars(), {}, exchange_->device_tokens(), 0, 0,
+                    exchange_->device_choices()};
+    if (!decodes_) return step;
+    step.n_tokens = step.n_choices = batch_;
+    std::copy_n(tokens_[0].values.begin(), batch_, step.tokens);
+    return step;
+  }
+  void launch_kernel(cudaStream_t stream, bool direct, cudaEvent_t end) {
     MachineTables tables{memory_->tasks(),
                          memory_->queue_start(),
-                         exchange_->device_scalars(),
-                         exchange_->device_ledger(),
-                         exchange_->device_counters(),
+                         direct ? nullptr : exchange_->device_scalars(),
+                         exchange_->device_ledger(direct),
+                         exchange_->device_counters(direct),
                          static_cast<uint32_t>(image_.producers.size()),
                          reinterpret_cast<const uint32_t*>(&exchange_->cancel()),
                          static_cast<uint64_t>(deadline_ms_) * 1000000,
@@ -406,7 +451,8 @@ class CudaVm final : public Vm {
                          shape_.ring_slot_bytes,
                          shape_.task_bytes,
                          timeline_ ? timeline_->tasks() : nullptr,
-                         timeline_ ? timeline_->blocks() : nullptr};
+                         timeline_ ? timeline_->blocks() : nullptr,
+                         direct ? direct_step() : DirectStep{}};
     void* arguments[] = {&tables};
     check(cudaLaunchCooperativeKernel(kernel_, dim3(static_cast<unsigned>(image_.launch().grid)),
                                       dim3(static_cast<unsigned>(block_threads(variant_))), arguments,
@@ -414,28 +460,37 @@ class CudaVm final : public Vm {
           "launch");
     if (end) check(cudaEventRecord(end, stream), "cudaEventRecord");
     if (timeline_) guarded([&] { timeline_->enqueue_copy(stream); });
-    check(exchange_->receive(stream, decodes_), "completion proof");
-    if (decodes_) return;
-    int32_t* values = exchange_->choices();
-    for (const Choice& c : choices_) {
-      check(cudaMemcpyAsync(values, memory_->at(c.buffer), static_cast<size_t>(c.count) * sizeof(int32_t),
-                            cudaMemcpyDeviceToHost, stream),
-            "choice");
-      values += c.count;
+  }
+
+  // Whether the step in flight is over, as far as one query says; a direct step's proof is awaited a while first.
+  bool query_step() {
+    const auto is_ready = [&](cudaError_t state) {
+      if (state != cudaSuccess && state != cudaErrorNotReady) {
+        in_flight_ = false;
+        check(state, "step");
+      }
+      return state == cudaSuccess;
+    };
+    if (!is_direct_step_) return is_ready(cudaEventQuery(done_.get()));
+    const uint64_t nonce = exchange_->scalars().nonce;
+    const auto is_told = [&] { return is_clear_ = exchange_->take_proof(nonce); };
+    for (int polls = 0; polls < kPollsPerQuery; ++polls) {
+      if (is_told()) return true;
+      relax();
     }
+    if (!is_ready(cudaStreamQuery(stream_.get()))) return false;
+    if (is_told()) return true;
+    in_flight_ = false;  // all that the stream held is over
+    throw Error(AMK_ERR_INTERNAL,
+                text("K4: step %llu was launched and is over, but only %zu of %zu words of its proof came",
+                     (unsigned long long)nonce, exchange_->taken_words(), exchange_->proof_words()));
   }
 
   void wait_for_step() {
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
     const auto patience = std::chrono::milliseconds(int64_t{kHostDeadlines} * deadline_ms_ + kHostGraceMs);
-    for (int queries = 1;; ++queries) {
-      const cudaError_t state = cudaEventQuery(done_.get());
-      if (state == cudaSuccess) break;
-      if (state != cudaErrorNotReady) {
-        in_flight_ = false;
-        check(state, "step");
-      }
+    for (int queries = 1; !query_step(); ++queries) {
       const auto waited = Clock::now() - start;
       if (waited > patience) exchange_->cancel().store(1, std::memory_order_relaxed);
       if (waited > patience + std::chrono::milliseconds(kHostGraceMs)) {
@@ -453,66 +508,6 @@ class CudaVm final : public Vm {
     in_flight_ = false;
   }
 
-  std::string name_of_task(int32_t task) const {
-    return text("task %d (%s)", task, std::string(image_.task_label.at(static_cast<size_t>(task))).c_str());
-  }
-  void check_proof() const {
-    const Ledger& l = *exchange_->ledger();
-    const uint32_t* counters = exchange_->counters();
-    if (l.fault.abort) raise(l.fault);
-    AMK_CHECK(l.nonce == exchange_->scalars().nonce, AMK_ERR_INTERNAL,
-              "K4: step %llu was launched, step %llu is echoed", (unsigned long long)exchange_->scalars().nonce,
-              (unsigned long long)l.nonce);
-    AMK_CHECK(l.tasks_done == image_.tasks.size(), AMK_ERR_INTERNAL, "K4: %u of %zu tasks are done", l.tasks_done,
-              image_.tasks.size());
-    for (size_t i = 0; i < image_.producers.size(); ++i)
-      AMK_CHECK(counters[i] == image_.producers[i], AMK_ERR_INTERNAL, "K4: counter %zu ended at %u, expected %u", i,
-                counters[i], image_.producers[i]);
-    const int32_t* values = exchange_->choices();
-    for (const Choice& c : choices_) {
-      for (int32_t t = 0; t < c.count; ++t)
-        AMK_CHECK(values[t] >= 0, AMK_ERR_NONFINITE, "%s[%d] is %d: a logit is NaN",
-                  std::string(image_.buffer_name.at(static_cast<size_t>(c.buffer))).c_str(), t, values[t]);
-      values += c.count;
-    }
-  }
-  [[noreturn]] void raise(const Fault& f) const {
-    const std::string task = name_of_task(f.task);
-    switch (f.kind) {
-      case FaultKind::kUnknownOpcode:
-        throw Error(AMK_ERR_DEVICE_FAULT, text("SM %d, %s: opcode %d has no code in this kernel (abort code %d)", f.sm,
-                                               task.c_str(), -(f.code + 1), f.code));
-      case FaultKind::kCancelled:
-        throw Error(AMK_ERR_TIMEOUT, text("cancelled while SM %d, %s waited for counter %d (%u of %u)", f.sm,
-                                          task.c_str(), f.counter, f.seen, f.needed));
-      case FaultKind::kBadToken:
-        throw Error(AMK_ERR_INVALID_ARGUMENT, text("%s: token %d, expected 0 <= token < %u", task.c_str(),
-                                                   static_cast<int32_t>(f.seen), f.needed));
-      case FaultKind::kStuckWait:
-      case FaultKind::kNone: break;
-    }
-    throw Error(
-        AMK_ERR_TIMEOUT,
-        text("no progress for %d ms: SM %d, %s waits for counter %d, which is at %u of %u (%u tasks signal it)%s",
-             deadline_ms_, f.sm, task.c_str(), f.counter, f.seen, f.needed,
-             image_.producers[static_cast<size_t>(f.counter)], first_missing_signal().c_str()));
-  }
-  // Many blocks wait for what one task did not do: the first task, in table order, that could run and whose counter is
-  // short. Others that share its counter may have done their part.
-  std::string first_missing_signal() const {
-    const uint32_t* counters = exchange_->counters();
-    for (size_t i = 0; i < image_.tasks.size(); ++i) {
-      const amk_instruction_t& t = image_.tasks[i];
-      bool could_run = true;
-      for (int w = 0; w < t.n_waits; ++w)
-        could_run &= counters[t.wait_counter[w]] >= static_cast<uint32_t>(t.wait_threshold[w]);
-      const size_t c = static_cast<size_t>(t.out_counter);
-      if (could_run && counters[c] < image_.producers[c])
-        return text("; the first missing signal is to counter %zu, at %u of %u, which %s signals", c, counters[c],
-                    image_.producers[c], name_of_task(static_cast<int32_t>(i)).c_str());
-    }
-    return "";
-  }
   void abandon() {
     memory_->abandon();
     if (timeline_) timeline_->abandon();
@@ -535,14 +530,17 @@ class CudaVm final : public Vm {
   LaunchShape shape_;
   std::vector<Token> tokens_;
   std::vector<Choice> choices_;
-  bool decodes_ = false;  // a step's tokens in, as many choices out, by their usual names
+  Proof proof_;
+  bool decodes_ = false;    // a step's tokens in, as many choices out, by their usual names
+  bool is_direct_ = false;  // what its own stream runs: the kernel knows where all choices lie
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<DeviceImage> memory_;
   Stream stream_;
   Event done_, begin_, end_;
   uint64_t nonce_ = 0;
   std::unique_ptr<Timeline> timeline_;
-  bool has_step_ = false, in_flight_ = false, is_captured_ = false, never_ends_ = false;
+  bool has_step_ = false, in_flight_ = false, is_direct_step_ = false, is_captured_ = false, never_ends_ = false;
+  bool is_clear_ = true;       // the ledger and counters of direct steps: the last one's proof was sent
   std::string poison_reason_;  // not empty: every further call is refused with it
 };
 

@@ -3,6 +3,7 @@
 // says what a task means (ops/op_spec.h does).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "amk.h"
@@ -49,8 +50,8 @@ struct alignas(8) StreamTask {
 };
 static_assert(sizeof(StreamTask) == 24);
 
-// Launch scalars: one record in pinned memory, copied to the device by each launch, so that a captured launch can be
-// replayed at another position.
+// Launch scalars: an argument of the kernel, or, so that a captured launch can be replayed at another position, one
+// record in pinned memory that is copied to the device before each replay.
 struct LaunchScalars {
   int32_t pos, pad;
   uint64_t nonce;
@@ -58,7 +59,7 @@ struct LaunchScalars {
 
 enum class FaultKind : int32_t { kNone, kUnknownOpcode, kStuckWait, kCancelled, kBadToken };
 
-// Written once per launch by the first block that gives up; `abort` is what the others watch. Cleared by the host.
+// Written once per launch by the first block that gives up; `abort` is what the others watch.
 struct Fault {
   uint32_t abort;  // 0, or the code below; claimed by compare-and-swap
   int32_t code;    // -(op + 1) for an unknown opcode, else 1
@@ -67,25 +68,43 @@ struct Fault {
   uint32_t seen, needed;
 };
 
-// The completion proof's device half, followed in memory by the counters: cleared and copied back as one range.
+// The completion proof's device half, followed in memory by the counters: zero before a launch, and one range.
 struct Ledger {
   Fault fault;
-  uint64_t nonce;       // echoed by block 0 when it is done
-  uint32_t tasks_done;  // tasks whose signal was sent
-  uint32_t pad[5];
+  uint64_t nonce;         // echoed by block 0 when it is done
+  uint32_t tasks_done;    // tasks whose signal was sent
+  uint32_t blocks_ended;  // whether their queue was empty or they gave up; counted together with tasks_done
+  uint32_t pad[4];
 };
 static_assert(sizeof(Ledger) == 64, "counters start on a line of their own");
+static_assert(offsetof(Ledger, tasks_done) % sizeof(uint64_t) == 0 &&
+                  offsetof(Ledger, blocks_ended) == offsetof(Ledger, tasks_done) + sizeof(uint32_t),
+              "one 64-bit addition counts both");
+constexpr uint32_t kLedgerWords = sizeof(Ledger) / sizeof(uint32_t);
+
+// A direct launch: what a step needs are arguments, and the last block to end sends the proof to the host itself, a
+// word at a time, each with the low half of the step's number in its upper half: ledger, counters, choices. It leaves
+// ledger and counters zero for the next launch.
+struct DirectStep {
+  uint64_t* proof;  // host memory; null: this launch is none, and copies around it do all that
+  LaunchScalars scalars;
+  int32_t tokens[AMK_MAX_BATCH];
+  int32_t* token_home;  // where the tasks read them
+  int32_t n_tokens;
+  int32_t n_choices;
+  const int32_t* choices;
+};
 
 struct TaskClocks;
 struct BlockClocks;
 
 // All that the kernel is given. `cancel` is host memory.
 struct MachineTables {
-  const DeviceTask* tasks;      // BatchTasks for the kernel of several tokens
-  const uint32_t* queue_start;  // [grid + 1]
-  const LaunchScalars* scalars;
+  const DeviceTask* tasks;       // BatchTasks for the kernel of several tokens
+  const uint32_t* queue_start;   // [grid + 1]
+  const LaunchScalars* scalars;  // null: the launch is direct
   Ledger* ledger;
-  uint32_t* counters;
+  uint32_t* counters;  // behind the ledger
   uint32_t n_counters;
   const uint32_t* cancel;
   uint64_t deadline_ns;
@@ -97,6 +116,7 @@ struct MachineTables {
   int32_t task_bytes;            // dynamic shared memory behind the ring
   TaskClocks* task_clocks;       // in queue order; null without a timeline
   BlockClocks* block_clocks;     // [grid]
+  DirectStep direct;
 };
 
 }  // namespace amk

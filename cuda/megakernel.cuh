@@ -1,6 +1,7 @@
 // The machine: block b runs queue b, task by task: fetch, wait, run, signal. The last warps of a block are the
 // producer, which keeps the ring of weights full; the warps before it are the block of the tasks. In: MachineTables.
-// Out: the tasks' writes, counters at their producers, the ledger. One launch is one step, of one token or of several.
+// Out: the tasks' writes, counters at their producers, the ledger, or all of them told to the host. One launch is one
+// step, of one token or of several.
 #pragma once
 
 #include "batch_dispatch.cuh"
@@ -59,27 +60,25 @@ __device__ __forceinline__ bool run_task(const TaskContext& c, BatchTask& record
   return run_batch_op<kThreads>({c, record, slots});
 }
 
-// The warps of the tasks. False: the launch is over before the queue is. One of the rings is in use.
+// The warps of the tasks: how many of them signalled, or -1 where the launch is over before the queue is. One of the
+// rings is in use.
 template <int kThreads, class Record>
-__device__ __forceinline__ bool run_tasks(const MachineTables& machine, Record* records, float* reduce_scratch,
-                                          char* shared, RingReader& ring, BatchRing& batch_ring, AngleTable& angles) {
-  const int32_t pos = machine.scalars->pos;
+__device__ __forceinline__ int32_t run_tasks(const MachineTables& machine, Record* records, float* reduce_scratch,
+                                             char* shared, RingReader& ring, BatchRing& batch_ring,
+                                             AngleTable& angles) {
+  const int32_t pos = machine.scalars ? machine.scalars->pos : machine.direct.scalars.pos;
+  put_tokens(machine);
   TaskQueue<kThreads, Record> queue(records, machine);
   for (; !queue.empty(); queue.pop()) {
     mark_start();
     Record& task = queue.front();
-    if (!run_task<kThreads>({task, machine, shared, reduce_scratch, pos, ring, angles}, task, batch_ring)) return false;
+    if (!run_task<kThreads>({task, machine, shared, reduce_scratch, pos, ring, angles}, task, batch_ring)) return -1;
     queue.arrived();
     if (signals(task)) signal<kThreads>(task, machine);
     mark_finish(machine.task_clocks + queue.index());
     queue.fetch();  // last: an op that awaits copies of its own does not wait for this one
   }
-  // The completion proof (K4).
-  if (threadIdx.x == 0) {
-    atomicAdd(&machine.ledger->tasks_done, queue.index() - machine.queue_start[blockIdx.x]);
-    if (blockIdx.x == 0) machine.ledger->nonce = machine.scalars->nonce;
-  }
-  return true;
+  return static_cast<int32_t>(queue.index() - machine.queue_start[blockIdx.x]);
 }
 
 // Registers of a thread, by role: at most as many in all as the block starts with.
@@ -87,7 +86,8 @@ constexpr int kTaskRegisters = 232, kProducerRegisters = 40;
 
 // kBatched: the kernel of tasks of several tokens (batch.cuh), which reads BatchTasks.
 template <int kThreads, bool kHasTimeline, bool kBatched>
-__global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(const MachineTables machine) {
+__global__ void __launch_bounds__(kThreads + kProducerThreads, 1)
+    megakernel(const __grid_constant__ MachineTables machine) {
   extern __shared__ __align__(128) char shared[];  // the ring, then what a task may use
   using Record = std::conditional_t<kBatched, BatchTask, DeviceTask>;
   __shared__ Record records[kRecordRing];
@@ -118,9 +118,10 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1) megakernel(con
     char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
     BatchRing batch_ring(shared, barriers, slots);
-    const bool ended = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, batch_ring, angles);
+    const int32_t done = run_tasks<kThreads>(machine, records, reduce_scratch, behind, ring, batch_ring, angles);
     mark_block(machine.block_clocks + blockIdx.x, true);
-    if (!ended) barriers.stop = 1;
+    if (done < 0) barriers.stop = 1;
+    end_block<kThreads>(machine, done);  // the completion proof (K4)
   }
 }
 

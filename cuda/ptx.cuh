@@ -21,6 +21,22 @@ __device__ __forceinline__ uint32_t load_relaxed_gpu(const uint32_t* p) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
+__device__ __forceinline__ void store_relaxed_gpu(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// The value before.
+__device__ __forceinline__ uint64_t add_acquire_release_gpu(uint64_t* p, uint64_t v) {
+  uint64_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(p), "l"(v) : "memory");
+  return before;
+}
+// Words that the host reads while the kernel runs.
+__device__ __forceinline__ void store_relaxed_system(uint64_t* p, uint64_t v) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+__device__ __forceinline__ void store_release_system(uint64_t* p, uint64_t v) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
 // Words that the host writes while the kernel runs.
 __device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t* p) {
   uint32_t v;
@@ -206,6 +222,14 @@ __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 #endif
 }
+
+// threadIdx.x, read anew: a comparison with it shares no predicate with those before.
+__device__ __forceinline__ uint32_t thread_id() {
+  uint32_t id;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
+  return id;
+}
+__device__ __forceinline__ void end_thread() { asm volatile("exit;"); }
 
 __device__ __forceinline__ uint64_t global_time_ns() {
   uint64_t ns;

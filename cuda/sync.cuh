@@ -1,11 +1,19 @@
-// All memory ordering between blocks. In: a task's waits and its counter. Out: "its inputs are visible", "its writes
-// are visible", or a fault record. No other file may order memory between blocks.
+// All memory ordering between blocks, and with the host. In: a task's waits and its counter. Out: "its inputs are
+// visible", "its writes are visible", a fault record, or a step's proof. No other file may order memory between blocks.
 //
-// The one pairing (PTX ISA, release and acquire patterns):
+// The pairing of tasks (PTX ISA, release and acquire patterns):
 //   signal():        every write of the block -> block barrier -> RELEASE: red.release.gpu on the task's counter;
 //   await_inputs():  ACQUIRE: ld.acquire.gpu on the same counter -> block barrier -> every read of the block.
 // All producers of a counter add to it by read-modify-write, so a reader that sees the last value of that chain
 // synchronises with every one of them. The barriers extend both ends from one thread to the block (causality order).
+//
+// The pairing of a direct step's end:
+//   end_block():   every write of the block -> block barrier -> RELEASE and ACQUIRE: atom.acq_rel.gpu on the ledger;
+//   the
+//                  block that counts itself last has seen all of them -> block barrier -> its threads read the proof;
+//   send_proof():  RELEASE: st.release.sys of the proof's first word, which the host loads with ACQUIRE. Every other
+//                  word is one relaxed 64-bit store that carries its own step number: it is this step's or is not
+//                  there.
 #pragma once
 
 #include "device_task.h"
@@ -140,6 +148,46 @@ __device__ __forceinline__ void signal(const DeviceTask& task, const MachineTabl
   block_sync<kThreads>();
   // RELEASE: pairs with the ACQUIRE in poll_waits().
   if (threadIdx.x == 0) ptx::add_release_gpu(counter, 1);
+}
+
+__device__ __forceinline__ uint64_t step_number(const MachineTables& m) {
+  return m.direct.proof ? m.direct.scalars.nonce : m.scalars->nonce;
+}
+
+// Before the first task, by all threads; a barrier must follow. Every block writes the same, for its own tasks to read.
+__device__ __forceinline__ void put_tokens(const MachineTables& m) {
+  if (static_cast<int32_t>(threadIdx.x) < m.direct.n_tokens)
+    ptx::store_relaxed_gpu(reinterpret_cast<uint32_t*>(m.direct.token_home + threadIdx.x),
+                           static_cast<uint32_t>(m.direct.tokens[threadIdx.x]));
+}
+
+// The last block alone: nobody else is there to read what it clears.
+template <int kThreads>
+__device__ __forceinline__ void send_proof(const MachineTables& m) {
+  uint32_t* const ledger = reinterpret_cast<uint32_t*>(m.ledger);
+  const uint32_t* const choices = reinterpret_cast<const uint32_t*>(m.direct.choices);
+  const uint32_t n = kLedgerWords + m.n_counters, all = n + static_cast<uint32_t>(m.direct.n_choices);
+  const uint64_t tag = m.direct.scalars.nonce << 32;
+  for (uint32_t i = ptx::thread_id(); i < all; i += kThreads) {
+    const uint64_t word = tag | ptx::load_relaxed_gpu(i < n ? ledger + i : choices + (i - n));
+    i == 0 ? ptx::store_release_system(m.direct.proof, word) : ptx::store_relaxed_system(m.direct.proof + i, word);
+    if (i < n) ledger[i] = 0;
+  }
+}
+
+// All threads of the tasks, once. done: tasks that signalled, or -1 where the block gave up. The thread's number is
+// read anew, as what is kept for here lives through every task: without it the kernel of several tokens spills.
+template <int kThreads>
+__device__ __forceinline__ void end_block(const MachineTables& m, int32_t done) {
+  block_sync<kThreads>();
+  bool is_last = false;
+  if (ptx::thread_id() == 0) {
+    if (blockIdx.x == 0 && done >= 0) m.ledger->nonce = step_number(m);
+    const uint64_t before = ptx::add_acquire_release_gpu(reinterpret_cast<uint64_t*>(&m.ledger->tasks_done),
+                                                         uint64_t{1} << 32 | static_cast<uint32_t>(max(done, 0)));
+    is_last = before >> 32 == gridDim.x - 1;
+  }
+  if (m.direct.proof && ptx::barrier_or(kTaskBarrier, kThreads, is_last)) send_proof<kThreads>(m);
 }
 
 }  // namespace amk

@@ -18,6 +18,9 @@ __device__ bool run_test_op(const TaskContext& c) {
   } else if (c.task.op == kTestPause) {  // after its inputs: it may not run before
     if (!c.await_inputs<kThreads>()) return false;
     for (const uint64_t begin = ptx::global_time_ns(); ptx::global_time_ns() - begin < kTestPauseNs;) __nanosleep(1000);
+  } else if (c.task.op == kTestVanish) {
+    if (!c.await_inputs<kThreads>()) return false;
+    ptx::end_thread();
   } else {
     return c.task.op == kTestSkipSignal;
   }

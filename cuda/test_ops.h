@@ -1,4 +1,4 @@
-// Opcodes for the fault tests, far from those of amk.h: three fail on purpose, kTestPause is a NOP that takes 20 ms.
+// Opcodes for the fault tests, far from those of amk.h: four fail on purpose, kTestPause is a NOP that takes 20 ms.
 // Only kernels built with AMK_TEST_FAULTS have code for them.
 #pragma once
 
@@ -10,7 +10,8 @@ enum TestOp : int32_t {
   kTestSkipSignal = 1000,
   kTestLoopForever = 1001,
   kTestIllegalAddress = 1002,
-  kTestPause = 1003
+  kTestPause = 1003,
+  kTestVanish = 1004  // the block's threads end, and nothing behind the task is done
 };
 
 constexpr uint64_t kTestPauseNs = 20'000'000;

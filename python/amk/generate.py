@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import AmkError, InputError, show
 from .evaluate import DEFAULT_MAX_SEQ, choose_max_seq, freeze_config, lower_and_pack
@@ -33,8 +32,7 @@ _MAX_CONFIG_BYTES = 16 << 20
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]] | None
 
 
-@dataclass(frozen=True)
-class GeneratedToken:
+class GeneratedToken(NamedTuple):
     """One chosen token. `text` is what became certain with it: empty in the middle of a character, for the token that
     ends the generation, and for a model without a tokenizer. `logprob` is the model's own, before any cut; None where
     it was not asked for."""
@@ -103,7 +101,7 @@ class Generation(Iterator[GeneratedToken]):
         machine: Machine,
         blocks: PromptMachine | None,
         first: Callable[[Fed], Choice] | None,
-        chooser: Chooser,
+        chooser: Chooser | None,
         max_new_tokens: int,
         endings: Mapping[int, str],
         has_state: bool,
@@ -113,43 +111,45 @@ class Generation(Iterator[GeneratedToken]):
             machine.reset_state()
         pos = len(self.prompt_tokens) - 1
         fed = Fed() if blocks is None else feed_blocks(blocks, self.prompt_tokens)
-        feed = getattr(machine, "decode", machine.step)  # nobody looks at the logits of a prompt
+        own = getattr(machine, "decode", None)
+        feed = own or machine.step  # nobody looks at the logits of a prompt
         for before in range(fed.count, pos):
             feed(self.prompt_tokens[before], before)
-        token = self.prompt_tokens[-1]
-        for index in range(max_new_tokens):
+        token, logprob = self.prompt_tokens[-1], None
+        count = min(max_new_tokens, self.max_seq - 1 - pos)  # no token follows the one for the last row of the cache
+        reason = "length" if count == max_new_tokens else "capacity"
+        for index in range(count):
             if index == 0 and first is not None and fed.count > pos:  # a block held the last of the prompt
                 token, logprob = first(fed)
+            elif chooser is None:
+                token = own(token, pos)
             else:
                 token, logprob = chooser(token, pos, index)
             pos += 1
             if token in endings:
                 self.finish_reason = endings[token]
-            elif index + 1 == max_new_tokens:
-                self.finish_reason = "length"
-            elif pos + 1 == self.max_seq:
-                self.finish_reason = "capacity"
-            told = "" if text is None or token in endings else text.push(token)
-            yield GeneratedToken(token, told, index, logprob)
-            if self.finish_reason is not None:
+                yield GeneratedToken(token, "", index, logprob)
                 return
+            if index + 1 == count:
+                self.finish_reason = reason
+            yield GeneratedToken(token, "" if text is None else text.push(token), index, logprob)
 
 
 Choice = tuple[int, "float | None"]
 Chooser = Callable[[int, int, int], Choice]
 
 
-def _chooser(machine: Machine, sampling: Sampling, logprobs: bool) -> Chooser:
-    """(token, pos, index) -> the next token and its log probability. The logits cross to the host only where somebody
-    needs them: not for a greedy choice without one, which the machine has made itself."""
+def _chooser(machine: Machine, sampling: Sampling, logprobs: bool) -> Chooser | None:
+    """(token, pos, index) -> the next token and its log probability; None where the machine's own `decode` will do. The
+    logits cross to the host only where somebody needs them: not for a greedy choice without a log probability."""
     from .sampling import choose, choose_token
 
-    step, decode = machine.step, getattr(machine, "decode", None)
+    step = machine.step
     if logprobs:
         return lambda token, pos, index: choose(step(token, pos), sampling, index)
-    if decode is None or sampling.temperature > 0:
+    if not hasattr(machine, "decode") or sampling.temperature > 0:
         return lambda token, pos, index: (choose_token(step(token, pos), sampling, index), None)
-    return lambda token, pos, index: (decode(token, pos), None)
+    return None
 
 
 def _first_choice(blocks: PromptMachine, sampling: Sampling, logprobs: bool) -> Callable[[Fed], Choice]:

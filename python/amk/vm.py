@@ -28,6 +28,7 @@ __all__ = ["ImageMachine", "ReferenceVM", "checked_int32", "require_kind", "requ
 _Self = TypeVar("_Self", bound="ImageMachine")
 
 _ALIGNMENT = _lib.limit("VECTOR_BYTES")  # what amk_vm_bind asks of a pointer
+_DECODE = lib.amk_vm_decode
 _KINDS = {name: number for number, name in _lib.enum_names("amk_buffer_kind", "AMK_KIND_").items()}
 _BOUND = {_KINDS["WEIGHT"], _KINDS["CONST"]}
 _PERSISTENT = {_KINDS["KV_CACHE"], _KINDS["STATE"]}
@@ -122,12 +123,21 @@ class ImageMachine:
     def decode(self, token: int, pos: int) -> int:
         """The greedy choice after `token` at position `pos`: the step that `step` runs, but the logits stay where they
         are, and only the token comes back. NonFinite where a logit is NaN."""
-        self._require_one("decode")
-        token_id, position = checked_int32("token", token), checked_int32("pos", pos)
-        with self._lock:
-            self._prepare()
-            _lib.check(lib.amk_vm_decode(self._open(), token_id, position, self._chosen))
-            self._last_pos = position
+        if self._batch != 1:
+            self._require_one("decode")
+        if type(token) is not int or type(pos) is not int:
+            token, pos = checked_int32("token", token), checked_int32("pos", pos)
+        with self._lock:  # a few hundred nanoseconds a call count here: nothing is called that need not be
+            if not self._is_prepared:
+                self._prepare()
+            try:
+                status = _DECODE(self._handle or self._open(), token, pos, self._chosen)
+            except OverflowError:  # from cffi: not of 32 bits
+                checked_int32("token", token), checked_int32("pos", pos)
+                raise
+            if status:
+                _lib.check(status)
+            self._last_pos = pos
             return self._chosen[0]
 
     @property
@@ -328,6 +338,8 @@ class ImageMachine:
         if self._handle is None:
             raise InputError("the machine is closed")
         return self._handle
+
+    _is_prepared = True  # where it is False, `_prepare` has something to do
 
     def _prepare(self) -> None:
         """What has to happen once, before the first step."""

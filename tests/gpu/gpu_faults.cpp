@@ -113,6 +113,15 @@ void not_finite() {
   healthy("F20");
 }
 
+// A block that ends without a word: the kernel is over, but nobody is left to send its proof, or to clear what the next
+// step starts from, which the host then has to.
+void vanished() {
+  auto vm = machine(with_op(amk::kTestVanish, view_of(plain_image()).tasks.size() - 1));
+  for (const char* name : {"K4 a block that vanishes", "K4 once more"})
+    expect(name, AMK_ERR_INTERNAL, "only 0 of", 3, [&] { vm->run(0); });
+  healthy("K4");
+}
+
 void ended_by_the_device() {
   expect("unknown opcode 77", AMK_ERR_DEVICE_FAULT, "opcode 77", 3, [] { machine(with_op(77, 0))->run(0); });
   expect("F1 skipped signal", AMK_ERR_TIMEOUT, "no progress", 3,
@@ -127,6 +136,7 @@ void ended_by_the_device() {
     vm->finish();
   });
   healthy("F3");
+  vanished();
   not_finite();
 }
 
