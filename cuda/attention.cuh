@@ -60,7 +60,7 @@ struct AttentionPass {
     row_vectors = vectors;
     row_lanes = 1;
     while (row_lanes < vectors && row_lanes < kWarpThreads) row_lanes *= 2;
-    lane_in_row = threadIdx.x % row_lanes;
+    lane_in_row = ptx::thread_id() % row_lanes;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       load_shared(q + min(h, heads - 1) * dim, query[h]);
@@ -75,7 +75,7 @@ struct AttentionPass {
   // fewest other rows.
   __device__ void rows(const T* k, const T* v, RowRange range, const T* new_k, const T* new_v, bool has_new, int dim,
                        float scale, int warp, int warps) {
-    const int slots = kWarpThreads / row_lanes, slot = threadIdx.x % kWarpThreads / row_lanes;
+    const int slots = kWarpThreads / row_lanes, slot = ptx::thread_id() % kWarpThreads / row_lanes;
     const int stride = warps * slots;
     bool takes_new = has_new && warp == warps - 1;
     for (int base = range.first + warp * slots; base < range.end || takes_new; base += kRowsAhead * stride) {
@@ -188,7 +188,7 @@ struct AttentionPass {
 
   // state: [warps][kHeads][dim + kStatePad], maximum and sum behind the output.
   __device__ void publish(float* state, int dim, int warp) const {
-    if (threadIdx.x % kWarpThreads >= row_lanes) return;
+    if (ptx::thread_id() % kWarpThreads >= row_lanes) return;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       float* at = state + (warp * kHeads + h) * (dim + kStatePad);
@@ -224,7 +224,7 @@ struct NewHeads {
     const amk_params_t& p = c.params();
     const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, heads = angles.turn ? group + 2 : group;
     const T* x = c.in<T>(0) + p.m_off;
-    for (int i = threadIdx.x / kWarpThreads; i < heads; i += kThreads / kWarpThreads) {
+    for (int i = ptx::thread_id() / kWarpThreads; i < heads; i += kThreads / kWarpThreads) {
       const bool is_key = i == group, is_value = i > group;
       const int head = is_value ? p.n_heads + p.n_kv_heads + g : is_key ? p.n_heads + g : g * group + i;
       const int slot = is_value ? -1 : is_key ? c.task.k_norm_slot : c.task.norm_slot;
@@ -240,7 +240,7 @@ struct NewHeads {
 template <class T, int kHeads, int kVectors, int kThreads>
 __device__ void attend(const TaskContext& c, const NewHeads<T>& fresh, int g, RowRange range) {
   const amk_params_t& p = c.params();
-  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, warp = threadIdx.x / kWarpThreads;
+  const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, warp = ptx::thread_id() / kWarpThreads;
   const int vectors = dim * static_cast<int>(sizeof(T)) / kVectorBytes;
   const bool is_raw = fresh.angles.turn, has_new = is_raw && range.first <= c.pos && c.pos < range.end;
   const RowRange cached = {range.first, is_raw ? min(range.end, c.pos) : range.end};
@@ -267,7 +267,7 @@ __device__ void prefetch_history(const TaskContext& c, RowRange range) {
   const int64_t bytes = (min(range.end, c.pos) - range.first) * row_bytes;
   for (int g = p.n_off; g < p.n_off + p.N_tile; ++g) {
     const int64_t at = (int64_t{g} * p.K + range.first) * row_bytes;
-    for (int64_t b = threadIdx.x * kLineBytes; b < bytes; b += kThreads * kLineBytes) {
+    for (int64_t b = ptx::thread_id() * kLineBytes; b < bytes; b += kThreads * kLineBytes) {
       ptx::prefetch_l2(c.in<char>(1) + at + b);
       ptx::prefetch_l2(c.in<char>(2) + at + b);
     }
@@ -317,12 +317,13 @@ struct CombinedSplits {
   // `left` splits from ml and part on, at most 2 * kAhead of them. ml: this lane's; part: this lane's element.
   template <int kAhead>
   __device__ __forceinline__ void add(const float2* ml, const float* part, int left, int dim) {
-    const int share = (min(left, 2 * kAhead) + 1) / 2, first = threadIdx.x % kWarpThreads / kElements * share;
+    const int share = (min(left, 2 * kAhead) + 1) / 2, first = ptx::thread_id() % kWarpThreads / kElements * share;
     // All in one trip. Every load is made, so that none waits for a predicate: behind the last split it is that one's.
     float outs[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) outs[u] = __ldcg(part + min(first + u, left - 1) * dim);
-    const float2 mine = static_cast<int>(threadIdx.x % kWarpThreads) < left ? __ldcg(ml) : float2{minus_infinity(), 0};
+    const float2 mine =
+        static_cast<int>(ptx::thread_id() % kWarpThreads) < left ? __ldcg(ml) : float2{minus_infinity(), 0};
     const float common = fmaxf(m, warp_max(mine.x)), shrink = merge_weight(m, common);
     const float weight = merge_weight(mine.x, common), weighted_l = weight * mine.y;
     m = common;
@@ -347,8 +348,9 @@ template <int kThreads>
 __device__ __forceinline__ bool attention_combine(const TaskContext& c) {
   constexpr int kElements = CombinedSplits::kElements, kFew = 16;
   const amk_params_t& p = c.params();
-  const int dim = p.head_dim, splits = p.M, pieces = ceil_div_int(dim, kElements), lane = threadIdx.x % kWarpThreads;
-  const int warp = threadIdx.x / kWarpThreads;
+  const int dim = p.head_dim, splits = p.M, pieces = ceil_div_int(dim, kElements),
+            lane = ptx::thread_id() % kWarpThreads;
+  const int warp = ptx::thread_id() / kWarpThreads;
   struct Item {
     int64_t head;
     int element;

@@ -37,7 +37,7 @@ struct StepHeads {
   __device__ __forceinline__ static void make(const TaskContext& c, const T* src, const T* norm, const float2* turn,
                                               T* out) {
     constexpr int kLanes = kDim / 4;  // each with two pairs of neighbours, half a head apart; other lanes repeat them
-    const int lane = threadIdx.x % kWarpThreads, at = lane % kLanes * 2;
+    const int lane = ptx::thread_id() % kWarpThreads, at = lane % kLanes * 2;
     uint32_t words[2], weights[2]{};
 #pragma unroll
     for (int i = 0; i < 2; ++i) words[i] = __ldcg(reinterpret_cast<const uint32_t*>(src + at + i * (kDim / 2)));
@@ -148,8 +148,8 @@ class MmaAttention {
   static_assert(kTiles % 2 == 0 && kDim % 64 == 0);
   static constexpr int kStride = kWarps * kTileRows;  // rows from one tile of a warp to its next
 
-  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
-  __device__ static int lane() { return threadIdx.x % kWarpThreads; }
+  __device__ static int warp() { return ptx::thread_id() / kWarpThreads; }
+  __device__ static int lane() { return ptx::thread_id() % kWarpThreads; }
   __device__ static int quad() { return lane() / kQuadLanes; }
   __device__ static int lane_in_quad() { return lane() % kQuadLanes; }
 
@@ -293,7 +293,7 @@ template <int kThreads, int kDim>
 __device__ __forceinline__ void merge_states(const TaskContext& c, const float* state, int head, int heads) {
   constexpr int kWarps = kThreads / kWarpThreads, kPieces = kDim / 64, kStride = kDim + kStatePad;
   static_assert(kStateHeads * kPieces <= kWarps);
-  const int warp = threadIdx.x / kWarpThreads, lane = threadIdx.x % kWarpThreads;
+  const int warp = ptx::thread_id() / kWarpThreads, lane = ptx::thread_id() % kWarpThreads;
   const int h = warp / kPieces, d = warp % kPieces * 64 + 2 * lane;
   if (h >= heads) return;
   const auto state_of = [&](int w) { return state + (w * kStateHeads + h) * kStride; };
@@ -320,15 +320,15 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
   using Heads = StepHeads<T, kDim>;
   constexpr int kWarps = kThreads / kWarpThreads;
   const amk_params_t& p = c.params();
-  const int group = p.n_heads / p.n_kv_heads, warp = threadIdx.x / kWarpThreads;
+  const int group = p.n_heads / p.n_kv_heads, warp = ptx::thread_id() / kWarpThreads;
   float* state = reinterpret_cast<float*>(c.shared);
   T* heads = reinterpret_cast<T*>(c.shared + attention_state_bytes(p, sizeof(T), kThreads));
   const TaskAngles angles(c, c.task.rope_slot, reinterpret_cast<float2*>(heads + (group + 2) * Heads::kStride));
   const bool is_raw = angles.turn;
   const T* q_norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
   const T* k_norm = c.task.k_norm_slot < 0 ? nullptr : c.in<T>(c.task.k_norm_slot);
-  if (q_norm && threadIdx.x < 2 * kDim * sizeof(T) / kLineBytes) {
-    const int line = threadIdx.x * kLineBytes, bytes = kDim * sizeof(T);
+  if (q_norm && ptx::thread_id() < 2 * kDim * sizeof(T) / kLineBytes) {
+    const int line = ptx::thread_id() * kLineBytes, bytes = kDim * sizeof(T);
     ptx::prefetch_l2(line < bytes ? reinterpret_cast<const char*>(q_norm) + line
                                   : reinterpret_cast<const char*>(k_norm) + (line - bytes));
   }

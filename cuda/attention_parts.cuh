@@ -94,9 +94,9 @@ struct MergedParts {
 template <int kThreads, int kDim, class F>
 __device__ __forceinline__ void for_elements(int heads, int dim, F f) {
   const int pieces = ceil_div_int(kDim ? kDim : dim, kWarpThreads);
-  for (int i = threadIdx.x / kWarpThreads; i < heads * pieces; i += kThreads / kWarpThreads) {
+  for (int i = ptx::thread_id() / kWarpThreads; i < heads * pieces; i += kThreads / kWarpThreads) {
     const int head = heads == 1 ? 0 : i / pieces;
-    const int element = (i - head * pieces) * kWarpThreads + static_cast<int>(threadIdx.x) % kWarpThreads;
+    const int element = (i - head * pieces) * kWarpThreads + static_cast<int>(ptx::thread_id()) % kWarpThreads;
     f(head, element, element < dim);
   }
 }
@@ -107,7 +107,7 @@ __device__ __forceinline__ void merge_warps(const TaskContext& c, const float* s
                                             int heads) {
   constexpr int kWarps = kThreads / kWarpThreads;
   const amk_params_t& p = c.params();
-  const int dim = kDim ? kDim : p.head_dim, stride = dim + kStatePad, lane = threadIdx.x % kWarpThreads;
+  const int dim = kDim ? kDim : p.head_dim, stride = dim + kStatePad, lane = ptx::thread_id() % kWarpThreads;
   for_elements<kThreads, kDim>(heads, dim, [&](int h, int d, bool exists) {
     const auto state_of = [&](int warp) { return state + (warp * pass_heads + h) * stride; };
     float outs[kWarps];
@@ -128,7 +128,7 @@ template <int kThreads>
 __device__ void write_empty(const TaskContext& c) {
   const amk_params_t& p = c.params();
   const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim;
-  for (int i = threadIdx.x; i < p.N_tile * group * dim; i += kThreads) {
+  for (int i = ptx::thread_id(); i < p.N_tile * group * dim; i += kThreads) {
     const int64_t part = (int64_t{p.n_off} * group + i / dim) * p.M + p.dim;
     c.out<float>(0)[part * dim + i % dim] = 0;
     if (i % dim == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {minus_infinity(), 0};

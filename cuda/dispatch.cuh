@@ -38,7 +38,7 @@ __device__ __forceinline__ bool run_op(const TaskContext& c) {
     case AMK_OP_SIGMOID_MUL: return sigmoid_mul<kThreads>(c);
     default:
       if (run_test_op<kThreads>(c)) return true;
-      if (threadIdx.x == 0)
+      if (ptx::thread_id() == 0)
         raise_fault(c.machine.ledger, FaultKind::kUnknownOpcode, -(c.task.op + 1), c.task.task, -1, 0, 0);
       return false;
   }

@@ -17,7 +17,7 @@ __device__ bool elementwise(const TaskContext& c, F f) {
   return with_dtype(c.task.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     T* out = c.out<T>(0) + c.params().n_off;
-    for (int i = threadIdx.x; i < c.params().N_tile; i += kThreads) store(out + i, f(type, i));
+    for (int i = ptx::thread_id(); i < c.params().N_tile; i += kThreads) store(out + i, f(type, i));
     return true;
   });
 }
@@ -58,7 +58,7 @@ __device__ bool copy(const TaskContext& c) {
     using Word = decltype(word);
     const Word* in = c.in<Word>(0) + p.m_off;
     Word* out = c.out<Word>(0) + p.n_off;
-    for (int i = threadIdx.x; i < p.N_tile; i += kThreads) out[i] = __ldcg(in + i);
+    for (int i = ptx::thread_id(); i < p.N_tile; i += kThreads) out[i] = __ldcg(in + i);
     return true;
   };
   switch (c.task.dtype) {

@@ -13,7 +13,7 @@ __device__ bool embed(const TaskContext& c) {
   if (!c.await_inputs<kThreads>()) return false;
   const int32_t token = __ldcg(c.in<int32_t>(0));
   if (token < 0 || token >= p.vocab) {
-    if (threadIdx.x == 0)
+    if (ptx::thread_id() == 0)
       raise_fault(c.machine.ledger, FaultKind::kBadToken, 1, c.task.task, -1, static_cast<uint32_t>(token),
                   static_cast<uint32_t>(p.vocab));
     return false;
@@ -23,7 +23,7 @@ __device__ bool embed(const TaskContext& c) {
     const Packing packing = static_cast<Packing>(c.task.packing);
     const T* table = c.in<T>(1);
     T* out = c.out<T>(0) + p.n_off;
-    for (int i = threadIdx.x; i < p.N_tile; i += kThreads) {
+    for (int i = ptx::thread_id(); i < p.N_tile; i += kThreads) {
       const int k = p.n_off + i;
       const int64_t at =
           packing == Packing::kPlain

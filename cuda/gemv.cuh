@@ -68,7 +68,7 @@ class WeightReader {
 
   // Lanes behind the end of a row read its last vector again; x is zero there.
   __device__ __forceinline__ void load(Fragment& f) {
-    const int first = step_ * kBatchVectors + threadIdx.x % kWarpThreads;
+    const int first = step_ * kBatchVectors + ptx::thread_id() % kWarpThreads;
     const uint4* row0 = reinterpret_cast<const uint4*>(row0_);
     const uint4* row1 = reinterpret_cast<const uint4*>(group_ == lone_group_ ? row0_ : row0_ + second_);
 #pragma unroll
@@ -108,7 +108,7 @@ __device__ __forceinline__ void accumulate(const Fragment& f, const uint4* x, fl
 __device__ __forceinline__ float reduce_rows(const float (&acc)[kBatchRows][2]) {
   static_assert(kBatchRows == 2);
   const float a = acc[0][0] + acc[0][1], b = acc[1][0] + acc[1][1];
-  const bool upper = threadIdx.x & kWarpThreads / 2;
+  const bool upper = ptx::thread_id() & kWarpThreads / 2;
   float v = (upper ? b : a) + __shfl_xor_sync(kWholeWarp, upper ? a : b, kWarpThreads / 2);
 #pragma unroll
   for (int mask = kWarpThreads / 4; mask > 0; mask /= 2) v += __shfl_xor_sync(kWholeWarp, v, mask);
@@ -128,7 +128,7 @@ class GemvTile {
         partial_(reinterpret_cast<float*>(norm_.behind(xs_ + s_.steps * kBatchVectors))) {}
 
   __device__ bool run() {
-    RowTerms<T> terms(c_, threadIdx.x);
+    RowTerms<T> terms(c_, ptx::thread_id());
     for (int panel = 0; panel < s_.groups; panel += kPanelGroups) {
       const int groups = min(kPanelGroups, s_.groups - panel), batches = groups * s_.steps;
       const int first = batches * warp() / kWarps, end = batches * (warp() + 1) / kWarps;
@@ -157,10 +157,10 @@ class GemvTile {
  private:
   static constexpr int kWarps = kThreads / kWarpThreads, kDepth = gemv_depth(kThreads);
 
-  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
+  __device__ static int warp() { return ptx::thread_id() / kWarpThreads; }
 
   __device__ __forceinline__ void multiply(WeightReader& reader, Fragment (&ring)[kDepth], int first, int end) {
-    const int lane = threadIdx.x % kWarpThreads;
+    const int lane = ptx::thread_id() % kWarpThreads;
     float acc[kBatchRows][2] = {};
     int step = first % s_.steps, slot = first / s_.steps + warp();
     for (int batch = first; batch < end; batch += kDepth) {
@@ -196,10 +196,10 @@ class GemvTile {
   __device__ void store_rows(int panel, int groups, int batches, const RowTerms<T>& early) const {
     const int first_item = s_.is_pair ? panel : panel * kBatchRows;
     const int items = min(s_.is_pair ? groups : groups * kBatchRows, p_.N_tile - first_item);
-    for (int i = threadIdx.x; i < items; i += kThreads) {
+    for (int i = ptx::thread_id(); i < items; i += kThreads) {
       const int item = first_item + i;
       RowTerms<T> t = early;
-      if (item != static_cast<int>(threadIdx.x)) {
+      if (item != static_cast<int>(ptx::thread_id())) {
         t = RowTerms<T>(c_, item);
         t.load(c_);
       }

@@ -29,7 +29,7 @@ struct Int8Slots {
   __device__ static void take(RingReader& ring, Held& f, const StreamShape& s, int chunk) {
     const int units = chunk + 1 == s.chunks ? s.tail_units : kSlotUnits;
     ring.take(f.q, [&](const char* first) {
-      const int lane = threadIdx.x % kWarpThreads;
+      const int lane = ptx::thread_id() % kWarpThreads;
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
         const int unit = h * kHalfUnits + lane / kUnitRowVectors;
@@ -43,7 +43,7 @@ struct Int8Slots {
    public:
     // Behind the end of the rows a slot holds what it held before: finite, and x is zero there.
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape&, int chunk) {
-      const int lane = threadIdx.x % kWarpThreads, row = lane / kUnitRowVectors;
+      const int lane = ptx::thread_id() % kWarpThreads, row = lane / kUnitRowVectors;
       const uint4* x = xs + (chunk * kSlotUnits + row) * kUnitX + lane % kUnitRowVectors * 2;
       uint4 own[kHalves][2];
 #pragma unroll

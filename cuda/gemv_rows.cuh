@@ -32,7 +32,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
       static_cast<float>(uint64_t{1} << kExponent / 2) * static_cast<float>(uint64_t{1} << (kExponent + 1) / 2);
   const auto placed = [](uint4 v) { return kIsFragment ? fragment_order(v) : v; };
   float sum = 0;
-  for (int first = threadIdx.x; first < padded; first += kAhead * kThreads) {
+  for (int first = ptx::thread_id(); first < padded; first += kAhead * kThreads) {
     uint4 raw[kAhead];
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void stage_x(const TaskContext& c, const T* x, int ve
     const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, 0), c.params().K, c.params().eps) * kGain;
     const float plus = norm_plus(c.params());
     if (norm_shared) ptx::copy_async_wait<0>();
-    for (int v = threadIdx.x; v < vectors; v += kThreads) {
+    for (int v = ptx::thread_id(); v < vectors; v += kThreads) {
       float e[kPerVector<T>], w[kPerVector<T>];
       unpack<T>(xs[v], e);
       if (norm_shared) {
@@ -86,7 +86,7 @@ struct NormWeight {
   __device__ uint4* behind(uint4* at) const { return weight ? at + vectors : at; }
   __device__ void prefetch() const {
     if (!shared) return;
-    for (int v = threadIdx.x; v < vectors; v += kThreads)
+    for (int v = ptx::thread_id(); v < vectors; v += kThreads)
       ptx::copy_async_16(shared + v, reinterpret_cast<const uint4*>(weight) + v);
     ptx::copy_async_commit();
   }

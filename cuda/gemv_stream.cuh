@@ -67,7 +67,7 @@ struct PlainSlots {
     // A vector of x is A as it lies (fragment_order()): the product with a unit's first half stands in row 0, that with
     // its second half in row 8.
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape& s, int chunk) {
-      const uint4* x = xs + chunk * kSlotRowVectors + threadIdx.x % kUnitRowVectors;
+      const uint4* x = xs + chunk * kSlotRowVectors + ptx::thread_id() % kUnitRowVectors;
       if (s.tail_units == kSlotUnits || chunk + 1 < s.chunks) {
         add_units<true>(f, x, kSlotUnits);
       } else {
@@ -90,7 +90,7 @@ struct PlainSlots {
     // of the rows a slot holds what it held before, so there it must be.
     template <bool kIsWhole>
     __device__ __forceinline__ void add_units(const Held& f, const uint4* x, int units) {
-      const bool reads = threadIdx.x % kWarpThreads < kUnitRowVectors;
+      const bool reads = ptx::thread_id() % kWarpThreads < kUnitRowVectors;
       uint4 v[kAhead]{};
 #pragma unroll
       for (int first = 0; first < kSlotUnits; first += kAhead) {
@@ -138,7 +138,7 @@ class StreamedGemv {
     take_next(held);
     norm_.prefetch();
     // All that can be worked out before the inputs are there, is.
-    RowTerms<T> terms(c_, threadIdx.x);
+    RowTerms<T> terms(c_, ptx::thread_id());
     const T* x = c_.in<T>(0) + c_.params().m_off;
     if (!c_.template await_inputs<kThreads>()) return false;
     terms.load(c_);
@@ -173,7 +173,7 @@ class StreamedGemv {
 
   // This warp's slots of row groups [panel, end); the next one is always in registers already.
   __device__ __forceinline__ void multiply(Held& held, int panel, int end) {
-    const int lane = threadIdx.x % kWarpThreads;
+    const int lane = ptx::thread_id() % kWarpThreads;
     while (group_ < end) {
       const int group = group_, first = chunk_;
       typename Slots::Sum sum;
@@ -202,10 +202,10 @@ class StreamedGemv {
   __device__ void store_rows(int panel, int end, const RowTerms<T>& early) const {
     const int pair = s_.is_pair, first = (panel >> pair) * kGroupRows, items = ((end - panel) >> pair) * kGroupRows;
     const int group_partials = s_.partials * kGroupRows;
-    for (int i = threadIdx.x; i < items; i += kThreads) {
+    for (int i = ptx::thread_id(); i < items; i += kThreads) {
       const int item = first + i;
       RowTerms<T> t = early;
-      if (item != static_cast<int>(threadIdx.x)) {
+      if (item != static_cast<int>(ptx::thread_id())) {
         t = RowTerms<T>(c_, item);
         t.load(c_);
       }

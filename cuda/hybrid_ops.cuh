@@ -37,7 +37,7 @@ __device__ bool causal_conv(const TaskContext& c) {
   const int dtype = c.task.dtype, kept = p.K - 1;
   ConvChannel channel{};
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x), first = i; first == i || i < p.N_tile; i += kThreads) {
+  for (int i = static_cast<int>(ptx::thread_id()), first = i; first == i || i < p.N_tile; i += kThreads) {
     channel = load_channel(c, i);
     if (i == first && !c.await_inputs<kThreads>()) return false;
     if (i >= p.N_tile) break;
@@ -103,7 +103,8 @@ class GdnHead {
 
  private:
   __device__ static int row(int r) {
-    return static_cast<int>(threadIdx.x) / kWarpThreads * Owner::kRowsPerWarp + Owner::lane_row() + Owner::set_row(r);
+    return static_cast<int>(ptx::thread_id()) / kWarpThreads * Owner::kRowsPerWarp + Owner::lane_row() +
+           Owner::set_row(r);
   }
   template <class F>
   __device__ __forceinline__ void each_piece(F f) {
@@ -160,10 +161,10 @@ template <int kThreads>
 __device__ bool gated_rmsnorm(const TaskContext& c) {
   constexpr int kPerLane = kGdnMaxDim / kWarpThreads;
   const amk_params_t& p = c.params();
-  const int lane = threadIdx.x % kWarpThreads, dim = p.head_dim, dtype = c.task.dtype;
+  const int lane = ptx::thread_id() % kWarpThreads, dim = p.head_dim, dtype = c.task.dtype;
   if (!c.await_inputs<kThreads>()) return false;
 #pragma unroll 1
-  for (int h = threadIdx.x / kWarpThreads; h < p.N_tile; h += kThreads / kWarpThreads) {
+  for (int h = ptx::thread_id() / kWarpThreads; h < p.N_tile; h += kThreads / kWarpThreads) {
     const int64_t at = (int64_t{p.n_off} + h) * dim + lane;
     AnyElement x[kPerLane]{}, z[kPerLane]{}, weight[kPerLane]{};
 #pragma unroll
@@ -198,7 +199,7 @@ __device__ bool sigmoid_mul(const TaskContext& c) {
   const int dtype = c.task.dtype;
   if (!c.await_inputs<kThreads>()) return false;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < p.N_tile; i += kThreads) {
+  for (int i = ptx::thread_id(); i < p.N_tile; i += kThreads) {
     const int64_t at = int64_t{p.n_off} + i;
     const float a = load_any(c.in<char>(0), at, dtype), b = load_any(c.in<char>(1), p.m_off + at, dtype);
     store_any(c.out<char>(0), at, dtype, a * sigmoid(b));

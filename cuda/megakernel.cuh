@@ -39,9 +39,9 @@ class TaskQueue {
   static_assert(kRecordVectors <= kWarpThreads, "one warp fetches a record");
 
   __device__ void fetch(uint32_t task) {
-    if (threadIdx.x < kRecordVectors && task < end_)
-      ptx::copy_async_16(reinterpret_cast<uint4*>(ring_ + task % kRecordRing) + threadIdx.x,
-                         reinterpret_cast<const uint4*>(records_ + task) + threadIdx.x);
+    if (ptx::thread_id() < kRecordVectors && task < end_)
+      ptx::copy_async_16(reinterpret_cast<uint4*>(ring_ + task % kRecordRing) + ptx::thread_id(),
+                         reinterpret_cast<const uint4*>(records_ + task) + ptx::thread_id());
     ptx::copy_async_commit();
   }
 
@@ -99,15 +99,15 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1)
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   static_assert(kWarps == RingReader::kWarps, "a slot belongs to a warp");
   const int slots = machine.ring_stages * kWarps;
-  if (threadIdx.x == 0) {
+  if (ptx::thread_id() == 0) {
     barriers.init(slots, machine.ring_slot_bytes, kBatched ? kSlotReleases : kWarpThreads);
     angles.of = nullptr;
   }
   __syncthreads();
 
-  if (threadIdx.x >= kThreads) {
+  if (ptx::thread_id() >= kThreads) {
     ptx::give_registers<kProducerRegisters>();
-    if (threadIdx.x == kThreads && slots > 0) {
+    if (ptx::thread_id() == kThreads && slots > 0) {
       const uint32_t* start = machine.stream_start + blockIdx.x;
       Producer(shared, barriers, slots, machine.ring_window, machine.ring_slot_bytes)
           .run(machine.streams + start[0], machine.streams + start[1]);

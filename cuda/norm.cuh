@@ -15,12 +15,12 @@ __device__ bool rmsnorm_rows(const TaskContext& c) {
     const T* x = c.in<T>(0) + p.m_off + int64_t{row} * p.hidden;
     T* out = c.out<T>(0) + p.n_off + int64_t{row} * p.hidden;
     float sum = 0;
-    for (int j = threadIdx.x; j < p.hidden; j += kThreads) {
+    for (int j = ptx::thread_id(); j < p.hidden; j += kThreads) {
       const float v = load(x + j);
       sum = fmaf(v, v, sum);
     }
     const float scale = rms_scale(block_sum<kThreads>(sum, c.reduce_scratch, row & 1), p.hidden, p.eps);
-    for (int j = threadIdx.x; j < p.hidden; j += kThreads)
+    for (int j = ptx::thread_id(); j < p.hidden; j += kThreads)
       store(out + j, load(x + j) * scale * (load(weight + j) + norm_plus(p)));
   }
   return true;

@@ -6,6 +6,15 @@
 
 namespace amk::ptx {
 
+// threadIdx.x, read anew wherever a task asks for it. What depends on threadIdx.x alone the compiler computes before
+// the loop over tasks and keeps through every op: some 45 registers, for which others go to local memory, and each
+// acquire empties the cache in front of that.
+__device__ __forceinline__ uint32_t thread_id() {
+  uint32_t id;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
+  return id;
+}
+
 // Memory operations at GPU scope (PTX ISA, "Memory Consistency Model"). Each carries a memory clobber, so that the
 // compiler keeps the ordinary accesses around it where they stand.
 __device__ __forceinline__ uint32_t load_acquire_gpu(const uint32_t* p) {
@@ -223,12 +232,6 @@ __device__ __forceinline__ void give_registers() {
 #endif
 }
 
-// threadIdx.x, read anew: a comparison with it shares no predicate with those before.
-__device__ __forceinline__ uint32_t thread_id() {
-  uint32_t id;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
-  return id;
-}
 __device__ __forceinline__ void end_thread() { asm volatile("exit;"); }
 
 __device__ __forceinline__ uint64_t global_time_ns() {

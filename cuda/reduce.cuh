@@ -21,7 +21,7 @@ template <int kThreads>
 __device__ __forceinline__ float block_sum(float v, float* scratch, int half) {
   float* slots = scratch + half * kMaxWarps;
   v = warp_sum(v);
-  if (threadIdx.x % kWarpThreads == 0) slots[threadIdx.x / kWarpThreads] = v;
+  if (ptx::thread_id() % kWarpThreads == 0) slots[ptx::thread_id() / kWarpThreads] = v;
   block_sync<kThreads>();
   float sum = slots[0];
 #pragma unroll

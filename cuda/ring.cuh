@@ -59,7 +59,7 @@ class RingReader {
     while (!ptx::mbarrier_try_wait(barriers_.full + slot, parity_)) {
     }
     const char* first = slots_ + slot * barriers_.slot_bytes;
-    const uint4* at = reinterpret_cast<const uint4*>(first) + threadIdx.x % kWarpThreads;
+    const uint4* at = reinterpret_cast<const uint4*>(first) + ptx::thread_id() % kWarpThreads;
 #pragma unroll
     for (int u = 0; u < kSlotUnits; ++u) f.v[u] = at[u * kUnitVectors];
     read_more(first);
@@ -73,7 +73,7 @@ class RingReader {
   __device__ void advance(int slots) { next_owner_ = (next_owner_ + slots) % kWarps; }
 
  private:
-  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
+  __device__ static int warp() { return ptx::thread_id() / kWarpThreads; }
 
   const char* slots_;
   RingBarriers& barriers_;

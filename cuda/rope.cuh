@@ -65,7 +65,7 @@ struct TaskAngles {
   // Behind await_inputs(). Ends with a barrier where it writes what others read in this task.
   template <int kThreads>
   __device__ __forceinline__ void finish(const TaskContext& c) const {
-    if (is_kept && threadIdx.x == 0) c.angles.of = inv_freq;
+    if (is_kept && ptx::thread_id() == 0) c.angles.of = inv_freq;
     if (!turn || is_early) return;
     make<kThreads>(c);
     block_sync<kThreads>();
@@ -74,7 +74,7 @@ struct TaskAngles {
  private:
   template <int kThreads>
   __device__ __forceinline__ void make(const TaskContext& c) const {
-    for (int i = threadIdx.x; i < c.params().head_dim / 2; i += kThreads)
+    for (int i = ptx::thread_id(); i < c.params().head_dim / 2; i += kThreads)
       turn[i] = cos_sin(static_cast<double>(c.pos) * static_cast<double>(load(inv_freq + i)));
   }
 };
@@ -83,7 +83,7 @@ struct TaskAngles {
 template <class T>
 __device__ __forceinline__ void one_head(const TaskContext& c, const T* src, const T* norm, const float2* turn,
                                          T* out) {
-  const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
+  const int lane = ptx::thread_id() % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
   float scale = 1.0f;
   if (norm) {
     float sum = 0;
@@ -116,7 +116,7 @@ __device__ __forceinline__ bool is_small_head(int dim) { return dim % 2 == 0 && 
 template <class T>
 __device__ __forceinline__ void small_head(const TaskContext& c, const T* src, const T* norm, const float2* turn,
                                            T* out) {
-  const int lane = threadIdx.x % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
+  const int lane = ptx::thread_id() % kWarpThreads, dim = c.params().head_dim, half = dim / 2;
   float x[kPairs], y[kPairs], weight_x[kPairs], weight_y[kPairs];
 #pragma unroll
   for (int j = 0; j < kPairs; ++j) {
@@ -158,7 +158,7 @@ __device__ bool turn_heads(const TaskContext& c, int rope_slot, int heads, OutHe
   const T* norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
   const T* src = c.in<T>(0) + p.m_off;
   const bool is_small = is_small_head(p.head_dim);
-  for (int h = threadIdx.x / kWarpThreads; h < heads; h += kThreads / kWarpThreads) {
+  for (int h = ptx::thread_id() / kWarpThreads; h < heads; h += kThreads / kWarpThreads) {
     const T* head = src + int64_t{h} * p.head_dim;
     is_small ? small_head(c, head, norm, angles.turn, out_head(h)) : one_head(c, head, norm, angles.turn, out_head(h));
   }

@@ -23,7 +23,7 @@ __device__ Best block_best(Best mine, char* shared) {
 #pragma unroll
   for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
     mine = better(mine, {__shfl_xor_sync(kWholeWarp, mine.value, mask), __shfl_xor_sync(kWholeWarp, mine.index, mask)});
-  if (threadIdx.x % kWarpThreads == 0) slots[threadIdx.x / kWarpThreads] = mine;
+  if (ptx::thread_id() % kWarpThreads == 0) slots[ptx::thread_id() / kWarpThreads] = mine;
   block_sync<kThreads>();
   Best best = slots[0];
   for (int w = 1; w < kThreads / kWarpThreads; ++w) best = better(best, slots[w]);
@@ -42,12 +42,12 @@ __device__ bool sample_argmax(const TaskContext& c) {
   const float* logits = c.in<float>(0) + p.n_off;
   Best mine = no_element();
 #pragma unroll 4
-  for (int i = threadIdx.x; i < p.N_tile; i += kThreads) {
+  for (int i = ptx::thread_id(); i < p.N_tile; i += kThreads) {
     const float v = load(logits + i);
     mine = better(mine, {v, isnan(v) ? -1 : p.n_off + i});
   }
   mine = block_best<kThreads>(mine, c.shared);
-  if (threadIdx.x == 0) {
+  if (ptx::thread_id() == 0) {
     c.out<float>(0)[p.dim] = mine.index < 0 ? __int_as_float(0x7fc00000) : mine.value;
     c.out<int32_t>(1)[p.dim] = mine.index;
   }
@@ -59,10 +59,10 @@ __device__ bool argmax_combine(const TaskContext& c) {
   const amk_params_t& p = c.params();
   if (!c.await_inputs<kThreads>()) return false;
   Best mine = no_element();
-  for (int i = threadIdx.x; i < p.M; i += kThreads)
+  for (int i = ptx::thread_id(); i < p.M; i += kThreads)
     mine = better(mine, {load(c.in<float>(0) + i), __ldcg(c.in<int32_t>(1) + i)});
   mine = block_best<kThreads>(mine, c.shared);
-  if (threadIdx.x == 0) c.out<int32_t>(0)[0] = mine.index;
+  if (ptx::thread_id() == 0) c.out<int32_t>(0)[0] = mine.index;
   return true;
 }
 

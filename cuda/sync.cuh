@@ -56,7 +56,7 @@ class Watchdog {
     if (last_ns_ == 0) last_ns_ = now;
     if (now - last_ns_ < slice) return true;
     uint32_t sum = 0;
-    for (uint32_t i = threadIdx.x % kWarpThreads; i < m.n_counters; i += kWarpThreads)
+    for (uint32_t i = ptx::thread_id() % kWarpThreads; i < m.n_counters; i += kWarpThreads)
       sum += ptx::load_relaxed_gpu(m.counters + i);
     sum = __reduce_add_sync(kWholeWarp, sum);
     quiet_slices_ = sum != last_sum_ ? 0 : quiet_slices_ + 1;
@@ -72,7 +72,7 @@ class Watchdog {
 
 // One warp; lane i polls wait i. False: the launch is over, leave.
 __device__ inline bool poll_waits(const DeviceTask& task, const MachineTables& m) {
-  const int lane = threadIdx.x % kWarpThreads;
+  const int lane = ptx::thread_id() % kWarpThreads;
   const int counter = lane < task.n_waits ? task.wait_counter[lane] : 0;
   const uint32_t needed = lane < task.n_waits ? task.wait_threshold[lane] : 0;
   uint32_t seen = 0;
@@ -133,7 +133,7 @@ struct TaskContext {
   // False: the launch is over; return at once.
   template <int kThreads>
   __device__ __forceinline__ bool await_inputs() const {
-    const bool polls = threadIdx.x / kWarpThreads == kPollWarp && task.n_waits > 0;
+    const bool polls = ptx::thread_id() / kWarpThreads == kPollWarp && task.n_waits > 0;
     const bool gave_up = polls && !poll_waits(task, machine);
     const bool any_gave_up = ptx::barrier_or(kTaskBarrier, kThreads, gave_up);
     mark_ready();
@@ -147,7 +147,7 @@ __device__ __forceinline__ void signal(const DeviceTask& task, const MachineTabl
   uint32_t* counter = m.counters + task.out_counter;  // read here: behind the barrier the record may be overwritten
   block_sync<kThreads>();
   // RELEASE: pairs with the ACQUIRE in poll_waits().
-  if (threadIdx.x == 0) ptx::add_release_gpu(counter, 1);
+  if (ptx::thread_id() == 0) ptx::add_release_gpu(counter, 1);
 }
 
 __device__ __forceinline__ uint64_t step_number(const MachineTables& m) {
@@ -156,9 +156,9 @@ __device__ __forceinline__ uint64_t step_number(const MachineTables& m) {
 
 // Before the first task, by all threads; a barrier must follow. Every block writes the same, for its own tasks to read.
 __device__ __forceinline__ void put_tokens(const MachineTables& m) {
-  if (static_cast<int32_t>(threadIdx.x) < m.direct.n_tokens)
-    ptx::store_relaxed_gpu(reinterpret_cast<uint32_t*>(m.direct.token_home + threadIdx.x),
-                           static_cast<uint32_t>(m.direct.tokens[threadIdx.x]));
+  if (static_cast<int32_t>(ptx::thread_id()) < m.direct.n_tokens)
+    ptx::store_relaxed_gpu(reinterpret_cast<uint32_t*>(m.direct.token_home + ptx::thread_id()),
+                           static_cast<uint32_t>(m.direct.tokens[ptx::thread_id()]));
 }
 
 // The last block alone: nobody else is there to read what it clears.

@@ -22,22 +22,22 @@ __device__ __forceinline__ uint64_t sm_clock() { return static_cast<uint64_t>(cl
 // A task without waits is ready when it begins.
 __device__ __forceinline__ void mark_start() {
   if constexpr (kTimed) {
-    if (threadIdx.x == 0) task_clocks().start = task_clocks().ready = sm_clock();
+    if (ptx::thread_id() == 0) task_clocks().start = task_clocks().ready = sm_clock();
   }
 }
 __device__ __forceinline__ void mark_ready() {
   if constexpr (kTimed) {
-    if (threadIdx.x == 0) task_clocks().ready = sm_clock();
+    if (ptx::thread_id() == 0) task_clocks().ready = sm_clock();
   }
 }
 __device__ __forceinline__ void mark_finish(TaskClocks* out) {
   if constexpr (kTimed) {
-    if (threadIdx.x == 0) *out = {task_clocks().start, task_clocks().ready, sm_clock()};
+    if (ptx::thread_id() == 0) *out = {task_clocks().start, task_clocks().ready, sm_clock()};
   }
 }
 __device__ __forceinline__ void mark_block(BlockClocks* out, bool ends) {
   if constexpr (kTimed) {
-    if (threadIdx.x != 0) return;
+    if (ptx::thread_id() != 0) return;
     (ends ? out->ns_end : out->ns_begin) = ptx::global_time_ns();
     (ends ? out->sm_end : out->sm_begin) = sm_clock();
   }
