@@ -446,7 +446,7 @@ class CudaVm final : public Vm {
                          static_cast<uint64_t>(deadline_ms_) * 1000000,
                          memory_->streams(),
                          memory_->stream_start(),
-                         shape_.ring_stages,
+                         shape_.ring_slots,
                          shape_.ring_window,
                          shape_.ring_slot_bytes,
                          shape_.task_bytes,

@@ -110,7 +110,7 @@ struct MachineTables {
   uint64_t deadline_ns;
   const StreamTask* streams;     // in queue order
   const uint32_t* stream_start;  // [grid + 1]
-  int32_t ring_stages;           // of one slot per warp; 0: no task streams
+  int32_t ring_slots;            // 0: no task streams
   int32_t ring_window;           // slots that may be on their way at a time
   int32_t ring_slot_bytes;       // from one slot to the next
   int32_t task_bytes;            // dynamic shared memory behind the ring

@@ -3,9 +3,10 @@
 // 16-bit subnormal, q * 2^-24 in f16 and q * 2^-133 in bf16, which the tensor cores multiply exactly (Fasi et al. 2021,
 // "Numerical behavior of NVIDIA tensor cores", PeerJ Comput. Sci. 7:e330: subnormal inputs are kept in both types).
 // Products with a bf16 x would leave f32, so x is staged times 2^64 there; the power of two is taken back, exactly,
-// before a sum meets its scale. A scale belongs to 64 or 128 elements of k: each of the 8 rows of A that are multiplied
-// holds the x of one unit and zeros elsewhere, so that the sums of 8 units come out apart and each meets its scale once
-// per slot.
+// before a sum meets its scale. A scale belongs to 64 or 128 elements of k, so the sums of units come out apart: the
+// weights are A, rows 0 to 7 those of one half of a unit's words, rows 8 to 15 the other half of the same 8 rows of the
+// matrix; of B's 8 columns the two of one pair hold the x of either half, and zeros stand in the other pairs. So a pair
+// of columns sums units of its own, and of the 16 x 2 results the 8 + 8 where half meets half count.
 #pragma once
 
 #include "gemv_stream.cuh"
@@ -16,25 +17,28 @@ template <class T>
 struct Int8Slots {
   static constexpr bool kIsBf16 = std::is_same_v<T, __nv_bfloat16>;
   static constexpr int kExponent = kIsBf16 ? 64 : 0;
-  static constexpr float kWhole = kIsBf16 ? 0x1p69f : 0x1p24f;  // back from x * 2^kExponent and the subnormals
-  static constexpr int kHalves = 2, kHalfUnits = kSlotUnits / kHalves;
+  static constexpr bool kIsFragment = false;
+  static constexpr float kWhole = kIsBf16 ? 0x1p69f : 0x1p24f;         // back from x * 2^kExponent and the subnormals
+  static constexpr int kPairs = 4;                                     // of columns of B: unit u is of pair u % kPairs
+  static constexpr int kSums = kSlotUnits / kPairs;                    // units of a pair in a slot
   static constexpr int kUnitX = kInt8UnitElements * 2 / kVectorBytes;  // vectors of x for a unit
 
-  // scale[h]: of unit 8h + lane / 4, rows 2 * (lane % 4) and the next, zero where the slot has no such unit.
+  // scale[i]: of unit kPairs * i + lane % 4, row lane / 4; zero where the slot has no such unit.
   struct Held {
     SlotFragment q;
-    uint32_t scale[kHalves];
+    uint16_t scale[kSums];
   };
 
   __device__ static void take(RingReader& ring, Held& f, const StreamShape& s, int chunk) {
     const int units = chunk + 1 == s.chunks ? s.tail_units : kSlotUnits;
     ring.take(f.q, [&](const char* first) {
       const int lane = ptx::thread_id() % kWarpThreads;
+      const char* scales = first + units * kUnitBytes + lane / kUnitRowVectors * kInt8ScaleBytes;
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        const int unit = h * kHalfUnits + lane / kUnitRowVectors;
-        const char* at = first + units * kUnitBytes + (unit >> s.scale_shift) * kInt8GroupScaleBytes;
-        f.scale[h] = unit < units ? reinterpret_cast<const uint32_t*>(at)[lane % kUnitRowVectors] : 0;
+      for (int i = 0; i < kSums; ++i) {
+        const int unit = kPairs * i + lane % kPairs;
+        const char* at = scales + (unit >> s.scale_shift) * kInt8GroupScaleBytes;
+        f.scale[i] = unit < units ? *reinterpret_cast<const uint16_t*>(at) : 0;
       }
     });
   }
@@ -43,53 +47,43 @@ struct Int8Slots {
    public:
     // Behind the end of the rows a slot holds what it held before: finite, and x is zero there.
     __device__ __forceinline__ void add(const Held& f, const uint4* xs, const StreamShape&, int chunk) {
-      const int lane = ptx::thread_id() % kWarpThreads, row = lane / kUnitRowVectors;
-      const uint4* x = xs + (chunk * kSlotUnits + row) * kUnitX + lane % kUnitRowVectors * 2;
-      uint4 own[kHalves][2];
+      const int lane = ptx::thread_id() % kWarpThreads;
+      const int column = lane / kUnitRowVectors;
+      int mine = 1 << column / 2;
+      ptx::forget(mine);  // else x_ becomes an array in memory, indexed by the pair
+      const uint4* x = xs + chunk * kSlotUnits * kUnitX + lane % kUnitRowVectors * 2 + column % 2;
+      float acc[kSums][4] = {};
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        own[h][0] = fragment_order(x[h * kHalfUnits * kUnitX]);
-        own[h][1] = fragment_order(x[h * kHalfUnits * kUnitX + 1]);
-      }
-      float acc[kHalves][2][4] = {};
-#pragma unroll
-      for (int u = 0; u < kHalfUnits; ++u) {
-        const bool is_own = row == u;
-#pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
-          const uint4 w = f.q.v[h * kHalfUnits + u], a = own[h][0], b = own[h][1];
-          multiply(acc[h][0], is_own, a.x, a.y, w.x);
-          multiply(acc[h][1], is_own, a.z, a.w, w.y);
-          multiply(acc[h][0], is_own, b.x, b.y, w.z);
-          multiply(acc[h][1], is_own, b.z, b.w, w.w);
-        }
+      for (int step = 0; step < kSlotUnits; ++step) {  // each sum in turn: a product waits for the last of its sum
+        const int pair = step % kPairs, sum = (step + step / kPairs) % kSums, unit = kPairs * sum + pair;
+        if (mine & 1 << pair) x_[pair] = x[unit * kUnitX];
+        const uint4 w = f.q.v[unit], v = x_[pair];
+        multiply(acc[sum], w.x, w.z, v.x, v.y);
+        multiply(acc[sum], w.y, w.w, v.z, v.w);
       }
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        const float2 scale = unpack_pair<T>(f.scale[h]);
-        sum_.x = fmaf((acc[h][0][0] + acc[h][1][0]) * kWhole, scale.x, sum_.x);
-        sum_.y = fmaf((acc[h][0][1] + acc[h][1][1]) * kWhole, scale.y, sum_.y);
-      }
+      for (int i = 0; i < kSums; ++i)
+        sum_ = fmaf((acc[i][0] + acc[i][3]) * kWhole, to_f32(*reinterpret_cast<const T*>(&f.scale[i])), sum_);
     }
-    // Rows of A, one per four lanes, are added in one order, in every lane.
-    __device__ __forceinline__ float2 rows() const {
-      float2 v = sum_;
+    // The rows of the group at `at`. Pairs are added in one order, in every lane.
+    __device__ __forceinline__ void store_rows(float* at) const {
+      const int lane = ptx::thread_id() % kWarpThreads;
+      float v = sum_;
 #pragma unroll
-      for (int mask = kWarpThreads / 2; mask >= kUnitRowVectors; mask /= 2) {
-        v.x += __shfl_xor_sync(kWholeWarp, v.x, mask);
-        v.y += __shfl_xor_sync(kWholeWarp, v.y, mask);
-      }
-      return v;
+      for (int mask = 1; mask < kPairs; mask *= 2) v += __shfl_xor_sync(kWholeWarp, v, mask);
+      if (lane % kPairs == 0) at[lane / kPairs] = v;
     }
 
    private:
-    __device__ static __forceinline__ void multiply(float (&acc)[4], bool is_own, uint32_t x0, uint32_t x1,
-                                                    uint32_t word) {
-      const uint32_t turned = __funnelshift_r(word, word, 8);
-      multiply_add<T>(acc, is_own ? x0 : 0, is_own ? x1 : 0, word & kInt8Mask, turned & kInt8Mask);
+    __device__ static __forceinline__ uint32_t turned(uint32_t word) { return __funnelshift_r(word, word, 8); }
+    __device__ static __forceinline__ void multiply(float (&acc)[4], uint32_t first, uint32_t second, uint32_t x0,
+                                                    uint32_t x1) {
+      multiply_add_two<T>(acc, first & kInt8Mask, second & kInt8Mask, turned(first) & kInt8Mask,
+                          turned(second) & kInt8Mask, x0, x1);
     }
 
-    float2 sum_ = {};
+    uint4 x_[kPairs] = {};  // in the lanes of pair i's columns that pair's last x, else zero
+    float sum_ = 0;
   };
 };
 

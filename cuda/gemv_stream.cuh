@@ -57,6 +57,7 @@ __host__ inline int64_t stream_shared_bytes(const amk_params_t& p, int threads) 
 template <class T>
 struct PlainSlots {
   static constexpr int kExponent = 0;  // x is staged times two to this power
+  static constexpr bool kIsFragment = true;
   using Held = SlotFragment;
 
   __device__ static void take(RingReader& ring, Held& f, const StreamShape&, int) { ring.take(f); }
@@ -74,10 +75,12 @@ struct PlainSlots {
         add_units<false>(f, x, s.tail_units);
       }
     }
-    // In lanes below kUnitRowVectors: of rows 2 * lane and 2 * lane + 1 of the group.
-    __device__ __forceinline__ float2 rows() const {
-      return {(first_[0][0] + first_[1][0]) + (second_[0][2] + second_[1][2]),
-              (first_[0][1] + first_[1][1]) + (second_[0][3] + second_[1][3])};
+    // The rows of the group at `at`: a lane below kUnitRowVectors has 2 * lane and 2 * lane + 1.
+    __device__ __forceinline__ void store_rows(float* at) const {
+      const int lane = ptx::thread_id() % kWarpThreads;
+      const float2 rows = {(first_[0][0] + first_[1][0]) + (second_[0][2] + second_[1][2]),
+                           (first_[0][1] + first_[1][1]) + (second_[0][3] + second_[1][3])};
+      if (lane < kUnitRowVectors) reinterpret_cast<float2*>(at)[lane] = rows;
     }
 
    private:
@@ -142,7 +145,8 @@ class StreamedGemv {
     const T* x = c_.in<T>(0) + c_.params().m_off;
     if (!c_.template await_inputs<kThreads>()) return false;
     terms.load(c_);
-    stage_x<T, kThreads, Slots::kExponent, true>(c_, x, s_.vectors, s_.padded, xs_, norm_.weight, norm_.shared);
+    stage_x<T, kThreads, Slots::kExponent, Slots::kIsFragment>(c_, x, s_.vectors, s_.padded, xs_, norm_.weight,
+                                                               norm_.shared);
     for (int panel = 0; panel < s_.groups; panel += panel_groups_) {
       const int end = min(panel + panel_groups_, s_.groups);
       if (panel > 0) block_sync<kThreads>();  // the last panel's partials have been read
@@ -168,12 +172,11 @@ class StreamedGemv {
   __device__ int groups_per_panel() const {
     const int64_t room = c_.machine.task_bytes - (reinterpret_cast<char*>(partial_) - c_.shared);
     if (s_.groups * stream_group_bytes(s_) <= room) return s_.groups;  // a division takes as long as a slot
-    return max(2, static_cast<int>(room / stream_group_bytes(s_)) / 2 * 2);
+    return max(2, static_cast<int>(room) / static_cast<int>(stream_group_bytes(s_)) / 2 * 2);
   }
 
   // This warp's slots of row groups [panel, end); the next one is always in registers already.
   __device__ __forceinline__ void multiply(Held& held, int panel, int end) {
-    const int lane = ptx::thread_id() % kWarpThreads;
     while (group_ < end) {
       const int group = group_, first = chunk_;
       typename Slots::Sum sum;
@@ -183,9 +186,7 @@ class StreamedGemv {
         settle();
         take_next(held);
       } while (group_ == group);
-      const float2 rows = sum.rows();
-      if (lane < kUnitRowVectors)
-        *reinterpret_cast<float2*>(partial_ + ((group - panel) * s_.partials + first) * kGroupRows + 2 * lane) = rows;
+      sum.store_rows(partial_ + ((group - panel) * s_.partials + first) * kGroupRows);
     }
   }
 

@@ -32,16 +32,16 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
   const int warps = variant.threads / kWarpThreads;
   s.ring_slot_bytes = ring_slot_bytes(image.tasks);
   const int64_t stage = ring_stage_bytes(warps, s.ring_slot_bytes);
-  s.ring_stages = ring_stages(launch, warps, limit, tasks, s.ring_slot_bytes);
-  AMK_CHECK(s.ring_stages >= std::max(1, launch.cpa_stages), AMK_ERR_REJECTED,
+  const int stages = ring_stages(launch, warps, limit, tasks, s.ring_slot_bytes);
+  AMK_CHECK(stages >= std::max(1, launch.cpa_stages), AMK_ERR_REJECTED,
             "V20: %lld bytes of shared memory hold %d stages of the ring (%lld bytes each) beside the tasks' %lld, "
             "cpa_stages asks for %d",
-            (long long)limit, s.ring_stages, (long long)stage, (long long)tasks, launch.cpa_stages);
-  const int slots = s.ring_stages * warps;
-  AMK_CHECK(launch.pipelining_depth <= slots, AMK_ERR_REJECTED, "V20: pipelining_depth is %d, the ring has %d slots",
-            launch.pipelining_depth, slots);
+            (long long)limit, stages, (long long)stage, (long long)tasks, launch.cpa_stages);
+  s.ring_slots = is_batched(image) ? stages * warps : ring_slots(launch, warps, limit, tasks, s.ring_slot_bytes);
+  AMK_CHECK(launch.pipelining_depth <= s.ring_slots, AMK_ERR_REJECTED,
+            "V20: pipelining_depth is %d, the ring has %d slots", launch.pipelining_depth, s.ring_slots);
   s.ring_window = launch.pipelining_depth;
-  const int64_t ring = s.ring_stages * stage;
+  const int64_t ring = int64_t{s.ring_slots} * s.ring_slot_bytes;
   s.task_bytes = static_cast<int32_t>(limit - ring);  // what is left makes longer panels
   s.shared_bytes = static_cast<size_t>(limit);
   return s;

@@ -11,7 +11,7 @@ namespace amk {
 // What a launch on the live device looks like.
 struct LaunchShape {
   size_t shared_bytes = 0;  // dynamic
-  int32_t ring_stages = 0, ring_window = 0, ring_slot_bytes = 0, task_bytes = 0;
+  int32_t ring_slots = 0, ring_window = 0, ring_slot_bytes = 0, task_bytes = 0;
 };
 
 // Grid, threads and shared memory against the live device.

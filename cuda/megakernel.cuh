@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1)
   static_assert(kHasTimeline == kTimed, "the name of the kernel says what it is");
   static_assert(kThreads == 256, "registers are dealt for 8 warps and the producer's 4");
   static_assert(kWarps == RingReader::kWarps, "a slot belongs to a warp");
-  const int slots = machine.ring_stages * kWarps;
+  const int slots = machine.ring_slots;
   if (ptx::thread_id() == 0) {
     barriers.init(slots, machine.ring_slot_bytes, kBatched ? kSlotReleases : kWarpThreads);
     angles.of = nullptr;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1)
     }
   } else {
     ptx::take_registers<kTaskRegisters>();
-    RingReader ring(shared, barriers, machine.ring_stages);
+    RingReader ring(shared, barriers, slots);
     char* behind = shared + slots * machine.ring_slot_bytes;
     mark_block(machine.block_clocks + blockIdx.x, false);
     BatchRing batch_ring(shared, barriers, slots);

@@ -40,8 +40,8 @@ class RingReader {
  public:
   static constexpr int kWarps = 8;  // that run tasks
 
-  __device__ RingReader(const char* slots, RingBarriers& barriers, int stages)
-      : slots_(slots), barriers_(barriers), stages_(stages) {}
+  __device__ RingReader(const char* slots, RingBarriers& barriers, int n_slots)
+      : slots_(slots), barriers_(barriers), n_slots_(n_slots), slot_(warp()) {}
 
   // The first slot of the next task that is this warp's: slot i of a launch is warp i % warps'.
   __device__ int first_slot() const {
@@ -55,17 +55,17 @@ class RingReader {
   // read_more(slot) reads what a slot holds besides, before it is handed back.
   template <class ReadMore>
   __device__ __forceinline__ void take(SlotFragment& f, ReadMore read_more) {
-    const int slot = stage_ * kWarps + warp();
-    while (!ptx::mbarrier_try_wait(barriers_.full + slot, parity_)) {
+    while (!ptx::mbarrier_try_wait(barriers_.full + slot_, parity_)) {
     }
-    const char* first = slots_ + slot * barriers_.slot_bytes;
+    const char* first = slots_ + slot_ * barriers_.slot_bytes;
     const uint4* at = reinterpret_cast<const uint4*>(first) + ptx::thread_id() % kWarpThreads;
 #pragma unroll
     for (int u = 0; u < kSlotUnits; ++u) f.v[u] = at[u * kUnitVectors];
     read_more(first);
-    ptx::mbarrier_arrive(barriers_.empty + slot);
-    if (++stage_ == stages_) {
-      stage_ = 0;
+    ptx::mbarrier_arrive(barriers_.empty + slot_);
+    slot_ += kWarps;
+    if (slot_ >= n_slots_) {
+      slot_ -= n_slots_;
       parity_ ^= 1;
     }
   }
@@ -77,7 +77,8 @@ class RingReader {
 
   const char* slots_;
   RingBarriers& barriers_;
-  int stages_, stage_ = 0, next_owner_ = 0;
+  const int n_slots_;
+  int slot_, next_owner_ = 0;
   uint32_t parity_ = 0;
 };
 

@@ -1,8 +1,9 @@
 // The ring of weights in a block's shared memory: its geometry, and which tasks it feeds. A producer warp walks the
 // block's queue ahead of the tasks and copies the packed weights of its matrix-vector tiles into slots, in the order in
-// which they are multiplied; slot i belongs to warp i % warps for good, which is why a ring has whole stages of one
-// slot per warp: a warp that waits for a slot by parity is the one that emptied it.
-// In: a launch. Out: sizes. What a slot holds says ops/packing.h.
+// which they are multiplied; the i-th copy is warp i % warps'. A warp waits for a copy by parity, so the copy a lap
+// before it must have arrived by then: in a ring of whole stages, of one place per warp, the same warp has read it; in
+// any ring of as many places as may be on their way and one per warp besides, the producer has waited for it. In: a
+// launch. Out: sizes. What a slot holds says ops/packing.h.
 #pragma once
 
 #include "ops/packing.h"
@@ -43,6 +44,14 @@ constexpr int ring_stages(const amk_launch_t& launch, int warps, int64_t smem_by
   const int64_t room = (smem_bytes - task_bytes) / ring_stage_bytes(warps, slot_bytes), cap = kMaxRingSlots / warps;
   const int64_t fit = room < cap ? room : cap;
   return static_cast<int>(launch.cpa_stages && launch.cpa_stages < fit ? launch.cpa_stages : fit);
+}
+// Slots of a ring for one token: its stages', and where the launch asks for no number of stages all that fit.
+constexpr int ring_slots(const amk_launch_t& launch, int warps, int64_t smem_bytes, int64_t task_bytes,
+                         int slot_bytes = kSlotBytes) {
+  const int stages = ring_stages(launch, warps, smem_bytes, task_bytes, slot_bytes);
+  const int64_t room = (smem_bytes - task_bytes) / slot_bytes, fit = room < kMaxRingSlots ? room : kMaxRingSlots;
+  const bool is_any = launch.cpa_stages == 0 && launch.pipelining_depth + warps <= fit;
+  return is_any ? static_cast<int>(fit) : stages * warps;
 }
 
 }  // namespace amk

@@ -341,3 +341,19 @@ TEST(the_ring_has_whole_stages) {
   CHECK_EQ(ring_stages(launch, 8, 230000, 30000, int8_slot_bytes(128)), 3);  // 199,680 bytes
   CHECK_EQ(ring_stages(launch, 8, 230000, 30000, int8_slot_bytes(64)), 2);
 }
+
+TEST(a_ring_of_no_given_length_takes_the_slots_that_fit) {
+  amk_launch_t launch{};
+  launch.pipelining_depth = 8;
+  CHECK_EQ(ring_slots(launch, 8, 228864, 29696, int8_slot_bytes(128)), 23);  // two stages and seven
+  CHECK_EQ(ring_slots(launch, 8, 230000, 8192), 27);
+  CHECK_EQ(ring_slots(launch, 8, int64_t{1} << 30, 0), kMaxRingSlots);
+  launch.pipelining_depth = 15;
+  CHECK_EQ(ring_slots(launch, 8, 228864, 29696, int8_slot_bytes(128)), 23);
+  launch.pipelining_depth = 16;  // no longer one place per warp besides those on their way
+  CHECK_EQ(ring_slots(launch, 8, 228864, 29696, int8_slot_bytes(128)), 16);
+  launch.pipelining_depth = 8;
+  launch.cpa_stages = 2;
+  CHECK_EQ(ring_slots(launch, 8, 228864, 29696, int8_slot_bytes(128)), 16);
+  CHECK_EQ(ring_slots(launch, 8, 60000, 8192), 0);
+}

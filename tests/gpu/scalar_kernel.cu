@@ -11,6 +11,7 @@ namespace amk {
 template <class T>
 struct ScalarSlots {
   static constexpr int kExponent = 0;
+  static constexpr bool kIsFragment = false;
   using Held = SlotFragment;
 
   __device__ static void take(RingReader& ring, Held& f, const StreamShape&, int) { ring.take(f); }
@@ -25,18 +26,17 @@ struct ScalarSlots {
         if (u >= units) break;
         float w[kPerVector<T>], v[kPerVector<T>];
         unpack<T>(f.v[u], w);
-        unpack<T>(fragment_order(x[u * kUnitRowVectors]), v);
+        unpack<T>(x[u * kUnitRowVectors], v);
 #pragma unroll
         for (int e = 0; e < kPerVector<T>; ++e) acc_[e & 3] = fmaf(w[e], v[e], acc_[e & 3]);
       }
     }
-    __device__ __forceinline__ float2 rows() const {
+    __device__ __forceinline__ void store_rows(float* at) const {
+      const int lane = threadIdx.x % kWarpThreads;
       float v = (acc_[0] + acc_[1]) + (acc_[2] + acc_[3]);
 #pragma unroll
       for (int mask = kUnitRowVectors / 2; mask > 0; mask /= 2) v += __shfl_xor_sync(kWholeWarp, v, mask);
-      const int first = threadIdx.x % kUnitRowVectors * 2 * kUnitRowVectors;  // lane of row 2 * (lane % 4)
-      const float even = __shfl_sync(kWholeWarp, v, first), odd = __shfl_sync(kWholeWarp, v, first + kUnitRowVectors);
-      return {even, odd};
+      if (lane % kUnitRowVectors == 0) at[lane / kUnitRowVectors] = v;
     }
 
    private:
