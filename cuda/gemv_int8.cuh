@@ -77,14 +77,11 @@ struct Int8Slots {
     }
 
    private:
-    // Elements 2 and 3 of a word. The two halves of the product, added, are the word turned; the multiplier is idle.
-    __device__ static __forceinline__ uint32_t turned(uint32_t word) {
-      const uint64_t twice = ptx::multiply_wide<1 << 24>(word);
-      return (static_cast<uint32_t>(twice) | static_cast<uint32_t>(twice >> 32)) & kInt8Mask;
-    }
+    __device__ static __forceinline__ uint32_t turned(uint32_t word) { return __funnelshift_r(word, word, 8); }
     __device__ static __forceinline__ void multiply(float (&acc)[4], uint32_t first, uint32_t second, uint32_t x0,
                                                     uint32_t x1) {
-      multiply_add_two<T>(acc, first & kInt8Mask, second & kInt8Mask, turned(first), turned(second), x0, x1);
+      multiply_add_two<T>(acc, first & kInt8Mask, second & kInt8Mask, turned(first) & kInt8Mask,
+                          turned(second) & kInt8Mask, x0, x1);
     }
 
     uint4 x_[kPairs] = {};  // in the lanes of pair i's columns that pair's last x, else zero

@@ -190,14 +190,6 @@ __device__ __forceinline__ void forget(uint4& v) { asm("" : "+r"(v.x), "+r"(v.y)
 // The same, and nothing computed from v is kept from one pass through here to the next.
 __device__ __forceinline__ void forget(int& v) { asm volatile("" : "+r"(v)); }
 
-// All 64 bits of the product, by the multiplier: the compiler would shift where b is a power of two.
-template <uint32_t kB>
-__device__ __forceinline__ uint64_t multiply_wide(uint32_t a) {
-  uint64_t c;
-  asm("mul.wide.u32 %0, %1, %2;" : "=l"(c) : "r"(a), "n"(kB));
-  return c;
-}
-
 // Registers per thread of a warp group from here on: all its warps take part. Only architecture-specific code (sm_90a,
 // sm_100a) can; elsewhere all roles keep what the block started with.
 #if defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
