@@ -21,10 +21,10 @@ LIBRARY = Path(_lib.LIBRARY_PATH)
 ARCHITECTURES = {"sm_90a", "sm_100a"}
 REGISTERS_PER_SM = 65536
 PRODUCER_THREADS = 128  # of a block, beside those of the tasks that a variant is named after (cuda/device_task.h)
-# Stack per thread, spills included, that a kernel may have. More is a regression to look at. The kernel of one
-# token puts its place in the queue and a word of predicates away around attention, whose rows and sums fill the
-# registers; that of several tokens has none.
-MAX_STACK_BYTES = {"sm_90a": 32, "sm_100a": 80}
+# Stack per thread, spills included, that the kernel of one token may have; that of several tokens has none. More is a
+# regression to look at: each acquire load empties L1, so a word that was put away costs a trip to L2, and 64 bytes were
+# worth 5 % of a step of 0.6B (docs/performance.md). sm_100a, which has not been run, keeps its limit.
+MAX_STACK_BYTES = {"sm_90a": 0, "sm_100a": 80}
 # What no kernel's PTX may hold, and a line that would be it.
 FORBIDDEN = {
     "flushes denormals": (r"\b(?:add|sub|mul|fma|div|sqrt)\.\S*ftz", "fma.rn.ftz.f32 \t%f1, %f2, %f3, %f4;"),
