@@ -193,7 +193,7 @@ class TileAttention {
   }
 
  private:
-  __device__ static int lane() { return ptx::thread_id() % kWarpThreads; }
+  __device__ static int lane() { return threadIdx.x % kWarpThreads; }
   __device__ static int quarter() { return lane() % kUnitRowVectors; }
   __device__ static int row(int half) { return lane() / kUnitRowVectors + half * kGroupRows; }
   // Column group i of cache rows 2q, 2q + 1, 2q + 8 and 2q + 9 of a block, q being the lane's quarter.
@@ -223,7 +223,7 @@ template <class T, int kDim, int kThreads>
 __device__ __forceinline__ void attend_tiles(const BatchContext& c, int g, RowRange range) {
   const amk_params_t& p = c.params();
   const int queries = c.tokens() * (p.n_heads / p.n_kv_heads), tiles = ceil_div_int(queries, kTileQueries);
-  const int warp = ptx::thread_id() / kWarpThreads;
+  const int warp = threadIdx.x / kWarpThreads;
   int abreast = 1;  // tiles at a time: a power of two
   while (abreast < tiles && abreast < kBatchWarps) abreast *= 2;
   const int slices = kBatchWarps / abreast, slice = warp / abreast;
@@ -253,8 +253,8 @@ template <int kThreads>
 __device__ __forceinline__ void attend_rows(const BatchContext& c, int g, RowRange range) {
   const amk_params_t& p = c.params();
   const int group = p.n_heads / p.n_kv_heads, dim = p.head_dim, dtype = c.task.dtype;
-  const int lane = ptx::thread_id() % kWarpThreads;
-  for (int i = ptx::thread_id() / kWarpThreads; i < c.tokens() * group; i += kThreads / kWarpThreads) {
+  const int lane = threadIdx.x % kWarpThreads;
+  for (int i = threadIdx.x / kWarpThreads; i < c.tokens() * group; i += kThreads / kWarpThreads) {
     const int64_t x = int64_t{i / group} * c.record.in_width + p.m_off + (int64_t{g} * group + i % group) * dim;
     float query[kMaxPlainElements], o[kMaxPlainElements] = {}, m = minus_infinity(), l = 0;
 #pragma unroll
@@ -320,7 +320,7 @@ __device__ __forceinline__ bool batch_attention_combine(const BatchContext& c) {
   const amk_params_t& p = c.params();
   if (!c.template await_inputs<kThreads>()) return false;
   const int dim = p.head_dim, splits = p.M, quads = dim / kElements, per_token = p.N_tile * quads;
-  for (int i = ptx::thread_id(); i < c.tokens() * per_token; i += kThreads) {
+  for (int i = threadIdx.x; i < c.tokens() * per_token; i += kThreads) {
     const int t = i / per_token, head = p.n_off + i % per_token / quads, d = i % quads * kElements;
     const int64_t part = (int64_t{t} * p.n_heads + head) * splits;
     const float2* ml = reinterpret_cast<const float2*>(c.in<float>(1)) + part;

@@ -31,7 +31,7 @@ __device__ __forceinline__ bool run_batch_op(const BatchContext& c) {
     case AMK_OP_ARGMAX_COMBINE: return batch_argmax_combine<kThreads>(c);
     default:
       if (run_test_op<kThreads>(c)) return true;
-      if (ptx::thread_id() == 0)
+      if (threadIdx.x == 0)
         raise_fault(c.machine.ledger, FaultKind::kUnknownOpcode, -(c.task.op + 1), c.task.task, -1, 0, 0);
       return false;
   }

@@ -41,7 +41,7 @@ struct BatchPlainSlots {
   // units: of the slot; behind them it holds what it held before.
   __device__ static __forceinline__ void multiply(float (&sum)[4], const char* slot, const BatchX& x, int, int units,
                                                   int) {
-    const uint4* weights = reinterpret_cast<const uint4*>(slot) + ptx::thread_id() % kWarpThreads;
+    const uint4* weights = reinterpret_cast<const uint4*>(slot) + threadIdx.x % kWarpThreads;
     float odd[4] = {};
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
@@ -64,7 +64,7 @@ struct BatchInt8Slots {
 
   __device__ static __forceinline__ void multiply(float (&sum)[4], const char* slot, const BatchX& x, int part,
                                                   int units, int scale_shift) {
-    const int lane = ptx::thread_id() % kWarpThreads;
+    const int lane = threadIdx.x % kWarpThreads;
     const int first = part * kUnits, mine = units - first;  // an even number of units come before
     const uint4* weights = reinterpret_cast<const uint4*>(slot) + first * kUnitVectors + lane;
     const char* scales =
@@ -133,8 +133,8 @@ class BatchGemv {
   static constexpr int kWarps = kThreads / kWarpThreads, kStreams = kWarps / Slots::kReaders;
   static_assert(kWarps == kBatchWarps && Slots::kUnits * Slots::kUnitX == kBatchX);
 
-  __device__ static int warp() { return ptx::thread_id() / kWarpThreads; }
-  __device__ static int lane() { return ptx::thread_id() % kWarpThreads; }
+  __device__ static int warp() { return threadIdx.x / kWarpThreads; }
+  __device__ static int lane() { return threadIdx.x % kWarpThreads; }
   __device__ static int stream() { return warp() / Slots::kReaders; }
   __device__ static int part() { return warp() % Slots::kReaders; }
   __device__ int vectors() const { return static_cast<int>(static_cast<uint32_t>(c_.params().K) / kPerVector<T>); }
@@ -266,7 +266,7 @@ class BatchGemv {
     const amk_params_t& p = c_.params();
     const bool is_pair = p.flags & AMK_FLAG_SILU_PAIR;
     const int fold = is_pair ? 2 : 1, count = groups / fold * kGroupSums;
-    for (int i = ptx::thread_id(); i < count; i += kThreads) {
+    for (int i = threadIdx.x; i < count; i += kThreads) {
       const int place = i % kGroupSums, of_lane = place % 4, quad = place / 4;
       const int t = quad / kUnitRowVectors + of_lane / 2 * kHalfTokens;
       if (t >= c_.tokens()) continue;
@@ -301,7 +301,7 @@ __device__ __forceinline__ bool batch_gemv_direct(const BatchContext& c) {
   for (int t = 0; t < c.tokens(); ++t) {
     if (t > 0) {
       block_sync<kThreads>();
-      if (ptx::thread_id() == 0) {
+      if (threadIdx.x == 0) {
         BatchTask& r = c.record;
         r.n_waits = 0;
         r.in[0] = c.in_row<T>(1);

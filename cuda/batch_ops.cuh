@@ -13,7 +13,7 @@ namespace amk {
 template <int kThreads, class F>
 __device__ __forceinline__ void each_element(const BatchContext& c, F f) {
   const int count = c.params().N_tile, all = c.tokens() * count;
-  for (int i = ptx::thread_id(); i < all; i += kThreads) f(i / count, c.params().n_off + i % count);
+  for (int i = threadIdx.x; i < all; i += kThreads) f(i / count, c.params().n_off + i % count);
 }
 
 // ADD, MUL and SILU_MUL: out = f(a, b), in place where the program says so.
@@ -59,7 +59,7 @@ __device__ __forceinline__ bool batch_embed(const BatchContext& c) {
   for (int t = 0; t < c.tokens(); ++t) {
     const int32_t token = __ldcg(c.in<int32_t>(0) + t);
     if (token >= 0 && token < p.vocab) continue;
-    if (ptx::thread_id() == 0)
+    if (threadIdx.x == 0)
       raise_fault(c.machine.ledger, FaultKind::kBadToken, 1, c.task.task, -1, static_cast<uint32_t>(token),
                   static_cast<uint32_t>(p.vocab));
     return false;
@@ -88,7 +88,7 @@ __host__ __device__ constexpr int batch_rope_shared_bytes(const amk_params_t& p,
 template <int kThreads>
 __device__ __forceinline__ void batch_angles(const BatchContext& c, const float* inv_freq, float2* turn) {
   const int half = c.params().head_dim / 2;
-  for (int i = ptx::thread_id(); i < c.tokens() * half; i += kThreads)
+  for (int i = threadIdx.x; i < c.tokens() * half; i += kThreads)
     turn[i] = cos_sin(static_cast<double>(c.pos + i / half) * static_cast<double>(load(inv_freq + i % half)));
 }
 
@@ -106,7 +106,7 @@ __device__ __forceinline__ bool batch_turn_heads(const BatchContext& c, int rope
     block_sync<kThreads>();
   }
   const T* norm = c.task.norm_slot < 0 ? nullptr : c.in<T>(c.task.norm_slot);
-  for (int i = ptx::thread_id() / kWarpThreads; i < c.tokens() * heads; i += kThreads / kWarpThreads) {
+  for (int i = threadIdx.x / kWarpThreads; i < c.tokens() * heads; i += kThreads / kWarpThreads) {
     const int t = i / heads, h = i % heads;
     const T* head = c.in_row<T>(t) + p.m_off + int64_t{h} * dim;
     const float2* angle = turn ? turn + t * (dim / 2) : nullptr;
@@ -136,7 +136,7 @@ template <class Element>
 __device__ __forceinline__ Best warp_best(int count, Element element) {
   Best mine = no_element();
 #pragma unroll 4
-  for (int i = ptx::thread_id() % kWarpThreads; i < count; i += kWarpThreads) mine = better(mine, element(i));
+  for (int i = threadIdx.x % kWarpThreads; i < count; i += kWarpThreads) mine = better(mine, element(i));
 #pragma unroll
   for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
     mine = better(mine, {__shfl_xor_sync(kWholeWarp, mine.value, mask), __shfl_xor_sync(kWholeWarp, mine.index, mask)});
@@ -147,13 +147,13 @@ template <int kThreads>
 __device__ __forceinline__ bool batch_argmax(const BatchContext& c) {
   const amk_params_t& p = c.params();
   if (!c.template await_inputs<kThreads>()) return false;
-  for (int t = ptx::thread_id() / kWarpThreads; t < c.tokens(); t += kThreads / kWarpThreads) {
+  for (int t = threadIdx.x / kWarpThreads; t < c.tokens(); t += kThreads / kWarpThreads) {
     const float* logits = c.in_row<float>(t) + p.n_off;
     const Best best = warp_best(p.N_tile, [&](int i) {
       const float v = load(logits + i);
       return Best{v, isnan(v) ? -1 : p.n_off + i};
     });
-    if (ptx::thread_id() % kWarpThreads != 0) continue;
+    if (threadIdx.x % kWarpThreads != 0) continue;
     const int64_t at = int64_t{t} * p.M + p.dim;
     c.out<float>(0)[at] = best.index < 0 ? __int_as_float(0x7fc00000) : best.value;
     c.out<int32_t>(1)[at] = best.index;
@@ -165,11 +165,11 @@ template <int kThreads>
 __device__ __forceinline__ bool batch_argmax_combine(const BatchContext& c) {
   const amk_params_t& p = c.params();
   if (!c.template await_inputs<kThreads>()) return false;
-  for (int t = ptx::thread_id() / kWarpThreads; t < c.tokens(); t += kThreads / kWarpThreads) {
+  for (int t = threadIdx.x / kWarpThreads; t < c.tokens(); t += kThreads / kWarpThreads) {
     const int64_t first = int64_t{t} * p.M;
     const Best best = warp_best(
         p.M, [&](int i) { return Best{load(c.in<float>(0) + first + i), __ldcg(c.in<int32_t>(1) + first + i)}; });
-    if (ptx::thread_id() % kWarpThreads == 0) c.out<int32_t>(0)[t] = best.index;
+    if (threadIdx.x % kWarpThreads == 0) c.out<int32_t>(0)[t] = best.index;
   }
   return true;
 }

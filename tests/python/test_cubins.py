@@ -21,10 +21,9 @@ LIBRARY = Path(_lib.LIBRARY_PATH)
 ARCHITECTURES = {"sm_90a", "sm_100a"}
 REGISTERS_PER_SM = 65536
 PRODUCER_THREADS = 128  # of a block, beside those of the tasks that a variant is named after (cuda/device_task.h)
-# Stack per thread, spills included, that the kernel of one token may have; that of several tokens has none. More is a
-# regression to look at: each acquire load empties L1, so a word that was put away costs a trip to L2, and 64 bytes were
-# worth 5 % of a step of 0.6B (docs/performance.md). sm_100a, which has not been run, keeps its limit.
-MAX_STACK_BYTES = {"sm_90a": 0, "sm_100a": 80}
+# Stack per thread, spills included, that the kernels may have: none. Each acquire load empties L1, so a word that was
+# put away costs a trip to L2, and 64 bytes were worth 5 % of a step of 0.6B (docs/performance.md).
+MAX_STACK_BYTES = 0
 # What no kernel's PTX may hold, and a line that would be it.
 FORBIDDEN = {
     "flushes denormals": (r"\b(?:add|sub|mul|fma|div|sqrt)\.\S*ftz", "fma.rn.ftz.f32 \t%f1, %f2, %f3, %f4;"),
@@ -137,12 +136,10 @@ def test_kernels_fit_an_sm_and_do_not_spill(code):
                 continue
             for architecture, cubin in cubins.items():
                 usage = usage_of(name, cubin)
-                is_batched = re.search(r"megakernelILi\d+ELb[01]ELb1E", name)
-                limit = 0 if is_batched else MAX_STACK_BYTES[architecture]
                 assert 0 < usage["REG"] * (threads + PRODUCER_THREADS) <= REGISTERS_PER_SM, (
                     f"{name} {architecture}: {usage}"
                 )
-                assert usage["LOCAL"] == 0 and usage["STACK"] <= limit, f"{name} {architecture}: {usage}"
+                assert usage["LOCAL"] == 0 and usage["STACK"] <= MAX_STACK_BYTES, f"{name} {architecture}: {usage}"
 
 
 @needs_cuda_build
