@@ -9,11 +9,9 @@
 //
 // The pairing of a direct step's end:
 //   end_block():   every write of the block -> block barrier -> RELEASE and ACQUIRE: atom.acq_rel.gpu on the ledger;
-//   the
-//                  block that counts itself last has seen all of them -> block barrier -> its threads read the proof;
+//                  the block that counts itself last has seen all of them -> block barrier -> it reads the proof;
 //   send_proof():  RELEASE: st.release.sys of the proof's first word, which the host loads with ACQUIRE. Every other
-//                  word is one relaxed 64-bit store that carries its own step number: it is this step's or is not
-//                  there.
+//                  word is one relaxed 64-bit store that carries its step's number: it is this step's or is not there.
 #pragma once
 
 #include "device_task.h"
