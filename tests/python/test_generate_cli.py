@@ -31,7 +31,7 @@ from amk.cli import main
 def slowly(self):
     print("step", file=sys.stderr, flush=True)
     sys.stdin.readline()
-vm.ReferenceVM._prepare = slowly
+vm.ReferenceVM._prepare, vm.ReferenceVM._is_prepared = slowly, False
 sys.exit(main(sys.argv[1:]))
 """
 
