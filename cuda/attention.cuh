@@ -255,7 +255,7 @@ __device__ void attend(const TaskContext& c, const NewHeads<T>& fresh, int g, Ro
     pass.merge_groups();
     pass.publish(state, dim, warp);
     block_sync<kThreads>();
-    merge_warps<kThreads, 0>(c, state, kHeads, head, heads);
+    merge_warps<kThreads>(c, state, kHeads, head, heads);
     block_sync<kThreads>();
   }
 }

@@ -67,60 +67,33 @@ __device__ __forceinline__ float warp_max(float v) {
   return __int_as_float(flip(__reduce_max_sync(kWholeWarp, flip(__float_as_int(v)))));
 }
 
-// What partials of one head add up to, an element per lane. Lane i brings the maximum and the sum of partial i (minus
-// infinity and 0 where there is none) and outs[i] is this lane's element of it: one exponential per lane, where each
-// lane would else take every partial's.
-template <int kParts>
-struct MergedParts {
-  float m = minus_infinity(), l = 0, o = 0;
-
-  __device__ __forceinline__ void add(float part_m, float part_l, const float (&outs)[kParts]) {
-    const float common = fmaxf(m, warp_max(part_m));
-    const float weight = merge_weight(part_m, common), shrink = merge_weight(m, common);
-    m = common;
-    l *= shrink;
-    o *= shrink;
-    const float weighted_l = weight * part_l;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      l += __shfl_sync(kWholeWarp, weighted_l, i);
-      o = fmaf(__shfl_sync(kWholeWarp, weight, i), outs[i], o);
-    }
-  }
-};
-
-// Calls f(head, element, whether it exists) for the elements of heads [0, heads), 32 of one head to a warp at a time;
-// all lanes of a warp take part. kDim: of a head where it is known, or 0.
-template <int kThreads, int kDim, class F>
-__device__ __forceinline__ void for_elements(int heads, int dim, F f) {
-  const int pieces = ceil_div_int(kDim ? kDim : dim, kWarpThreads);
-  for (int i = ptx::thread_id() / kWarpThreads; i < heads * pieces; i += kThreads / kWarpThreads) {
-    const int head = heads == 1 ? 0 : i / pieces;
-    const int element = (i - head * pieces) * kWarpThreads + static_cast<int>(ptx::thread_id()) % kWarpThreads;
-    f(head, element, element < dim);
-  }
-}
-
-// Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`.
-template <int kThreads, int kDim>
+// Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`. An element to a lane, and one
+// exponential a lane: lane i has the weight of warp i's state.
+template <int kThreads>
 __device__ __forceinline__ void merge_warps(const TaskContext& c, const float* state, int pass_heads, int head,
                                             int heads) {
   constexpr int kWarps = kThreads / kWarpThreads;
   const amk_params_t& p = c.params();
-  const int dim = kDim ? kDim : p.head_dim, stride = dim + kStatePad, lane = ptx::thread_id() % kWarpThreads;
-  for_elements<kThreads, kDim>(heads, dim, [&](int h, int d, bool exists) {
+  const int dim = p.head_dim, stride = dim + kStatePad, pieces = ceil_div_int(dim, kWarpThreads);
+  const int lane = ptx::thread_id() % kWarpThreads;
+  for (int i = ptx::thread_id() / kWarpThreads; i < heads * pieces; i += kWarps) {
+    const int h = heads == 1 ? 0 : i / pieces, d = (i - h * pieces) * kWarpThreads + lane;
     const auto state_of = [&](int warp) { return state + (warp * pass_heads + h) * stride; };
-    float outs[kWarps];
+    float outs[kWarps], o = 0, l = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) outs[w] = exists ? state_of(w)[d] : 0.0f;
+    for (int w = 0; w < kWarps; ++w) outs[w] = d < dim ? state_of(w)[d] : 0.0f;
     const float2 ml =
         lane < kWarps ? *reinterpret_cast<const float2*>(state_of(lane) + dim) : float2{minus_infinity(), 0};
-    MergedParts<kWarps> all;
-    all.add(ml.x, ml.y, outs);
+    const float common = warp_max(ml.x), weight = merge_weight(ml.x, common), weighted_l = weight * ml.y;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      l += __shfl_sync(kWholeWarp, weighted_l, w);
+      o = fmaf(__shfl_sync(kWholeWarp, weight, w), outs[w], o);
+    }
     const int64_t part = (int64_t{head} + h) * p.M + p.dim;
-    if (exists) c.out<float>(0)[part * dim + d] = all.o;
-    if (d == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {all.m, all.l};
-  });
+    if (d < dim) c.out<float>(0)[part * dim + d] = o;
+    if (d == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {common, l};
+  }
 }
 
 // The partials of a split without a row.

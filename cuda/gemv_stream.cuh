@@ -86,9 +86,8 @@ struct PlainSlots {
    private:
     static constexpr int kAhead = 4;  // units of x that are read before the first is multiplied
 
-    // Rows 0 and 8 of A are all that counts, and a fourth of the lanes reads in an eighth of the time. The other rows
-    // stay zero.
-
+    // Four lanes read rows 0 and 8 of A, which are all that counts; the other rows stay zero. A whole warp would take
+    // four times as long, although its lanes read the same words.
     // A branch per unit would put the latency of reading x and of its two products behind one another. Behind the end
     // of the rows a slot holds what it held before, so there it must be.
     template <bool kIsWhole>

@@ -209,10 +209,7 @@ __device__ __forceinline__ void mma_f16(float (&c)[4], uint32_t a0, uint32_t a1,
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// The compiler no longer knows what v is, so nothing computed from it is kept.
-__device__ __forceinline__ void forget(uint4& v) { asm("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)); }
-
-// The same, and nothing computed from v is kept from one pass through here to the next.
+// The compiler no longer knows what v is.
 __device__ __forceinline__ void forget(int& v) { asm volatile("" : "+r"(v)); }
 
 // Registers per thread of a warp group from here on: all its warps take part. Only architecture-specific code (sm_90a,

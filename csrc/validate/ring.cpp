@@ -1,6 +1,6 @@
-// V20: the ring of weights. What is on its way fits into it, it fits into shared memory, and it has at least one place
-// per warp, so that a place is never reused unseen (ops/ring.h). What is prefetched is immutable: only weights are
-// packed and streamed (pack/packing.h), and nothing writes a weight (V7).
+// V20: the ring of weights. What is on its way fits into it, and it fits into shared memory; how many slots it then
+// has, so that none is reused unseen, is ops/ring.h's. What is prefetched is immutable: only weights are packed and
+// streamed (pack/packing.h), and nothing writes a weight (V7).
 #include "ops/ring.h"
 #include "base/error.h"
 #include "validate/proofs.h"

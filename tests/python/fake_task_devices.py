@@ -83,7 +83,7 @@ class Honest:
     def prepare(self, task: str, row: Any, oracle: Any, external: str | None) -> None:
         pass
 
-    def library(self) -> dict[str, Any]:
+    def library_facts(self) -> dict[str, Any]:
         names = [f"kernel_of_{side}" for side in ("baseline", "solution", "copy")]
         sides = {side: {"source": f"{side}.cu", "sha256": "5" * 64, "command": self.commands[side]}
                  for side in ("baseline", "solution")}  # fmt: skip
@@ -377,9 +377,9 @@ class Replaced(Honest):
 
     seen = 0
 
-    def library(self) -> dict[str, Any]:
+    def library_facts(self) -> dict[str, Any]:
         Replaced.seen += 1
-        return {**super().library(), "sha256": f"{Replaced.seen:064d}"}
+        return {**super().library_facts(), "sha256": f"{Replaced.seen:064d}"}
 
 
 class Crash(Honest):

@@ -89,10 +89,10 @@ class Side:
         self.entry, self.oracle, self.rounds_once = getattr(library, name), oracle, name.endswith("_solution")
         self.entry.restype = ctypes.c_int32
         self.backwards = ctypes.c_int.in_dll(library, "kernels_on_cpu_backwards")
-        self.library = library
+        self.loaded = library
 
     def choose(self, candidate):
-        ctypes.c_int.in_dll(self.library, "kernels_on_cpu_candidate").value = candidate
+        ctypes.c_int.in_dll(self.loaded, "kernels_on_cpu_candidate").value = candidate
 
     def __call__(self, row, operands):
         names = self.oracle.OPERANDS

@@ -15,7 +15,7 @@ import pytest
 import amk
 from amk.tasks.cubins import read_cubins, without_path
 from amk.tasks.device import HarnessDevice
-from amk.tasks.library import library_path, open_library
+from amk.tasks.harness_library import library_path, open_library
 from amk.tasks.workloads import load_task, task_names
 from test_cubins import FORBIDDEN, cuobjdump
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not BUILT, reason="this build has no CUDA, and s
 @pytest.fixture(scope="module")
 def built() -> dict[str, Any]:
     open_library.cache_clear()
-    return HarnessDevice(0).library()  # names no device
+    return HarnessDevice(0).library_facts()  # names no device
 
 
 def test_every_task_is_in_the_library(built: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from amk import cli
 from amk.errors import AmkError, InputError, Unavailable
-from amk.tasks import external, library, torch_device, workloads
+from amk.tasks import external, harness_library, torch_device, workloads
 from amk.tasks.check import call_at, make_trial
 from amk.tasks.judge import Refused, judge_outputs
 from amk.tasks.measure import load_oracle
@@ -298,10 +298,10 @@ def block_of(**outputs: Any) -> Block:
 
 
 def test_without_the_library_one_sentence_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library.open_library.cache_clear()
+    harness_library.open_library.cache_clear()
     monkeypatch.setenv("AMK_TASKS_LIBRARY", str(tmp_path / "libamk_tasks.so"))
     with pytest.raises(Unavailable, match=r"libamk_tasks\.so at .*: (this build has no CUDA|it is missing)"):
-        library.open_library()
+        harness_library.open_library()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from .. import nvml
 from .._lib import enum_names, text_of
 from ..errors import BuildMismatch, InputError
 from .cubins import read_cubins
-from .library import Library, open_library
+from .harness_library import Library, open_library
 from .workloads import DTYPES, TensorSpec
 
 __all__ = ["Call", "HarnessDevice", "Tensor", "TaskDevice", "TimedGraph", "describe_library"]
@@ -58,7 +58,7 @@ class TaskDevice(Protocol):
 
     def snapshot(self) -> dict[str, Any]: ...
 
-    def library(self) -> dict[str, Any]: ...
+    def library_facts(self) -> dict[str, Any]: ...
 
     def versions(self) -> dict[str, str]: ...  # of what else takes part
 
@@ -136,7 +136,7 @@ class HarnessDevice:
     def snapshot(self) -> dict[str, Any]:
         return nvml.snapshot(self.facts()["uuid"])
 
-    def library(self) -> dict[str, Any]:
+    def library_facts(self) -> dict[str, Any]:
         return describe_library(self._library.path, text_of(self._library.lib.amk_tasks_build_info()))
 
     def versions(self) -> dict[str, str]:

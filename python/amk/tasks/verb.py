@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import InputError, show
 from ..output import WholeFiles, require_suffix
 from ..verb import Outcome, Say
-from .library import library_path
+from .harness_library import library_path
 from .workloads import STAGES, load_task, task_names
 from .write import SCHEMA, baseline_source, json_lines, markdown, shortened, table
 
