@@ -194,7 +194,7 @@ def test_a_graph_takes_as_long_as_its_launches() -> None:
 
 def test_the_quick_stage_of_one_task() -> None:
     assert TASK in task_names()
-    record = run_kernel_bench(TASK, stage="quick", device="cuda:0")
+    (record,) = run_kernel_bench(TASK, stage="quick", device="cuda:0")
     assert record["valid"], record["reasons"]
     assert not record["counts"] and record["headline"]["rows"] == 3
     assert amk.build_info()["cuda"]["enabled"] and record["proofs"]["solution"]

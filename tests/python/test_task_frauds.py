@@ -83,9 +83,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_task(tmp_path / "tasks")
 
 
-def in_this_process(kind: str, monkeypatch: pytest.MonkeyPatch, drop: str | None = None) -> list[dict[str, Any]]:
+def bench_one(name: str, **options: Any) -> dict[str, Any]:
+    (record,) = run_kernel_bench(name, **options)
+    return record
+
+
+def in_this_process(
+    kind: str, monkeypatch: pytest.MonkeyPatch, drop: str | None = None, fraud: str | None = None
+) -> list[dict[str, Any]]:
     """Workers without their processes: what crosses between them is still JSON. Returns the jobs as they come."""
     jobs = []
+    if fraud is not None:
+        monkeypatch.setattr(getattr(fake_task_devices, kind), "fraud", fraud)
 
     def run_job(job: Any, parts: Any, say: Any, *, total_s: float) -> Any:
         jobs.append(json.loads(json.dumps(job)))
@@ -116,7 +125,7 @@ def assert_no_time(record: dict[str, Any]) -> None:
 
 def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = in_this_process("Honest", monkeypatch)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert record["valid"] and record["counts"] and record["reasons"] == []
     assert [(one["name"], one["kind"]) for one in record["rows"]] == [(one["name"], one["kind"]) for one in ROWS]
     assert record["headline"]["rows"] == 2
@@ -147,7 +156,7 @@ def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch
 
 def test_cold_rotates_over_several_times_the_l2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_process("Honest", monkeypatch)
-    for one in run_kernel_bench(TASK)["rows"][:2]:
+    for one in bench_one(TASK)["rows"][:2]:
         assert one["sets"] * one["bytes_moved"] >= 4 * fake_task_devices.Honest(0).facts()["l2_bytes"]
         assert one["launches"]["cold"]["solution"] % one["sets"] == 0
 
@@ -156,7 +165,7 @@ def test_cold_rotates_over_several_times_the_l2(folder: Path, monkeypatch: pytes
                                               ("representative", ["large", "strided"])])  # fmt: skip
 def test_only_full_counts(folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str, names: list[str]) -> None:
     in_this_process("Honest", monkeypatch)
-    record = run_kernel_bench(TASK, stage=stage)
+    record = bench_one(TASK, stage=stage)
     assert record["valid"] and not record["counts"] and [one["name"] for one in record["rows"]] == names
     assert "only full counts" in markdown(record) and "does not count" in table(record)
 
@@ -193,7 +202,7 @@ def test_a_fraud_is_refused_with_its_reason(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
 ) -> None:
     in_this_process(kind, monkeypatch)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert reason in reasons(record), record["reasons"]
     assert reasons(record) <= {reason, "missing-row"}  # rows that were not timed because others had failed
     assert_no_time(record)
@@ -204,13 +213,13 @@ def test_a_library_that_proves_nothing_is_not_even_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     jobs = in_this_process(kind, monkeypatch)
-    assert len(run_kernel_bench(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
+    assert len(bench_one(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
 
 
 def test_what_runs_during_a_capture_counts_for_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inputs are brought after it, so the check before the timing sees that a replay does nothing."""
     in_this_process("OnlyWhileCaptured", monkeypatch)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert reasons(record) >= {"stale-output"}
     assert not any("after timing" in entry["message"] for entry in record["reasons"])
 
@@ -219,7 +228,7 @@ def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_this_process("LazyWhenTimed", monkeypatch)
-    assert any("after timing" in entry["message"] for entry in run_kernel_bench(TASK)["reasons"])
+    assert any("after timing" in entry["message"] for entry in bench_one(TASK)["reasons"])
 
 
 def test_what_no_memory_allows_is_no_time() -> None:
@@ -239,7 +248,7 @@ def test_zeros_within_the_tolerance_prove_nothing(folder: Path, monkeypatch: pyt
     write_task(folder.parent, rows, f32=50.0)
     for kind in ("Zeros", "Honest"):
         in_this_process(kind, monkeypatch)
-        record = run_kernel_bench(TASK)
+        record = bench_one(TASK)
         assert ("zero-passes", "strided") in {(entry["reason"], entry["row"]) for entry in record["reasons"]}
         assert_no_time(record)
 
@@ -249,7 +258,7 @@ def test_a_skipped_row_makes_the_result_invalid_and_not_shorter(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     in_this_process("Honest", monkeypatch, drop=name)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert [(entry["reason"], entry["row"]) for entry in record["reasons"]] == [("missing-row", name)]
     assert_no_time(record)
 
@@ -259,7 +268,7 @@ def test_changed_rows_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch)
     path = folder / "workloads.json"
     path.write_text(path.read_text().replace('"seed": 5', '"seed": 6'))
     with pytest.raises(InputError, match="it is frozen: expected SHA-256 [0-9a-f]{64}"):
-        run_kernel_bench(TASK)
+        bench_one(TASK)
 
 
 def test_rows_that_change_during_the_run_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,13 +284,13 @@ def test_rows_that_change_during_the_run_are_refused(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(task_run, "run_job", then_change)
     with pytest.raises(InputError, match="changed during the run"):
-        run_kernel_bench(TASK)
+        bench_one(TASK)
 
 
 @pytest.fixture
 def sealed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     in_this_process("Honest", monkeypatch)
-    return run_kernel_bench(TASK)
+    return bench_one(TASK)
 
 
 def tamper_before(record: dict[str, Any]) -> None:
@@ -337,7 +346,7 @@ def test_a_worker_that_dies_is_a_reason_and_its_rows_stay(folder: Path, monkeypa
     """In processes of their own, as they are on a GPU."""
     monkeypatch.setattr(task_run, "_DEVICE_CLASS", "fake_task_devices:Crash")
     monkeypatch.syspath_prepend(str(HERE))
-    record = run_kernel_bench(TASK, stage="quick")
+    record = bench_one(TASK, stage="quick")
     assert ("worker", "half") in {(entry["reason"], entry["row"]) for entry in record["reasons"]}
     assert "SIGSEGV" in record["reasons"][-1]["message"] and "half" in [one["name"] for one in record["rows"]]
     assert_no_time(record)
@@ -366,18 +375,25 @@ def test_an_invalid_result_leaves_the_files_of_the_last_one(
     assert (tmp_path / "results.md").read_text() == "as it was" and not (tmp_path / "results.jsonl").exists()
 
 
+def from_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = {"repository": "https://example.org/k.git", "branch": "main", "commit": "c0ffee", "resolved": "now",
+              "files": [{"path": "k.py", "sha256": "7" * 64}]}  # fmt: skip
+    monkeypatch.setattr(task_run, "find_external", lambda spec, task: External(spec, task, source))
+    monkeypatch.setattr(task_run, "DEVICE_CLASS", "fake:Device")
+
+
 def test_an_external_baseline_is_named_with_its_source(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = in_this_process("Honest", monkeypatch)
-    source = {"repository": "https://example.org/k.git", "branch": "main", "commit": "c0ffee", "resolved": "now",
-              "files": [{"path": "k.py", "sha256": "7" * 64}]}  # fmt: skip
-    monkeypatch.setattr(task_run, "find_external", lambda spec, task: External(spec, task, "fake:Device", source))
+    from_somewhere(monkeypatch)
     arguments = ["bench", "kernel", TASK, "--baseline", "k:f", "--output", str(tmp_path / "docs"), "--quiet"]
     assert cli.main(arguments) == 0 and "against k:f" in capsys.readouterr().out
     timed = [job for job in jobs if job["action"] == "time"]
-    assert {(job["external"], job["device_class"]) for job in timed} == {("k:f", "fake:Device")}
-    assert all("external" not in job for job in jobs if job["action"] == "check")  # our two sides
+    assert all((job["sides"], job["device_class"]) == (["k:f", "solution"], "fake:Device") for job in timed) and timed
+    checked = [job for job in jobs if job["action"] == "check"]
+    assert all((job["sides"], job["device_class"]) == (["baseline", "solution"], task_run._DEVICE_CLASS)
+               for job in checked) and checked  # our two sides  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "docs").iterdir())
     assert names == ["baseline_source.md", "results_k_f.jsonl", "results_k_f.md"]
     assert "c0ffee" in (tmp_path / "docs" / "baseline_source.md").read_text()
