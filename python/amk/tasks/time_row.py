@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import OutOfMemory
 from .check import Contest, Trial, call_at, check_trial, make_trials
-from .device import Call, TaskDevice, Tensor, TimedGraph
+from .device import Call, TaskDevice, Tensor
 from .judge import Refused
 from .operands import POISON, Block
 from .workloads import Row, Settings, TensorSpec
