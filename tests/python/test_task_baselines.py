@@ -11,10 +11,12 @@ import pytest
 
 import fake_task_devices
 from amk import cli
+from amk.agent.tools import tools_of
 from amk.errors import InputError, Rejected, WorkerDied
 from amk.tasks import run as task_run
 from amk.tasks.run import run_kernel_bench
 from amk.tasks.time_row import MODES
+from amk.verbs import VERBS
 from small_task import (
     ROWS,
     TASK,
@@ -288,3 +290,13 @@ def test_a_file_of_one_record_says_nothing_of_a_list(monkeypatch: pytest.MonkeyP
     first, *_ = run_kernel_bench(TASK, baselines=THREE)
     head = json.loads(json_lines(first).splitlines()[0])
     assert list(head)[:4] == ["schema", "schema_version", "line", "task"] and head["baseline"] == {"kind": "in-repo"}
+
+
+def test_an_agent_gives_them_as_a_list(tmp_path: Path) -> None:
+    tool = tools_of(VERBS)["amk_bench"]
+    given = tool.read({"model": ["kernel", TASK], "baseline": ["torch", "k:f"]})
+    arguments = cli.parser_of(VERBS).parse_args(tool.argv(given, str(tmp_path)))
+    assert arguments.baseline == ["torch", "k:f"] and arguments.MODEL == ["kernel", TASK]
+    assert tool.input_schema()["properties"]["baseline"]["type"] == "array"
+    with pytest.raises(InputError, match="baseline: expected at least 1"):
+        tool.read({"model": ["kernel", TASK], "baseline": []})
