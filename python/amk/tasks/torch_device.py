@@ -103,7 +103,7 @@ class TorchDevice(HarnessDevice):
         return super().graph(entry, calls, 1)
 
     def _enqueuers(self, entry: Any, calls: Sequence[Call]) -> list[Callable[[], dict[str, Any] | None]]:
-        """A function per call, which puts it on torch's current stream: what a callable returned, None where an entry
+        """A function per call, which puts it on our stream, torch's current one: what a callable returned, None where an entry
         wrote the outputs. The operands are laid out here, once for all rounds of a graph."""
         if isinstance(entry, _Callable):
             return [partial(self._call, entry, self._tensors_of(call)) for call in calls]
@@ -129,7 +129,7 @@ class TorchDevice(HarnessDevice):
         return made
 
     def _launch(self, entry: Any, row: Any, _kept: Any) -> None:
-        stream = self._library.ffi.cast("void*", self._torch.cuda.current_stream().cuda_stream)
+        stream = self._library.ffi.cast("void*", self._stream.cuda_stream)
         status = entry(row.inputs, row.n_inputs, row.scalars, row.n_scalars, row.outputs, row.n_outputs, stream)
         if status:
             raise Refused("status", f"it returned {status} while it was captured")
