@@ -103,8 +103,8 @@ class TorchDevice(HarnessDevice):
         return super().graph(entry, calls, 1)
 
     def _enqueuers(self, entry: Any, calls: Sequence[Call]) -> list[Callable[[], dict[str, Any] | None]]:
-        """A function per call, which puts it on our stream, torch's current one. It gives what a callable returned, None
-        where an entry wrote the outputs. The operands are laid out here, once for all rounds of a graph."""
+        """A function per call, which puts it on our stream, torch's current one: what a callable returned, None where
+        an entry wrote the outputs. The operands are laid out here, once for all rounds of a graph."""
         if isinstance(entry, _Callable):
             return [partial(self._call, entry, self._tensors_of(call)) for call in calls]
         table, kept = self._calls(entry, calls)
