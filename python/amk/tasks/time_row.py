@@ -29,6 +29,8 @@ COPY = "copy"
 FIRST_TRIAL = 100  # numbers of inputs, apart from those of the check
 _SCREEN_SAMPLES = 5  # per way of copying, before the best is chosen
 _MIN_NODES, _MAX_NODES = 32, 1024  # launches in one graph
+_SPARE = 1.03  # that a sample is made longer than it must be, so that few are too short
+_ATTEMPTS = 3  # at a graph of the right size: a launch alone takes longer than one of many
 _MAX_SETS = 8192
 _MEMORY_SHARE = 0.7
 # Of the speed of the best copy: more than that is no honest time. A copy that is latency alone says less.
@@ -58,15 +60,24 @@ class _Contestant:
             raise
 
     def _grow(self, device: TaskDevice, entry: Any, calls: Sequence[Call], least_us: float) -> None:
-        probe = self.single
-        probe.time(1)
-        once_us = max(probe.time(1) / len(calls), 1e-3)
-        nodes = min(max(math.ceil(least_us / once_us), _MIN_NODES if once_us < least_us / 4 else 1), _MAX_NODES)
-        rounds = max(1, math.ceil(nodes / len(calls)))
-        if rounds > 1:
-            self.graph = device.graph(entry, calls, rounds)
-        self.launches_of_graph = rounds * len(calls)
-        self.replays = max(1, math.ceil(least_us / (self.launches_of_graph * once_us)))
+        """The graph and its replays, so that a sample lasts `least_us` and hardly longer."""
+        self.single.time(1)
+        once_us, rounds = self.single.time(1) / len(calls), 1
+        for _ in range(_ATTEMPTS):
+            once_us = max(once_us, 1e-3)
+            least = _MIN_NODES if once_us < least_us / 4 else 1
+            nodes = min(max(math.ceil(_SPARE * least_us / once_us), least), _MAX_NODES)
+            if (wanted := math.ceil(nodes / len(calls))) != rounds:
+                if self.graph is not self.single:
+                    self.graph.close()
+                self.graph = self.single
+                self.graph = device.graph(entry, calls, wanted) if wanted > 1 else self.single
+                rounds = wanted
+            self.launches_of_graph = rounds * len(calls)
+            self.replays = max(1, math.ceil(_SPARE * least_us / (self.launches_of_graph * once_us)))
+            once_us, us = self.sample()
+            if us >= least_us:
+                return
         while self.sample()[1] < least_us and self.replays < 1 << 20:
             self.replays *= 2
 
