@@ -162,12 +162,14 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         keywords |= {"type": types[option.kind], "default": option.default, "metavar": option.metavar}
         if option.choices:
             keywords["choices"] = option.choices
-        if option.many:
-            keywords["nargs"] = "+"
         if option.flag.startswith("-"):
             keywords["required"] = option.required
+            if option.many:
+                keywords["action"] = "append"
+        elif option.many:
+            keywords["nargs"] = "+" if option.required else "*"
         elif not option.required:
-            keywords["nargs"] = "*" if option.many else "?"
+            keywords["nargs"] = "?"
     parser.add_argument(option.flag, **keywords)
 
 

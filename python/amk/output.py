@@ -60,8 +60,8 @@ class WholeFiles:
         try:
             if kind is None:
                 for path in self._paths:
-                    os.replace(self._pending.pop(path), path)
-                self._created = []
+                    if path in self._pending:
+                        os.replace(self._pending.pop(path), path)
         finally:
             self._discard()
 
@@ -75,13 +75,17 @@ class WholeFiles:
             file.flush()
             os.fsync(file.fileno())
 
+    def leave(self, path: str) -> None:
+        """One of the paths stays what it is, whatever becomes of the others."""
+        os.unlink(self._pending.pop(path))
+
     def _discard(self) -> None:
         for temporary in self._pending.values():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         self._pending.clear()
         for folder in reversed(self._created):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it holds what was written
                 os.rmdir(folder)
         self._created = []
 

@@ -35,7 +35,7 @@ class Option:
     default: Any = None
     required: bool = False
     choices: tuple[str, ...] = ()
-    many: bool = False  # one or more values, as a list
+    many: bool = False  # one or more values, as a list; a flag is given once for each
     holds: str = ""  # of a file: the published schema of what is in it; a tool takes the content, not a path
 
     @property

@@ -298,8 +298,13 @@ VERBS: tuple[Verb, ...] = (
             Option("--plot", "a .png or .svg file; needs matplotlib"),
             Option("--list", "with kernel: name the tasks", "flag"),
             Option("--stage", "with kernel: which rows (default: full, the only one that counts)", choices=_STAGES),
-            Option("--baseline", "with kernel: torch, torch.compile or module:function in place of the task's own"),
-            Option("--output", "with kernel: a directory for results.jsonl and results.md"),
+            Option(
+                "--baseline",
+                "with kernel: in-repo (the task's own, default), torch, torch.compile or module:function; several are "
+                "timed in one run, with a record each",
+                many=True,
+            ),
+            Option("--output", "with kernel: a directory for results.jsonl and results.md, of each baseline"),
             *_COMMON,
         ),
         _bench,

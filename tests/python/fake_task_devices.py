@@ -80,7 +80,7 @@ class Honest:
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
 
-    def prepare(self, task: str, row: Any, oracle: Any, external: str | None) -> None:
+    def prepare(self, task: str, row: Any, oracle: Any, sides: Sequence[str]) -> None:
         pass
 
     def library_facts(self) -> dict[str, Any]:
@@ -93,6 +93,9 @@ class Honest:
                       "tasks": {"residual_gate_add": sides}},
             "cubins": [{"arch": arch, "sha256": arch[-1] * 64, "kernels": names} for arch in self.architectures],
         }  # fmt: skip
+
+    def library_sha256(self) -> str:
+        return self.library_facts()["sha256"]
 
     def open(self) -> None:
         pass
@@ -145,7 +148,8 @@ class Honest:
     def us(self, entry: str, call: Call) -> float:
         tensors = [tensor for tensor in (*call.inputs, *call.outputs) if tensor is not None]
         moved = sum(tensor.spec.touched * tensor.spec.itemsize for tensor in tensors)
-        return moved / GB_PER_S / 1e3 * {"baseline": 2.0, "solution": 1.05, "copy": 1.0, "slow_copy": 1.2}[entry]
+        of_copy = {"baseline": 2.0, "solution": 1.05, "copy": 1.0, "slow_copy": 1.2}
+        return moved / GB_PER_S / 1e3 * of_copy.get(entry, 3.0)  # an external baseline
 
     def run(self, entry: str, call: Call) -> int:
         stream: list[Operation] = []
@@ -246,7 +250,7 @@ class WrongStreamOfBaseline(WrongStream):
 class Synchronises(Honest):
     def run_held(self, entry: str, call: Call, watched: int, nbytes: int) -> tuple[int, bool, np.ndarray]:
         status, _, seen = super().run_held(entry, call, watched, nbytes)
-        return status, entry != "solution", seen
+        return status, entry != self.fraud, seen
 
 
 class OnlyWhileCaptured(Honest):
@@ -323,7 +327,7 @@ class LazyWhenTimed(Honest):
 
 class TooFast(Honest):
     def us(self, entry: str, call: Call) -> float:
-        return super().us(entry, call) * (0.1 if entry == "solution" else 1.0)
+        return super().us(entry, call) * (0.1 if entry == self.fraud else 1.0)
 
 
 class OutOfBounds(Honest):
@@ -369,7 +373,7 @@ class RefusesNothing(Honest):
 
     def call(self, entry: str, call: Call, stream: list[Operation]) -> int:
         status = super().call(entry, call, stream)
-        return 0 if entry == "solution" else status
+        return 0 if entry == self.fraud else status
 
 
 class Replaced(Honest):

@@ -194,7 +194,24 @@ def test_a_graph_takes_as_long_as_its_launches() -> None:
 
 def test_the_quick_stage_of_one_task() -> None:
     assert TASK in task_names()
-    record = run_kernel_bench(TASK, stage="quick", device="cuda:0")
+    (record,) = run_kernel_bench(TASK, stage="quick", device="cuda:0")
     assert record["valid"], record["reasons"]
     assert not record["counts"] and record["headline"]["rows"] == 3
     assert amk.build_info()["cuda"]["enabled"] and record["proofs"]["solution"]
+
+
+def raises(row: Any, tensors: Any) -> Any:
+    raise ValueError("not today")
+
+
+def test_several_baselines_through_torch() -> None:
+    """Ours and torch's through equal wrappers; one that raises is its own affair alone."""
+    pytest.importorskip("torch")
+    baselines = ["in-repo", "torch", f"{__name__}:raises"]
+    ours, torchs, fails = run_kernel_bench(TASK, stage="quick", baselines=baselines, device="cuda:0")
+    assert ours["valid"] and torchs["valid"], ours["reasons"] + torchs["reasons"]
+    assert ours["proofs"]["baseline"] and ours["proofs"]["solution"] and list(torchs["proofs"]) == ["solution"]
+    for one, other in zip(ours["rows"], torchs["rows"], strict=True):
+        assert one["cold"]["solution"] == other["cold"]["solution"] and one["warm"]["copy"] == other["warm"]["copy"]
+    assert not fails["valid"] and {entry["reason"] for entry in fails["reasons"]} == {"failed"}
+    assert "ValueError: not today" in fails["reasons"][0]["message"]

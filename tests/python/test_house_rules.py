@@ -191,7 +191,9 @@ PY_ARROWS = {
     "tasks/time_row": {"errors", "tasks/check", "tasks/device", "tasks/judge", "tasks/operands", "tasks/workloads"},
     "tasks/measure": {"errors", "tasks/check", "tasks/judge", "tasks/time_row", "tasks/workloads"},
     "tasks/external": {"errors"},
-    "tasks/torch_device": {"errors", "tasks/device", "tasks/external", "tasks/workloads"},
+    "tasks/torch_device": {
+        *{"errors", "tasks/check", "tasks/device", "tasks/external", "tasks/judge", "tasks/workloads"},
+    },
     "tasks/record": {
         *{"tasks/check", "tasks/cubins", "tasks/judge", "tasks/stats", "tasks/time_row", "tasks/workloads"},
     },
@@ -202,8 +204,8 @@ PY_ARROWS = {
     "tasks/write": {"tasks/check", "tasks/time_row"},
     "tasks/plot": {"errors", "report/canvas", "tasks/check"},
     "tasks/verb": {
-        *{"errors", "output", "report/canvas", "tasks/harness_library", "tasks/plot", "tasks/run", "tasks/workloads"},
-        *{"tasks/write", "verb"},
+        *{"errors", "output", "report/canvas", "tasks/external", "tasks/harness_library", "tasks/plot", "tasks/run"},
+        *{"tasks/workloads", "tasks/write", "verb"},
     },
 }
 # Every file in them is listed above.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,66 +14,23 @@ import fake_task_devices
 from amk import cli
 from amk.errors import InputError
 from amk.tasks import run as task_run
-from amk.tasks.external import External
 from amk.tasks.judge import REASONS, Refused
-from amk.tasks.measure import run_action
 from amk.tasks.record import seal
-from amk.tasks.run import run_kernel_bench
 from amk.tasks.time_row import require_possible
 from amk.tasks.workloads import load_task
 from amk.tasks.write import json_lines, markdown, table
+from small_task import (
+    ROWS,
+    TASK,
+    assert_no_time,
+    bench_one,
+    from_somewhere,
+    in_this_process,
+    reasons,
+    write_task,
+)
 
 HERE = Path(__file__).parent
-TASK = "residual_gate_add"
-GAPS = [200, 10, 1]
-
-
-def spec(shape: list[int], dtype: str, **extra: Any) -> dict[str, Any]:
-    return {"shape": shape, "dtype": dtype, **extra}
-
-
-def row(name: str, kind: str, dtype: str, gate: list[int], shape: tuple = (1, 12, 8), **extra: Any) -> dict[str, Any]:
-    like = spec(list(shape), dtype)
-    return {
-        "name": name, "kind": kind, "scalars": {}, "seed": len(name), "outputs": {"y": {**like, **extra.pop("y", {})}},
-        "inputs": {"residual": like, "x": like, "gate": spec(gate, dtype)},
-        "tolerance": {"atol": 0.05 if dtype != "f32" else 1e-5, "rtol": 0.05 if dtype != "f32" else 1e-5}, **extra,
-    }  # fmt: skip
-
-
-ROWS = [
-    row("large", "production", "bf16", [1, 12, 8]),
-    row("small", "production", "bf16", [1, 1, 8]),
-    row("strided", "regression", "f32", [1, 4, 1, 8], y={"stride": GAPS}),
-    row("rejected", "regression", "f32", [1, 5, 1, 8], rejects="INVALID_ARGUMENT"),
-    row("half", "regression", "f16", [1]),
-]
-TOML = """schema_version = 1
-name = "residual_gate_add"
-title = "a small copy of the task"
-targets = ["sm_90a", "sm_100a"]
-workloads_sha256 = "{digest}"
-[tolerances]
-f32 = {f32}
-f16 = 0.05
-bf16 = 0.05
-[stages]
-quick = ["large", "small", "half"]
-representative = ["large", "strided"]
-[bench]
-trials = 3
-iterations = 2
-min_sample_us = 1.0
-"""
-
-
-def write_task(root: Path, rows: list[dict[str, Any]] = ROWS, f32: float = 1e-5) -> Path:
-    folder = root / TASK
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"schema": "amk.workloads", "schema_version": 1, "task": TASK, "rows": rows})
-    (folder / "workloads.json").write_text(text)
-    (folder / "task.toml").write_text(TOML.format(digest=hashlib.sha256(text.encode()).hexdigest(), f32=f32))
-    return folder
 
 
 @pytest.fixture
@@ -83,40 +39,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_task(tmp_path / "tasks")
 
 
-def in_this_process(kind: str, monkeypatch: pytest.MonkeyPatch, drop: str | None = None) -> list[dict[str, Any]]:
-    """Workers without their processes: what crosses between them is still JSON. Returns the jobs as they come."""
-    jobs = []
-
-    def run_job(job: Any, parts: Any, say: Any, *, total_s: float) -> Any:
-        jobs.append(json.loads(json.dumps(job)))
-        device = getattr(fake_task_devices, kind)(0)
-        facts, arrays = run_action(jobs[-1], parts, device, lambda text, limit_s: None)
-        if drop is not None and "rows" in facts:
-            facts["rows"] = [answer for answer in facts["rows"] if answer["name"] != drop]
-        return json.loads(json.dumps(facts)), arrays
-
-    monkeypatch.setattr(task_run, "run_job", run_job)
-    return jobs
-
-
-def reasons(record: dict[str, Any]) -> set[str]:
-    return {entry["reason"] for entry in record["reasons"]}
-
-
-def assert_no_time(record: dict[str, Any]) -> None:
-    """An invalid record has its reasons, and no figure anywhere."""
-    assert record["valid"] is False and record["counts"] is False and record["headline"] is None
-    text = json_lines(record) + markdown(record) + table(record)
-    assert not re.search(r'(?<!min_sample)_us"|median|speed_up|samples|gb_per_s|copy_ways', text)
-    assert "INVALID" in table(record) and "no time is given" in markdown(record)
-
-
 # --- an honest device -----------------------------------------------------------------------------------------------
 
 
 def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = in_this_process("Honest", monkeypatch)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert record["valid"] and record["counts"] and record["reasons"] == []
     assert [(one["name"], one["kind"]) for one in record["rows"]] == [(one["name"], one["kind"]) for one in ROWS]
     assert record["headline"]["rows"] == 2
@@ -147,7 +75,7 @@ def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch
 
 def test_cold_rotates_over_several_times_the_l2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_process("Honest", monkeypatch)
-    for one in run_kernel_bench(TASK)["rows"][:2]:
+    for one in bench_one(TASK)["rows"][:2]:
         assert one["sets"] * one["bytes_moved"] >= 4 * fake_task_devices.Honest(0).facts()["l2_bytes"]
         assert one["launches"]["cold"]["solution"] % one["sets"] == 0
 
@@ -156,7 +84,7 @@ def test_cold_rotates_over_several_times_the_l2(folder: Path, monkeypatch: pytes
                                               ("representative", ["large", "strided"])])  # fmt: skip
 def test_only_full_counts(folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str, names: list[str]) -> None:
     in_this_process("Honest", monkeypatch)
-    record = run_kernel_bench(TASK, stage=stage)
+    record = bench_one(TASK, stage=stage)
     assert record["valid"] and not record["counts"] and [one["name"] for one in record["rows"]] == names
     assert "only full counts" in markdown(record) and "does not count" in table(record)
 
@@ -193,7 +121,7 @@ def test_a_fraud_is_refused_with_its_reason(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
 ) -> None:
     in_this_process(kind, monkeypatch)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert reason in reasons(record), record["reasons"]
     assert reasons(record) <= {reason, "missing-row"}  # rows that were not timed because others had failed
     assert_no_time(record)
@@ -204,13 +132,13 @@ def test_a_library_that_proves_nothing_is_not_even_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     jobs = in_this_process(kind, monkeypatch)
-    assert len(run_kernel_bench(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
+    assert len(bench_one(TASK)["reasons"]) == 1 and [job["action"] for job in jobs] == ["devices"]
 
 
 def test_what_runs_during_a_capture_counts_for_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The inputs are brought after it, so the check before the timing sees that a replay does nothing."""
     in_this_process("OnlyWhileCaptured", monkeypatch)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert reasons(record) >= {"stale-output"}
     assert not any("after timing" in entry["message"] for entry in record["reasons"])
 
@@ -219,7 +147,7 @@ def test_who_cheats_only_while_it_is_timed_is_found_after_the_timing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_this_process("LazyWhenTimed", monkeypatch)
-    assert any("after timing" in entry["message"] for entry in run_kernel_bench(TASK)["reasons"])
+    assert any("after timing" in entry["message"] for entry in bench_one(TASK)["reasons"])
 
 
 def test_what_no_memory_allows_is_no_time() -> None:
@@ -239,7 +167,7 @@ def test_zeros_within_the_tolerance_prove_nothing(folder: Path, monkeypatch: pyt
     write_task(folder.parent, rows, f32=50.0)
     for kind in ("Zeros", "Honest"):
         in_this_process(kind, monkeypatch)
-        record = run_kernel_bench(TASK)
+        record = bench_one(TASK)
         assert ("zero-passes", "strided") in {(entry["reason"], entry["row"]) for entry in record["reasons"]}
         assert_no_time(record)
 
@@ -249,7 +177,7 @@ def test_a_skipped_row_makes_the_result_invalid_and_not_shorter(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     in_this_process("Honest", monkeypatch, drop=name)
-    record = run_kernel_bench(TASK)
+    record = bench_one(TASK)
     assert [(entry["reason"], entry["row"]) for entry in record["reasons"]] == [("missing-row", name)]
     assert_no_time(record)
 
@@ -259,7 +187,7 @@ def test_changed_rows_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch)
     path = folder / "workloads.json"
     path.write_text(path.read_text().replace('"seed": 5', '"seed": 6'))
     with pytest.raises(InputError, match="it is frozen: expected SHA-256 [0-9a-f]{64}"):
-        run_kernel_bench(TASK)
+        bench_one(TASK)
 
 
 def test_rows_that_change_during_the_run_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,13 +203,13 @@ def test_rows_that_change_during_the_run_are_refused(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(task_run, "run_job", then_change)
     with pytest.raises(InputError, match="changed during the run"):
-        run_kernel_bench(TASK)
+        bench_one(TASK)
 
 
 @pytest.fixture
 def sealed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     in_this_process("Honest", monkeypatch)
-    return run_kernel_bench(TASK)
+    return bench_one(TASK)
 
 
 def tamper_before(record: dict[str, Any]) -> None:
@@ -337,7 +265,7 @@ def test_a_worker_that_dies_is_a_reason_and_its_rows_stay(folder: Path, monkeypa
     """In processes of their own, as they are on a GPU."""
     monkeypatch.setattr(task_run, "_DEVICE_CLASS", "fake_task_devices:Crash")
     monkeypatch.syspath_prepend(str(HERE))
-    record = run_kernel_bench(TASK, stage="quick")
+    record = bench_one(TASK, stage="quick")
     assert ("worker", "half") in {(entry["reason"], entry["row"]) for entry in record["reasons"]}
     assert "SIGSEGV" in record["reasons"][-1]["message"] and "half" in [one["name"] for one in record["rows"]]
     assert_no_time(record)
@@ -370,14 +298,14 @@ def test_an_external_baseline_is_named_with_its_source(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = in_this_process("Honest", monkeypatch)
-    source = {"repository": "https://example.org/k.git", "branch": "main", "commit": "c0ffee", "resolved": "now",
-              "files": [{"path": "k.py", "sha256": "7" * 64}]}  # fmt: skip
-    monkeypatch.setattr(task_run, "find_external", lambda spec, task: External(spec, task, "fake:Device", source))
+    from_somewhere(monkeypatch)
     arguments = ["bench", "kernel", TASK, "--baseline", "k:f", "--output", str(tmp_path / "docs"), "--quiet"]
     assert cli.main(arguments) == 0 and "against k:f" in capsys.readouterr().out
     timed = [job for job in jobs if job["action"] == "time"]
-    assert {(job["external"], job["device_class"]) for job in timed} == {("k:f", "fake:Device")}
-    assert all("external" not in job for job in jobs if job["action"] == "check")  # our two sides
+    assert all((job["sides"], job["device_class"]) == (["k:f", "solution"], "fake:Device") for job in timed) and timed
+    checked = [job for job in jobs if job["action"] == "check"]
+    assert all((job["sides"], job["device_class"]) == (["baseline", "solution"], task_run._DEVICE_CLASS)
+               for job in checked) and checked  # our two sides  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "docs").iterdir())
     assert names == ["baseline_source.md", "results_k_f.jsonl", "results_k_f.md"]
     assert "c0ffee" in (tmp_path / "docs" / "baseline_source.md").read_text()

@@ -339,7 +339,7 @@ def test_the_list_names_the_tasks(run: Any) -> None:
         (["kernel", "residual_gate_add", "--gpu", "h200"], "no --gpu"),
         (["kernel", "residual_gate_add", "--list"], "--list: expected no name"),
         (["kernel", "residual_gate_add", "--plot", "x.pdf"], "expected a file ending in .png"),
-        (["kernel", "residual_gate_add", "--baseline", "nonsense"], "baseline: expected torch"),
+        (["kernel", "residual_gate_add", "--baseline", "nonsense"], "baseline: expected in-repo, torch"),
         (["kernel", "residual_gate_add", "--baseline", "no_such_module:f"], "to be importable"),
         (["kernel", "residual_gate_add", "--baseline", "json:__name__"], "to be callable"),
         (["toy", "--stage", "quick"], "expected no --stage"),
@@ -416,15 +416,25 @@ def test_a_callable_gets_its_operands_by_name_and_its_results_reach_the_outputs(
     device._torch, device._buffers = torch, {buffer.data_ptr(): buffer}
     device._row, device._operands = found, oracle.OPERANDS
     call = call_at(block, buffer.data_ptr())
-    device._put(call, device._enqueue(torch_device._Callable(oracle.torch_reference), call))
+
+    def made(function: Any) -> Any:
+        (enqueue,) = device._enqueuers(torch_device._Callable(function), [call])
+        return enqueue()
+
+    device._put(call, made(oracle.torch_reference))
     begin = block.out_begin
     assert judge_outputs(block, trial.image[begin:], buffer.numpy()[begin:], trial.expected)["y"] < 1e-5
-    alone = device._enqueue(torch_device._Callable(lambda row, tensors: tensors["x"]), call)
-    assert list(alone) == ["y"]
-    for wrong, said in [(lambda row, tensors: {"z": tensors["x"]}, "expected the outputs"),
-                        (lambda row, tensors: tensors["x"][:, :1], "y: expected")]:  # fmt: skip
-        with pytest.raises(InputError, match=said):
-            device._put(call, device._enqueue(torch_device._Callable(wrong), call))
+    assert list(made(lambda row, tensors: tensors["x"])) == ["y"]
+    for wrong, reason, said in [
+        (lambda row, tensors: {"z": tensors["x"]}, "shape", "expected the outputs"),
+        (lambda row, tensors: (tensors["x"], tensors["x"]), "shape", "expected the outputs"),
+        (lambda row, tensors: tensors["x"][:, :1], "shape", "y: expected"),
+        (lambda row, tensors: 1.0, "shape", "y: expected a tensor, got float"),
+        (lambda row, tensors: tensors["no_such"], "failed", "KeyError: 'no_such'"),
+    ]:
+        with pytest.raises(Refused, match=said) as caught:
+            device._put(call, made(wrong))
+        assert caught.value.reason == reason
 
 
 def test_errors_of_tasks_are_amk_errors() -> None:

@@ -88,8 +88,10 @@ class VerbTool:
                 value = path
             if not option.flag.startswith("-"):
                 positionals += value if option.many else [value]
+            elif option.kind == "flag":
+                flags.append(option.flag)
             else:
-                flags.append(option.flag if option.kind == "flag" else f"{option.flag}={value}")
+                flags += [f"{option.flag}={one}" for one in (value if option.many else [value])]
         return [*flags, "--", *positionals] if positionals else flags
 
     def _is_required(self, option: Option) -> bool:

@@ -1,16 +1,17 @@
-"""One row, both sides, on a device: right on fresh inputs each time, on the stream given, and nothing else touched.
+"""One row, all its sides, on a device: right on fresh inputs each time, on the stream given, and nothing else touched.
 
-In: a device, a task's row, its oracle. Out: the largest errors and the kernels that ran, or a `Refused`. The oracle's
-values are made from the inputs as they lie in memory, after rounding and broadcasting.
+In: a device, a task's row, its oracle. Out: the largest errors and the kernels that ran, or a `Refused`; of several
+baselines, one that is refused falls out alone. The oracle's values are made from the inputs as they lie in memory,
+after rounding and broadcasting.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._lib import enum_names
-from ..errors import InternalError
+from ..errors import InternalError, Rejected
 from .device import Call, TaskDevice, Tensor
 from .judge import Refused, judge_outputs, require_telling
 from .operands import Block, FreshInputs, stored, values_of
 from .workloads import Row
 
-__all__ = ["CHECK_TRIALS", "SIDES", "Trial", "call_at", "check_row", "check_trial", "make_trial", "make_trials"]
+__all__ = [
+    "CHECK_TRIALS",
+    "SIDES",
+    "SOLUTION",
+    "Contest",
+    "Trial",
+    "call_at",
+    "check_row",
+    "check_trial",
+    "make_trial",
+    "make_trials",
+]
 
-SIDES = ("baseline", "solution")
+SOLUTION = "solution"
+SIDES = ("baseline", SOLUTION)  # of the repository; an external baseline is a side by its spec
+# Found after samples were taken: what the others were timed on was not what it should have been.
+_SPOILING = ("input-changed", "out-of-bounds")
 _BEAT_S = 0.5
 _BYTES_PER_VALUE = 40  # that making a trial takes at its height
 _MOST_AT_ONCE = 8
 # Fresh inputs at the same addresses: an ordinary call (a kernel is loaded when it is first launched, which may wait for
 # the device), the stream held, a captured one.
 CHECK_TRIALS = 3
+
+
+class Contest:
+    """The sides of a row that still take part, and why the others do not."""
+
+    def __init__(self, sides: Sequence[str] = SIDES) -> None:
+        self.sides = list(sides)
+        self.refused: dict[str, dict[str, str]] = {}  # of baselines
+
+    @contextmanager
+    def judged(self, side: str, when: str = "") -> Iterator[None]:
+        """A refusal inside is said with the side's name in front. One of several baselines then falls out; any other
+        refusal is the row's."""
+        try:
+            yield
+        except Rejected as error:
+            reason = error.reason if isinstance(error, Refused) else "failed"
+            refusal = Refused(reason, f"{side}{when}: {error}")
+            if side != SOLUTION:
+                self.refused[side] = refusal.to_dict()
+                self.sides.remove(side)
+            spoils = bool(when) and reason in _SPOILING
+            if side == SOLUTION or spoils or self.sides == [SOLUTION]:
+                raise refusal from error
 
 
 @dataclass(frozen=True)
@@ -102,23 +141,29 @@ def call_at(block: Block, address: int) -> Call:
 
 
 def check_row(
-    device: TaskDevice, task: str, row: Row, oracle: Any, beat: Callable[[], None] = lambda: None
+    device: TaskDevice,
+    task: str,
+    row: Row,
+    oracle: Any,
+    beat: Callable[[], None] = lambda: None,
+    contest: Contest | None = None,
 ) -> dict[str, Any]:
-    """Both sides. What is wrong is said with the side's name in front."""
+    """Both sides of the repository, or all of a contest."""
+    contest = contest or Contest()
     block = Block(row, oracle.OPERANDS)
     trials = make_trials(block, oracle, range(CHECK_TRIALS if row.rejects is None else 1), beat)
     address = device.allocate(block.nbytes)
     try:
         call = call_at(block, address)
         if row.rejects is not None:
-            _check_rejection(device, task, block, address, call, trials[0])
+            _check_rejection(device, task, block, address, call, trials[0], contest)
             return {"errors": {}, "kernels": {}, "trials": 1}
-        errors: dict[str, dict[str, float]] = {side: {} for side in SIDES}
+        errors: dict[str, dict[str, float]] = {side: {} for side in contest.sides}
         kernels: dict[str, list[dict[str, Any]]] = {}
         earlier: Mapping[str, NDArray[np.float64]] | None = None
         for number, trial in enumerate(trials):
-            for side in SIDES:
-                with _said_of(side):
+            for side in tuple(contest.sides):
+                with contest.judged(side):
                     entry = device.entry(task, side)
                     if number < CHECK_TRIALS - 1:
                         device.upload(address, trial.image)
@@ -132,7 +177,11 @@ def check_row(
                     beat()
                     errors[side] = {name: max(found[name], errors[side].get(name, 0.0)) for name in found}
             earlier = trial.expected
-        return {"errors": errors, "kernels": kernels, "trials": CHECK_TRIALS}
+        return {
+            "errors": {side: errors[side] for side in contest.sides},
+            "kernels": {side: kernels[side] for side in contest.sides},
+            "trials": CHECK_TRIALS,
+        }
     finally:
         device.free(address)
 
@@ -175,9 +224,11 @@ def _run_captured(device: TaskDevice, entry: Any, call: Call, address: int, tria
         graph.close()
 
 
-def _check_rejection(device: TaskDevice, task: str, block: Block, address: int, call: Call, trial: Trial) -> None:
-    for side in SIDES:
-        with _said_of(side):
+def _check_rejection(
+    device: TaskDevice, task: str, block: Block, address: int, call: Call, trial: Trial, contest: Contest
+) -> None:
+    for side in tuple(contest.sides):
+        with contest.judged(side):
             device.upload(address, trial.image)
             _require_status(device.run(device.entry(task, side), call), _status_named(str(block.row.rejects)))
             if not np.array_equal(device.download(address, block.nbytes), trial.image):
@@ -191,17 +242,3 @@ def _status_named(name: str) -> int:
 def _require_status(status: int, wanted: int) -> None:
     if status != wanted:
         raise Refused("status", f"it returned {status}, expected {wanted}")
-
-
-class _said_of:  # noqa: N801
-    """A refusal inside is said with the side's name in front."""
-
-    def __init__(self, side: str) -> None:
-        self._side = side
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, Refused) and not str(error).startswith(f"{self._side}: "):
-            raise Refused(error.reason, f"{self._side}: {error}") from error

@@ -60,9 +60,11 @@ class TaskDevice(Protocol):
 
     def library_facts(self) -> dict[str, Any]: ...
 
+    def library_sha256(self) -> str: ...  # of the file, without what is in it
+
     def versions(self) -> dict[str, str]: ...  # of what else takes part
 
-    def prepare(self, task: str, row: Any, oracle: Any, external: str | None) -> None: ...  # before each row
+    def prepare(self, task: str, row: Any, oracle: Any, sides: Sequence[str]) -> None: ...  # before each row
 
     def open(self) -> None: ...
 
@@ -139,10 +141,13 @@ class HarnessDevice:
     def library_facts(self) -> dict[str, Any]:
         return describe_library(self._library.path, text_of(self._library.lib.amk_tasks_build_info()))
 
+    def library_sha256(self) -> str:
+        return hashlib.sha256(Path(self._library.path).read_bytes()).hexdigest()
+
     def versions(self) -> dict[str, str]:
         return {}
 
-    def prepare(self, task: str, row: Any, oracle: Any, external: str | None) -> None:
+    def prepare(self, task: str, row: Any, oracle: Any, sides: Sequence[str]) -> None:
         """Our entries need no more than their operands."""
 
     def open(self) -> None:

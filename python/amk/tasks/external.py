@@ -20,8 +20,9 @@ from typing import Any
 
 from ..errors import InputError, Unavailable, show
 
-__all__ = ["BUILT_IN", "External", "find_external", "load_callable"]
+__all__ = ["BUILT_IN", "DEVICE_CLASS", "IN_REPO", "External", "find_external", "load_callable"]
 
+IN_REPO = "in-repo"  # what a task's own baseline is called beside external ones
 BUILT_IN = ("torch", "torch.compile")
 DEVICE_CLASS = "amk.tasks.torch_device:TorchDevice"
 _GIT_S = 20.0
@@ -32,7 +33,6 @@ _MAX_FILES = 2000
 class External:
     spec: str  # as given
     task: str
-    device_class: str = DEVICE_CLASS
     source: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def describe(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def load_callable(spec: str, task: str) -> Callable[..., Any]:
         return torch.compile(oracle.torch_reference, dynamic=False)
     module, colon, name = spec.partition(":")
     if not colon or not module or not name.isidentifier():
-        raise InputError(f"baseline: expected {', '.join(BUILT_IN)} or module:function, got {show(spec)}")
+        raise InputError(f"baseline: expected {', '.join((IN_REPO, *BUILT_IN))} or module:function, got {show(spec)}")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

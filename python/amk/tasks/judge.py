@@ -22,6 +22,7 @@ __all__ = ["REASONS", "Refused", "compare", "judge_outputs", "require_telling"]
 # code -> what it stands for; the codes are those of a record.
 REASONS = {
     "status": "an entry did not return what the row asks for",
+    "failed": "a side could not be called, compiled or captured",
     "wrong-stream": "an entry worked on another stream than the one it was given",
     "synchronises": "an entry waited for its stream",
     "stale-output": "elements of an output were never written",
@@ -52,6 +53,9 @@ class Refused(Rejected):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def to_dict(self) -> dict[str, str]:
+        return {"reason": self.reason, "message": str(self)}
 
     def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:  # type: ignore[override]
         return type(self), (self.reason, str(self))

@@ -1,7 +1,8 @@
 """What a worker does for a kernel task: names devices and the library, checks rows, or times one.
 
-In: a job (an action, a task by its folder and the hash of its rows, names of rows), a device. Out: plain facts. A row
-that is refused is an answer, with its reason; everything else that goes wrong ends the worker with a typed error.
+In: a job (an action, a task by its folder and the hash of its rows, names of rows, sides), a device. Out: plain facts.
+A row that is refused, or one of its baselines, is an answer, with its reason; everything else that goes wrong ends the
+worker with a typed error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .check import check_row
+from .check import SIDES, Contest, check_row
 from .judge import Refused
 from .time_row import time_row
 from .workloads import Row, Task, check_operands, read_task
@@ -41,7 +42,7 @@ def run_action(
     oracle = load_oracle(task)
     rows = {row.name: row for row in task.rows}
     facts: dict[str, Any] = {**device.facts(), "snapshots": [device.snapshot()], "rows": []}
-    facts |= {"library_sha256": device.library_facts()["sha256"], "versions": device.versions()}
+    facts |= {"library_sha256": device.library_sha256(), "versions": device.versions()}
     device.open()
     try:
         for name in job["rows"]:
@@ -73,15 +74,15 @@ def _do(
             last = time.monotonic()
             tell(None, STEP_S)
 
+    contest = Contest(job.get("sides", SIDES))
     out: dict[str, Any] = {"name": row.name, "kind": row.kind, "refused": None}
     try:
         tell(f"checking {row.name}", STEP_S)
-        device.prepare(task.name, row, oracle, job.get("external"))
-        out["before"] = check_row(device, task.name, row, oracle, beat)
+        device.prepare(task.name, row, oracle, contest.sides)
+        out["before"] = check_row(device, task.name, row, oracle, beat, contest)
         if action == "time":
             tell(f"timing {row.name}", STEP_S)
-            out["timing"] = time_row(device, task.name, row, oracle, task.settings, job["seed"], beat)
+            out["timing"] = time_row(device, task.name, row, oracle, task.settings, job["seed"], beat, contest)
     except Refused as refusal:
-        out = {"name": row.name, "kind": row.kind,
-               "refused": {"reason": refusal.reason, "message": str(refusal)}}  # fmt: skip
-    return out
+        out = {"name": row.name, "kind": row.kind, "refused": refusal.to_dict()}
+    return {**out, "refused_baselines": contest.refused}

@@ -12,17 +12,38 @@ from typing import Any
 
 import numpy as np
 
-from .check import SIDES
+from .check import SIDES, SOLUTION
 from .cubins import prove
 from .judge import REASONS, Refused
 from .stats import describe, means
 from .time_row import COPY, MODES, SMALL_COPY_US, require_possible
 from .workloads import Settings, Task
 
-__all__ = ["build_row", "preflight", "proofs", "seal", "without_times"]
+__all__ = ["answer_about", "build_row", "preflight", "proofs", "seal", "without_times"]
 
 _TIMES = ("cold", "warm", "speed_up", "bound", "timing", "copy_ways", "launches")
 _BOUND_BY_MEMORY = 0.85  # of the copy's speed
+
+
+def answer_about(side: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an answer about several baselines what concerns one of them: as if it had been alone beside the solution."""
+    out = {key: value for key, value in answer.items() if key != "refused_baselines"}
+    refused = answer.get("refused_baselines", {}).get(side, answer["refused"])
+    if refused is not None:
+        return {"name": answer["name"], "kind": answer["kind"], "refused": refused}
+    if "timing" not in answer:
+        return out
+    names = {side: SIDES[0], SOLUTION: SOLUTION, COPY: COPY}
+
+    def mine(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {to: table[name] for name, to in names.items() if name in table}
+
+    timing, before = answer["timing"], answer["before"]
+    checks = [{**check, "side": names[check["side"]]} for check in timing["checks_after"] if check["side"] in names]
+    by_mode = {name: {mode: mine(table) for mode, table in timing[name].items()} for name in ("samples_us", "launches")}
+    out["before"] = {**before, "errors": mine(before["errors"]), "kernels": mine(before["kernels"])}
+    out["timing"] = {**timing, **by_mode, "checks_after": checks, "kernels": mine(timing["kernels"])}
+    return out
 
 
 def build_row(answer: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One row timed: both sides and the best copy of the same bytes, interleaved, on inputs that are fresh in each trial.
+"""One row timed: its sides and the best copy of the same bytes, interleaved, on inputs that are fresh in each trial.
 
 In: a device, a row that passed its check, settings, a seed. Out: microseconds per launch of every sample, cold and
 warm, and what the timing rests on; or a `Refused`. Cold: launches rotate over sets of buffers that together are several
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutOfMemory
-from .check import SIDES, Trial, call_at, check_trial, make_trials
-from .device import Call, TaskDevice, Tensor, TimedGraph
+from .check import Contest, Trial, call_at, check_trial, make_trials
+from .device import Call, TaskDevice, Tensor
 from .judge import Refused
 from .operands import POISON, Block
 from .workloads import Row, Settings, TensorSpec
@@ -28,7 +28,9 @@ MODES = ("cold", "warm")
 COPY = "copy"
 FIRST_TRIAL = 100  # numbers of inputs, apart from those of the check
 _SCREEN_SAMPLES = 5  # per way of copying, before the best is chosen
-_MIN_NODES, _MAX_NODES = 32, 1024  # launches in one graph
+_MIN_NODES, _MAX_NODES = 8, 1024  # launches in one graph
+_SPARE = 1.03  # that a sample is made longer than it must be, so that few are too short
+_ATTEMPTS = 3  # at a graph of the right size: a launch alone takes longer than one of many
 _MAX_SETS = 8192
 _MEMORY_SHARE = 0.7
 # Of the speed of the best copy: more than that is no honest time. A copy that is latency alone says less.
@@ -50,15 +52,32 @@ class _Contestant:
 
     def __init__(self, device: TaskDevice, entry: Any, calls: Sequence[Call], least_us: float) -> None:
         probe = device.graph(entry, calls, 1)
-        probe.time(1)
-        once_us = max(probe.time(1) / len(calls), 1e-3)
-        nodes = min(max(math.ceil(least_us / once_us), _MIN_NODES if once_us < least_us / 4 else 1), _MAX_NODES)
-        rounds = max(1, math.ceil(nodes / len(calls)))
-        self.single = probe
-        self.graph: TimedGraph = device.graph(entry, calls, rounds) if rounds > 1 else probe
-        self.launches_of_graph = rounds * len(calls)
-        self.replays = max(1, math.ceil(least_us / (self.launches_of_graph * once_us)))
-        self._least_us = least_us
+        self.single = self.graph = probe
+        try:
+            self._grow(device, entry, calls, least_us)
+        except BaseException:
+            self.close()
+            raise
+
+    def _grow(self, device: TaskDevice, entry: Any, calls: Sequence[Call], least_us: float) -> None:
+        """The graph and its replays, so that a sample lasts `least_us` and hardly longer."""
+        self.single.time(1)
+        once_us, rounds = self.single.time(1) / len(calls), 1
+        for _ in range(_ATTEMPTS):
+            once_us = max(once_us, 1e-3)
+            least = _MIN_NODES if once_us < least_us / 4 else 1
+            nodes = min(max(math.ceil(_SPARE * least_us / once_us), least), _MAX_NODES)
+            if (wanted := math.ceil(nodes / len(calls))) != rounds:
+                if self.graph is not self.single:
+                    self.graph.close()
+                self.graph = self.single
+                self.graph = device.graph(entry, calls, wanted) if wanted > 1 else self.single
+                rounds = wanted
+            self.launches_of_graph = rounds * len(calls)
+            self.replays = max(1, math.ceil(_SPARE * least_us / (self.launches_of_graph * once_us)))
+            once_us, us = self.sample()
+            if us >= least_us:
+                return
         while self.sample()[1] < least_us and self.replays < 1 << 20:
             self.replays *= 2
 
@@ -121,8 +140,17 @@ class _Buffers:
 
 
 def time_row(
-    device: TaskDevice, task: str, row: Row, oracle: Any, settings: Settings, seed: int, beat: Beat = lambda: None
+    device: TaskDevice,
+    task: str,
+    row: Row,
+    oracle: Any,
+    settings: Settings,
+    seed: int,
+    beat: Beat = lambda: None,
+    contest: Contest | None = None,
 ) -> dict[str, Any]:
+    """Both sides of the repository, or all of a contest."""
+    contest = contest or Contest()
     facts = device.facts()
     block = Block(row, oracle.OPERANDS)
     moved = bytes_moved(row, oracle)
@@ -135,21 +163,24 @@ def time_row(
         for mode in MODES:
             contestants[mode] = {}
             n_sets = len(buffers.addresses) if mode == "cold" else 1
-            for side in SIDES:
-                calls = buffers.calls()[:n_sets]
-                contestants[mode][side] = _Contestant(device, device.entry(task, side), calls, settings.min_sample_us)
+            calls = buffers.calls()[:n_sets]
+            for side in tuple(contest.sides):
+                with contest.judged(side):
+                    entry = device.entry(task, side)
+                    contestants[mode][side] = _Contestant(device, entry, calls, settings.min_sample_us)
                 beat()
             copy, ways[mode] = _best_copy(device, buffers.copy_calls()[:n_sets], settings, beat)
             contestants[mode][COPY] = copy
-        found = _trials(device, buffers, contestants, trials, settings, seed, beat)
+        found = _trials(device, buffers, contestants, contest, trials, settings, seed, beat)
+        timed = (*contest.sides, COPY)
         return {
             **found,
             "bytes_moved": moved,
             "copy_bytes_moved": 2 * buffers.copy_bytes,
             "copy_ways": ways,
             "sets": len(buffers.addresses),
-            "launches": {mode: {name: c.launches for name, c in table.items()} for mode, table in contestants.items()},
-            "kernels": {side: contestants["cold"][side].graph.kernels() for side in SIDES},
+            "launches": {mode: {name: contestants[mode][name].launches for name in timed} for mode in MODES},
+            "kernels": {side: contestants["cold"][side].graph.kernels() for side in contest.sides},
         }
     finally:
         for table in contestants.values():
@@ -162,6 +193,7 @@ def _trials(
     device: TaskDevice,
     buffers: _Buffers,
     contestants: dict[str, dict[str, _Contestant]],
+    contest: Contest,
     trials: Sequence[Trial],
     settings: Settings,
     seed: int,
@@ -175,7 +207,7 @@ def _trials(
         buffers.load(trial)
         beat()
         for mode in MODES:
-            table = contestants[mode]
+            table = {name: contestants[mode][name] for name in (*contest.sides, COPY)}
             for _ in range(settings.warmup_rounds):
                 for contestant in table.values():
                     contestant.graph.time(1)
@@ -184,14 +216,16 @@ def _trials(
                     samples[mode][name].append(table[name].sample()[0])
                 beat()
             chosen = int(order.integers(len(buffers.addresses))) if mode == "cold" else 0
-            for side in SIDES:
-                try:
+            for side in tuple(contest.sides):
+                with contest.judged(side, f", after timing, {mode}"):
                     errors = _check_timed(device, buffers, table[side], trial, chosen)
-                except Refused as refusal:
-                    raise Refused(refusal.reason, f"{side}, after timing, {mode}: {refusal}") from refusal
-                checks.append({"trial": number, "mode": mode, "side": side, "errors": errors})
+                    checks.append({"trial": number, "mode": mode, "side": side, "errors": errors})
                 beat()
-    return {"samples_us": samples, "checks_after": checks}
+    timed = (*contest.sides, COPY)
+    return {
+        "samples_us": {mode: {name: samples[mode][name] for name in timed} for mode in MODES},
+        "checks_after": [check for check in checks if check["side"] in timed],
+    }
 
 
 def _check_timed(

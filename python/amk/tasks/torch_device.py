@@ -1,21 +1,25 @@
-"""A GPU through torch: an external baseline as a Python callable, and our entry over the same tensors in the same way.
+"""A GPU through torch: external baselines as Python callables, and our entries over the same tensors in the same way.
 
-In: a device's index, a callable. Out: what `TaskDevice` promises. Memory is torch's; both sides are captured by
-torch.cuda.CUDAGraph on one stream and timed by torch's events, so that neither has a wrapper of its own. What a
-callable returns is copied to the outputs outside the timing. torch is imported when a worker asks for this class.
+In: a device's index, callables. Out: what `TaskDevice` promises. Memory is torch's; all sides are captured by
+torch.cuda.CUDAGraph on one stream and timed by torch's events, so that none has a wrapper of its own. What a callable
+returns is copied to the outputs outside the timing; what it raises is a `Refused`. torch is imported when a worker asks
+for this class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, InternalError, Unavailable
+from ..errors import AmkError, Unavailable
+from .check import SIDES
 from .device import Call, HarnessDevice, Tensor
 from .external import load_callable
+from .judge import Refused
 from .workloads import TensorSpec
 
 __all__ = ["TorchDevice", "tensor_at"]
@@ -45,14 +49,15 @@ class TorchDevice(HarnessDevice):
             )
         self._torch = torch
         self._buffers: dict[int, Any] = {}
-        self._baseline: _Callable | None = None
+        self._baselines: dict[str, _Callable] = {}
         self._row: Any = None
         self._operands: Any = None
 
-    def prepare(self, task: str, row: Any, oracle: Any, external: str | None) -> None:
+    def prepare(self, task: str, row: Any, oracle: Any, sides: Sequence[str]) -> None:
         self._row, self._operands = row, oracle.OPERANDS
-        if external is not None and self._baseline is None:
-            self._baseline = _Callable(load_callable(external, task))
+        for side in sides:
+            if side not in SIDES and side not in self._baselines:
+                self._baselines[side] = _Callable(load_callable(side, task))
 
     def versions(self) -> dict[str, str]:
         torch = self._torch
@@ -72,17 +77,14 @@ class TorchDevice(HarnessDevice):
         del self._buffers[address]
 
     def entry(self, task: str, side: str) -> Any:
-        if side == "baseline":
-            if self._baseline is None:
-                raise InternalError("a baseline is asked for before there is one")
-            return self._baseline
-        return super().entry(task, side)
+        return self._baselines[side] if side in self._baselines else super().entry(task, side)
 
     def run(self, entry: Any, call: Call) -> int:
         if not isinstance(entry, _Callable):
             return super().run(entry, call)
         with self._torch.no_grad(), self._torch.cuda.stream(self._stream):
-            self._put(call, self._enqueue(entry, call))
+            (enqueue,) = self._enqueuers(entry, [call])
+            self._put(call, enqueue())
         self._torch.cuda.synchronize()
         return 0
 
@@ -100,26 +102,37 @@ class TorchDevice(HarnessDevice):
         """As the harness captures it: the way to the names of its kernels."""
         return super().graph(entry, calls, 1)
 
-    def _enqueue(self, entry: Any, call: Call) -> dict[str, Any] | None:
-        """On torch's current stream. What a callable returned, None where an entry wrote the outputs."""
+    def _enqueuers(self, entry: Any, calls: Sequence[Call]) -> list[Callable[[], dict[str, Any] | None]]:
+        """A function per call, which puts it on our stream, torch's current one: what a callable returned, None where
+        an entry wrote the outputs. The operands are laid out here, once for all rounds of a graph."""
         if isinstance(entry, _Callable):
-            names = (*self._operands["inputs"], *self._operands["outputs"])
-            found = zip(names, (*call.inputs, *call.outputs), strict=True)
-            tensors = {name: self._tensor(tensor) for name, tensor in found if tensor is not None}
-            made = entry.function(self._row, tensors)
-            if not isinstance(made, dict):
-                made = dict(zip(self._row.outputs, made if isinstance(made, tuple | list) else (made,), strict=True))
-            if set(made) != set(self._row.outputs):
-                raise InputError(f"baseline: expected the outputs {list(self._row.outputs)}, got {sorted(made)}")
-            return made
-        ffi = self._library.ffi
-        table, _kept = self._calls(entry, [call])
-        row = table[0]
-        stream = ffi.cast("void*", self._torch.cuda.current_stream().cuda_stream)
+            return [partial(self._call, entry, self._tensors_of(call)) for call in calls]
+        table, kept = self._calls(entry, calls)
+        return [partial(self._launch, entry, table[i], (table, kept)) for i in range(len(calls))]
+
+    def _tensors_of(self, call: Call) -> dict[str, Any]:
+        names = (*self._operands["inputs"], *self._operands["outputs"])
+        found = zip(names, (*call.inputs, *call.outputs), strict=True)
+        return {name: self._tensor(tensor) for name, tensor in found if tensor is not None}
+
+    def _call(self, entry: _Callable, tensors: dict[str, Any]) -> dict[str, Any]:
+        wanted = self._row.outputs
+        try:
+            made = entry.function(self._row, dict(tensors))
+        except Exception as error:  # whatever its author or its compiler raises is its own failure
+            raise Refused("failed", f"{type(error).__name__}: {_first_line(error)}") from error
+        if not isinstance(made, dict):
+            made = made if isinstance(made, tuple | list) else (made,)
+            made = dict(zip(wanted, made, strict=True)) if len(made) == len(wanted) else dict(enumerate(made))
+        if set(made) != set(wanted):
+            raise Refused("shape", f"expected the outputs {list(wanted)}, got {list(made)}")
+        return made
+
+    def _launch(self, entry: Any, row: Any, _kept: Any) -> None:
+        stream = self._library.ffi.cast("void*", self._stream.cuda_stream)
         status = entry(row.inputs, row.n_inputs, row.scalars, row.n_scalars, row.outputs, row.n_outputs, stream)
         if status:
-            raise InputError(f"kernel tasks: the solution returned {status} while it was captured")
-        return None
+            raise Refused("status", f"it returned {status} while it was captured")
 
     def _put(self, call: Call, made: dict[str, Any] | None) -> None:
         if made is None:
@@ -127,9 +140,11 @@ class TorchDevice(HarnessDevice):
         for name, tensor in zip(self._operands["outputs"], call.outputs, strict=True):
             if tensor is not None:
                 into = self._tensor(tensor)
+                if not isinstance(made[name], self._torch.Tensor):
+                    raise Refused("shape", f"{name}: expected a tensor, got {type(made[name]).__name__}")
                 if tuple(made[name].shape) != tuple(into.shape) or made[name].dtype != into.dtype:
-                    raise InputError(f"baseline: {name}: expected {into.dtype} {tuple(into.shape)}, "
-                                     f"got {made[name].dtype} {tuple(made[name].shape)}")  # fmt: skip
+                    raise Refused("shape", f"{name}: expected {into.dtype} {tuple(into.shape)}, "
+                                           f"got {made[name].dtype} {tuple(made[name].shape)}")  # fmt: skip
                 into.copy_(made[name])
 
     def _tensor(self, tensor: Tensor) -> Any:
@@ -143,16 +158,30 @@ class _TorchGraph:
         torch = device._torch
         self._made: list[Any] = [None] * len(self._calls)
         self._graph = torch.cuda.CUDAGraph()
+        try:
+            self._capture(rounds)
+        except AmkError:
+            raise
+        except RuntimeError as error:  # torch's, of a capture that an external baseline broke
+            if not isinstance(entry, _Callable):
+                raise
+            if isinstance(error.__context__, Refused):
+                raise error.__context__ from error
+            raise Refused("failed", f"its capture: {_first_line(error)}") from error
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def _capture(self, rounds: int) -> None:
+        device, torch = self._device, self._device._torch
         with torch.no_grad(), torch.cuda.stream(device._stream):
+            enqueuers = device._enqueuers(self._entry, self._calls)
             for _ in range(_WARM_UP_CALLS):
-                device._enqueue(entry, self._calls[0])
+                enqueuers[0]()
             torch.cuda.synchronize()
             with torch.cuda.graph(self._graph, stream=device._stream):
                 for _ in range(rounds):
-                    for i, call in enumerate(self._calls):
-                        self._made[i] = device._enqueue(entry, call)
+                    for i, enqueue in enumerate(enqueuers):
+                        self._made[i] = enqueue()
         torch.cuda.synchronize()
-        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def time(self, replays: int) -> float:
         torch = self._device._torch
@@ -184,6 +213,10 @@ class _TorchGraph:
     def close(self) -> None:
         self._made = []
         self._graph = None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def tensor_at(torch: Any, buffer: Any, offset: int, spec: TensorSpec) -> Any:

@@ -2,18 +2,19 @@
 
 In: the arguments of `amk bench` whose first word is `kernel`, and `say`. Out: an `Outcome`. Options that belong to
 models are refused, not ignored. Files are written only of a record that was sealed; an invalid one is written as such
-to standard output alone, and leaves what was there.
+to standard output alone, and leaves what was there. Records of one run, one for each baseline, do not share that fate.
 """
 
 from __future__ import annotations
 
 import os
 from argparse import Namespace
-from typing import Any
+from collections.abc import Sequence
 
 from ..errors import InputError, show
 from ..output import WholeFiles, require_suffix
 from ..verb import Outcome, Say
+from .external import IN_REPO
 from .harness_library import library_path
 from .workloads import STAGES, load_task, task_names
 from .write import SCHEMA, baseline_source, json_lines, markdown, shortened, table
@@ -46,45 +47,57 @@ def kernel_verb(arguments: Namespace, say: Say) -> Outcome:
         require_matplotlib()
     from .run import run_kernel_bench
 
-    files: dict[str, str] = {}
-    sources = ""
+    specs = arguments.baseline or [IN_REPO]
+    if suffix is not None and len(specs) > 1:
+        raise InputError(f"bench kernel --plot: expected one baseline, got {show(specs)}")
+    files, source, sources = {}, None, ""
     if arguments.output is not None:
-        stem = "results" if arguments.baseline is None else f"results_{_word(arguments.baseline)}"
-        files = {what: os.path.join(arguments.output, f"{stem}.{what}") for what in ("jsonl", "md")}
-        if arguments.baseline is not None:
-            files["source"] = os.path.join(arguments.output, "baseline_source.md")
-            if os.path.isfile(files["source"]):
-                with open(files["source"], encoding="utf-8") as file:
+        files = _files(arguments.output, specs)
+        if specs != [IN_REPO]:
+            source = os.path.join(arguments.output, "baseline_source.md")
+            if os.path.isfile(source):
+                with open(source, encoding="utf-8") as file:
                     sources = file.read()
-    record: dict[str, Any] = {}
-    paths = [*files.values(), *([arguments.plot] if suffix is not None else [])]
-    try:
-        with WholeFiles(*paths) as whole:
-            record = run_kernel_bench(
-                task.name,
-                stage=stage,
-                baseline=arguments.baseline,
-                device=arguments.device,
-                seed=arguments.seed,
-                progress=say,
-            )
+    paths = [path for table in files.values() for path in table.values()]
+    paths += [path for path in (source, arguments.plot) if path is not None]
+    contents: dict[str, bytes] = {}
+    with WholeFiles(*paths) as whole:
+        records = run_kernel_bench(
+            task.name, stage=stage, baselines=specs, device=arguments.device, seed=arguments.seed, progress=say
+        )
+        for spec, record in zip(specs, records, strict=True):
             if not record["valid"]:
-                raise _NotValid
-            texts = {"jsonl": json_lines, "md": markdown, "source": lambda it: baseline_source(it, sources)}
-            for what, path in files.items():
-                whole.write(path, texts[what](record).encode())
+                continue
+            if spec in files:
+                contents[files[spec]["jsonl"]] = json_lines(record).encode()
+                contents[files[spec]["md"]] = markdown(record).encode()
+                if source is not None and spec != IN_REPO:
+                    sources = baseline_source(record, sources)
+                    contents[source] = sources.encode()
             if suffix is not None:
                 from .plot import draw_record
 
-                whole.write(arguments.plot, draw_record(record, suffix))
-    except _NotValid:
-        paths = []
-    code, status = (0, "PASSED") if record["valid"] else (1, "FAILED")
-    return Outcome(code, status, {**SCHEMA, **shortened(record), "files": paths}, table(record))
+                contents[arguments.plot] = draw_record(record, suffix)
+        for path in paths:
+            if path in contents:
+                whole.write(path, contents[path])
+            else:
+                whole.leave(path)  # of an invalid record: as it was
+    valid = all(record["valid"] for record in records)
+    result = {**SCHEMA, **(shortened(records[0]) if len(records) == 1 else {
+        "task": task.name, "valid": valid, "records": [shortened(record) for record in records]
+    }), "files": [path for path in paths if path in contents]}  # fmt: skip
+    text = "\n\n".join(table(record) for record in records)
+    return Outcome(0 if valid else 1, "PASSED" if valid else "FAILED", result, text)
 
 
-class _NotValid(Exception):
-    """Leaves the files as they were."""
+def _files(folder: str, specs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """baseline -> its files by ending."""
+    stems = {spec: "results" if spec == IN_REPO else f"results_{_word(spec)}" for spec in specs}
+    if len(set(stems.values())) < len(stems):
+        raise InputError(f"bench kernel --output: expected baselines whose files differ, got {show(specs)}")
+    return {spec: {what: os.path.join(folder, f"{stem}.{what}") for what in ("jsonl", "md")}
+            for spec, stem in stems.items()}  # fmt: skip
 
 
 def _word(text: str) -> str:

@@ -118,8 +118,8 @@ class Settings:
     trials: int = 5
     min_sample_us: float = 1000.0
     l2_multiple: int = 4  # cold: buffers rotate over at least this many times the L2
-    check_limit_s: float = 300.0  # of one worker process
-    row_limit_s: float = 180.0
+    check_limit_s: float = 300.0  # of sixteen regression rows of a worker process
+    row_limit_s: float = 180.0  # of a production row and one baseline
 
 
 @dataclass(frozen=True)
