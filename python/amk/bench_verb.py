@@ -27,7 +27,7 @@ def bench_verb(arguments: Namespace, say: Say) -> Outcome:
         from .tasks.verb import kernel_verb
 
         return kernel_verb(arguments, say)
-    for name in ("stage", "baseline", "output", "list"):
+    for name in ("stage", "baseline", "output", "list", "journal"):
         if getattr(arguments, name):
             raise InputError(f"bench: expected no --{name}, which is of `amk bench kernel`, got one")
     contexts = None if arguments.contexts is None else _contexts(arguments.contexts)

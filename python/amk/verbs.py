@@ -305,6 +305,7 @@ VERBS: tuple[Verb, ...] = (
                 many=True,
             ),
             Option("--output", "with kernel: a directory for results.jsonl and results.md, of each baseline"),
+            Option("--journal", "with kernel: a file that keeps what is measured; a run cut short goes on from it"),
             *_COMMON,
         ),
         _bench,

@@ -191,6 +191,7 @@ PY_ARROWS = {
     "tasks/time_row": {"errors", "tasks/check", "tasks/device", "tasks/judge", "tasks/operands", "tasks/workloads"},
     "tasks/measure": {"errors", "tasks/check", "tasks/judge", "tasks/time_row", "tasks/workloads"},
     "tasks/external": {"errors"},
+    "tasks/journal": {"errors"},
     "tasks/torch_device": {
         *{"errors", "tasks/check", "tasks/device", "tasks/external", "tasks/judge", "tasks/workloads"},
     },
@@ -198,8 +199,8 @@ PY_ARROWS = {
         *{"tasks/check", "tasks/cubins", "tasks/judge", "tasks/stats", "tasks/time_row", "tasks/workloads"},
     },
     "tasks/run": {
-        *{"errors", "gpu_lock", "nvml", "supervisor", "tasks/check", "tasks/external", "tasks/judge", "tasks/measure"},
-        *{"tasks/record", "tasks/workloads"},
+        *{"errors", "gpu_lock", "nvml", "supervisor", "tasks/check", "tasks/external", "tasks/journal"},
+        *{"tasks/judge", "tasks/measure", "tasks/record", "tasks/workloads"},
     },
     "tasks/write": {"tasks/check", "tasks/time_row"},
     "tasks/plot": {"errors", "report/canvas", "tasks/check"},

@@ -26,6 +26,7 @@ from ..gpu_lock import gpu_lock
 from ..supervisor import run_job
 from .check import SIDES, SOLUTION
 from .external import DEVICE_CLASS, IN_REPO, External, find_external
+from .journal import Journal
 from .judge import Refused
 from .measure import load_oracle
 from .record import answer_about, build_row, preflight, proofs, seal
@@ -49,10 +50,12 @@ def run_kernel_bench(
     baselines: Sequence[str] = (IN_REPO,),
     device: str = "auto",
     seed: int = 0,
+    journal: str | None = None,
     progress: Say | None = None,
 ) -> list[dict[str, Any]]:
     """The records of `amk bench kernel NAME`, one for each baseline: "in-repo", "torch", "torch.compile" or
-    "module:function". What is wrong with the request, or with this computer, is raised."""
+    "module:function". journal: a file that keeps what workers have answered; a run that was cut short goes on from it.
+    What is wrong with the request, or with this computer, is raised."""
     say = progress or (lambda text: None)
     task = load_task(name)
     load_oracle(task)
@@ -75,15 +78,27 @@ def run_kernel_bench(
         "command": " ".join(sys.argv), "began": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
     }  # fmt: skip
     answers: dict[str, Mapping[str, Any]] = {}
+    kept = None if journal is None else _journal(journal, run, baselines)
     if not run["reasons"]:
         sides = [SIDES[0] if spec == IN_REPO else spec for spec in baselines]
         with gpu_lock(chosen["uuid"]):
-            answers = _measure(task, rows, run, sides, chosen["index"], say)
+            answers = _measure(task, rows, run, sides, chosen["index"], kept, say)
     run["ended"] = datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
     notes = _notes(run, chosen)
+    if kept is not None and kept.continued:
+        notes.append(f"a run that was cut short, continued from its journal at {run['began']}")
+        run["began"] = kept.began
     return [
         _sealed(task, rows, run, answers, externals.get(spec), notes + _beside(spec, baselines)) for spec in baselines
     ]
+
+
+def _journal(path: str, run: Mapping[str, Any], baselines: Sequence[str]) -> Journal:
+    """Of a run that differs in nothing that a time depends on."""
+    same = ("task", "stage", "seed", "workloads_sha256", "settings", "device", "versions")
+    identity = {name: run[name] for name in same}
+    identity |= {"baselines": list(baselines), "library_sha256": run["library"]["sha256"]}
+    return Journal(path, identity, run["began"])
 
 
 def _sealed(
@@ -121,7 +136,13 @@ def _row(row: Row, answer: dict[str, Any], settings: Settings) -> dict[str, Any]
 
 
 def _measure(
-    task: Task, rows: Sequence[Row], run: dict[str, Any], baselines: Sequence[str], index: int, say: Say
+    task: Task,
+    rows: Sequence[Row],
+    run: dict[str, Any],
+    baselines: Sequence[str],
+    index: int,
+    journal: Journal | None,
+    say: Say,
 ) -> dict[str, Mapping[str, Any]]:
     """The answers, by row; what every record rests on is added to `run`."""
     job = {
@@ -133,7 +154,7 @@ def _measure(
     for at in range(0, len(plain), _ROWS_PER_CHECK):
         some = plain[at : at + _ROWS_PER_CHECK]
         limit_s = task.settings.check_limit_s * math.ceil(len(some) / _ROWS_PER_LIMIT)
-        answers |= _ask({**job, "action": "check"}, some, run, limit_s, say)
+        answers |= _ask({**job, "action": "check"}, some, run, limit_s, journal, say)
     if any(answer["refused"] for answer in answers.values()):
         say("a regression row failed: nothing is timed")
         return answers
@@ -144,23 +165,33 @@ def _measure(
     limit_s = task.settings.row_limit_s * len(baselines) + _COMPILE_S * n_external
     for row in rows:
         if row.kind == "production":
-            answers |= _ask({**job, "action": "time"}, [row], run, limit_s, say)
+            answers |= _ask({**job, "action": "time"}, [row], run, limit_s, journal, say)
     return answers
 
 
 def _ask(
-    job: Mapping[str, Any], rows: Sequence[Row], run: dict[str, Any], limit_s: float, say: Say
+    job: Mapping[str, Any],
+    rows: Sequence[Row],
+    run: dict[str, Any],
+    limit_s: float,
+    journal: Journal | None,
+    say: Say,
 ) -> dict[str, Mapping[str, Any]]:
     """The answers of one worker; what ended it early is the answer of every row that it had."""
     names = [row.name for row in rows]
-    try:
-        facts, _ = run_job({**job, "rows": names}, {}, say, total_s=limit_s)
-    except (Unavailable, OutOfMemory, InputError):
-        raise
-    except AmkError as error:
-        return {row.name: _refused(row, "worker", f"{error.code}: {error}") for row in rows}
+    facts = journal.find(names) if journal is not None else None
+    is_known = facts is not None
+    if facts is None:
+        try:
+            facts, _ = run_job({**job, "rows": names}, {}, say, total_s=limit_s)
+        except (Unavailable, OutOfMemory, InputError):
+            raise
+        except AmkError as error:
+            return {row.name: _refused(row, "worker", f"{error.code}: {error}") for row in rows}
     if facts.get("uuid") != run["device"]["uuid"]:
         raise Unavailable(f"the device changed: expected {run['device']['uuid']}, a worker has {facts.get('uuid')}")
+    if journal is not None and not is_known:
+        journal.add(names, facts)
     run["library_sha256_seen"].append(facts["library_sha256"])
     run["snapshots"].append({"rows": [names[0], names[-1]], "before": facts["snapshots"][0],
                                 "after": facts["snapshots"][-1]})  # fmt: skip

@@ -63,7 +63,13 @@ def kernel_verb(arguments: Namespace, say: Say) -> Outcome:
     contents: dict[str, bytes] = {}
     with WholeFiles(*paths) as whole:
         records = run_kernel_bench(
-            task.name, stage=stage, baselines=specs, device=arguments.device, seed=arguments.seed, progress=say
+            task.name,
+            stage=stage,
+            baselines=specs,
+            device=arguments.device,
+            seed=arguments.seed,
+            journal=arguments.journal,
+            progress=say,
         )
         for spec, record in zip(specs, records, strict=True):
             if not record["valid"]:
