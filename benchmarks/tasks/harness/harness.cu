@@ -8,19 +8,24 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda_resources.h"
+#include "guarded.h"
 
 using amk::Error;
+using amk::task::guarded;
+using amk::task::require;
 
 struct amk_harness {
   int device = 0;
   amk::Stream stream, second;
   amk::Event begin, end;
+  amk::PinnedMemory staging;
+  int64_t staging_bytes = 0;
 };
 
 struct amk_harness_graph {
@@ -36,25 +41,6 @@ using SteadyClock = std::chrono::steady_clock;
 // read.
 constexpr auto kEntryLimit = std::chrono::seconds(2), kReadLimit = std::chrono::seconds(30);
 constexpr long long kQueueCycles = 400'000;  // about 200 us: the time it takes to enqueue some launches of a graph
-
-template <class Body>
-int32_t guarded(Body&& body) noexcept {
-  try {
-    body();
-    return AMK_OK;
-  } catch (const Error& e) {
-    amk::set_last_error(e.what());
-    return e.status();
-  } catch (const std::bad_alloc&) {
-    amk::set_last_error("out of memory");
-    return AMK_ERR_OUT_OF_MEMORY;
-  } catch (const std::exception& e) {
-    amk::set_last_error(e.what());
-    return AMK_ERR_INTERNAL;
-  }
-}
-
-void require(bool ok, const char* what) { AMK_CHECK(ok, AMK_ERR_INVALID_ARGUMENT, "harness: %s", what); }
 
 // Keeps the device busy until the host has enqueued what follows.
 __global__ void wait_cycles(long long cycles) {
@@ -251,6 +237,21 @@ int32_t amk_harness_fill(amk_harness* h, void* to, int32_t byte, int64_t nbytes)
     require(h && to && nbytes >= 0, "fill: expected a harness and an address");
     AMK_CUDA_CHECK(cudaMemsetAsync(to, byte, static_cast<size_t>(nbytes), h->stream.get()));
     AMK_CUDA_CHECK(cudaStreamSynchronize(h->stream.get()));
+  });
+}
+
+int32_t amk_harness_staging(amk_harness* h, int64_t nbytes, void** out) {
+  return guarded([&] {
+    require(h && out && nbytes > 0, "staging: expected a positive number of bytes and where to put the address");
+    if (nbytes > h->staging_bytes) {
+      h->staging_bytes = 0;
+      {
+        const amk::PinnedMemory smaller = std::move(h->staging);
+      }  // freed before the larger one is asked for
+      h->staging = amk::allocate_pinned(static_cast<size_t>(nbytes), "harness: staging");
+      h->staging_bytes = nbytes;
+    }
+    *out = h->staging.get();
   });
 }
 
