@@ -150,7 +150,6 @@ cudaGraph_t capture(cudaStream_t stream, const amk_harness_call_t* calls, int32_
 }  // namespace
 
 int32_t amk_harness_version(void) { return AMK_HARNESS_VERSION; }
-const char* amk_harness_last_error(void) { return amk::last_error(); }
 
 int32_t amk_harness_device_count(int32_t* count) {
   return guarded([&] {

@@ -1,7 +1,7 @@
 // Passes over operands in host memory, on all cores: what an output must be, bytes that differ, rounding to bf16.
 // In: storage without gaps, the oracle's float64. Out: counts, indices, the largest error; the judge of
 // python/amk/tasks decides. Every element is computed alone, and what is gathered does not depend on the order: counts,
-// a minimum of indices, a maximum. Needs no CUDA.
+// a minimum of indices, a maximum. Needs no CUDA, and no other source of the harness.
 #include <malloc.h>
 
 #include <algorithm>
@@ -181,6 +181,8 @@ uint16_t to_bf16(float x) {
 
 }  // namespace
 
+const char* amk_harness_last_error(void) { return amk::last_error(); }
+
 int32_t amk_harness_judge(const void* got, int32_t dtype, const double* want, int64_t count, double atol, double rtol,
                           amk_harness_judgement_t* out) {
   return guarded([&] {
@@ -193,7 +195,7 @@ int32_t amk_harness_judge(const void* got, int32_t dtype, const double* want, in
       case AMK_DTYPE_I32: return judge<int32_t>(got, want, count, atol, rtol, *out);
       case AMK_TASK_DTYPE_I64: return judge<int64_t>(got, want, count, atol, rtol, *out);
       case AMK_DTYPE_U8: return judge<uint8_t>(got, want, count, atol, rtol, *out);
-      default: AMK_CHECK(false, AMK_ERR_UNSUPPORTED, "harness: judge: dtype %d has no values to compare", dtype);
+      default: AMK_CHECK(false, AMK_ERR_INVALID_ARGUMENT, "harness: judge: dtype %d has no values to compare", dtype);
     }
   });
 }
@@ -235,6 +237,6 @@ int32_t amk_harness_keep_freed_memory(void) {
   return guarded([] {
     // One arena that grows by brk, never trimmed; no block is a mapping of its own, which would go back when freed.
     const bool ok = mallopt(M_ARENA_MAX, 1) && mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, -1);
-    AMK_CHECK(ok, AMK_ERR_UNSUPPORTED, "harness: this C library does not keep what is freed (mallopt)");
+    AMK_CHECK(ok, AMK_ERR_UNAVAILABLE, "harness: this C library does not keep what is freed (mallopt)");
   });
 }

@@ -122,7 +122,7 @@ typedef struct amk_harness_judgement_t {
   int64_t first_non_finite; /* index of the first element that is NaN or infinite where `want` is finite; or -1 */
   int64_t first_non_finite_oracle; /* index of the first `want` that is NaN or infinite; or -1 */
 } amk_harness_judgement_t;
-/* `count` elements without gaps; dtype: amk_dtype F32, F16, BF16, I32, U8, or AMK_TASK_DTYPE_I64, else UNSUPPORTED.
+/* `count` elements without gaps; dtype: amk_dtype F32, F16, BF16, I32, U8, or AMK_TASK_DTYPE_I64, else INVALID_ARGUMENT.
  * `got` is aligned to its element. */
 int32_t amk_harness_judge(const void* got, int32_t dtype, const double* want, int64_t count, double atol, double rtol,
                           amk_harness_judgement_t* out);

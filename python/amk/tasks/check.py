@@ -234,10 +234,10 @@ def _check_trials(
     earlier: Mapping[str, NDArray[np.float64]] | None = None
     number = 0  # not of enumerate, which would hold a trial while the next is made
     for trial in trials:
-        pristine.load(trial)
         for side in tuple(contest.sides):
             with contest.judged(side):
                 entry = device.entry(task, side)
+                pristine.load(trial)  # for each side anew: what one does to it is not found in another's launch
                 if number < CHECK_TRIALS - 1:
                     pristine.lay_down(address, trial)
                 if number == 0:
@@ -268,11 +268,10 @@ def check_trial(
 ) -> dict[str, float]:
     """What lies at `address` after a launch that found the trial's bytes there: (largest errors)."""
     begin, end = block.out_begin, block.out_end
-    after = device.download(address + begin, end - begin)
-    found = judge_outputs(block, trial.image[begin:end], after, trial.expected, earlier)
     if begin and not same_bytes(device.download(address, begin), trial.image[:begin]):
         raise Refused("input-changed", "the inputs, or what lies between them, are not what they were")
-    return found
+    after = device.download(address + begin, end - begin)
+    return judge_outputs(block, trial.image[begin:end], after, trial.expected, earlier)
 
 
 def _run_held(device: TaskDevice, entry: Any, call: Call, block: Block, address: int, trial: Trial) -> None:

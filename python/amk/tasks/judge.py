@@ -77,10 +77,11 @@ def judge_in_numpy(got: NDArray[Any], dtype: str, want: NDArray[np.float64], lim
     flat, wanted = got.reshape(-1), np.ascontiguousarray(want, np.float64).reshape(-1)
 
     def judge(part: slice) -> Judgement:
-        value, want = values_of(flat[part], dtype).astype(np.float64), wanted[part]
-        finite, finite_oracle = np.isfinite(value), np.isfinite(want)
+        want = wanted[part]
         with np.errstate(invalid="ignore", over="ignore"):
+            value = values_of(flat[part], dtype).astype(np.float64)
             error, tolerated = np.abs(value - want), limit.atol + limit.rtol * np.abs(want)
+        finite, finite_oracle = np.isfinite(value), np.isfinite(want)
         return Judgement(
             float(error.max(initial=0.0, where=finite & finite_oracle)),
             int(np.count_nonzero(~(error <= tolerated))),
