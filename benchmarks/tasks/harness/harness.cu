@@ -15,6 +15,7 @@
 
 #include "cuda_resources.h"
 #include "guarded.h"
+#include "pieces.h"
 
 using amk::Error;
 using amk::task::guarded;
@@ -40,6 +41,7 @@ using SteadyClock = std::chrono::steady_clock;
 // How long a stream is held for an entry to return, and how much longer for its outputs, of up to a gigabyte, to be
 // read.
 constexpr auto kEntryLimit = std::chrono::seconds(2), kReadLimit = std::chrono::seconds(30);
+constexpr int64_t kStagedBytes = 1 << 20;    // an upload of as many goes through page-locked memory
 constexpr long long kQueueCycles = 400'000;  // about 200 us: the time it takes to enqueue some launches of a graph
 
 // Keeps the device busy until the host has enqueued what follows.
@@ -47,6 +49,16 @@ __global__ void wait_cycles(long long cycles) {
   const long long start = clock64();
   while (clock64() - start < cycles) {
   }
+}
+
+void* staging(amk_harness& h, int64_t nbytes) {
+  if (nbytes > h.staging_bytes) {
+    h.staging_bytes = 0;
+    amk::PinnedMemory{std::move(h.staging)};  // freed before the larger one is asked for
+    h.staging = amk::allocate_pinned(static_cast<size_t>(nbytes), "harness: staging");
+    h.staging_bytes = nbytes;
+  }
+  return h.staging.get();
 }
 
 int32_t call_entry(const amk_harness_call_t& call, cudaStream_t stream) {
@@ -223,7 +235,16 @@ static int32_t move(amk_harness* h, void* to, const void* from, int64_t nbytes, 
   });
 }
 int32_t amk_harness_upload(amk_harness* h, void* to, const void* from, int64_t nbytes) {
-  return move(h, to, from, nbytes, cudaMemcpyHostToDevice);
+  if (!h || !from || nbytes < kStagedBytes) return move(h, to, from, nbytes, cudaMemcpyHostToDevice);
+  void* staged = nullptr;
+  const int32_t status = guarded([&] {
+    staged = staging(*h, nbytes);
+    amk::task::each_piece(nbytes, [&](int64_t, int64_t begin, int64_t end) {
+      std::memcpy(static_cast<char*>(staged) + begin, static_cast<const char*>(from) + begin,
+                  static_cast<size_t>(end - begin));
+    });
+  });
+  return status ? status : move(h, to, staged, nbytes, cudaMemcpyHostToDevice);
 }
 int32_t amk_harness_download(amk_harness* h, void* to, const void* from, int64_t nbytes) {
   return move(h, to, from, nbytes, cudaMemcpyDeviceToHost);
@@ -242,15 +263,7 @@ int32_t amk_harness_fill(amk_harness* h, void* to, int32_t byte, int64_t nbytes)
 int32_t amk_harness_staging(amk_harness* h, int64_t nbytes, void** out) {
   return guarded([&] {
     require(h && out && nbytes > 0, "staging: expected a positive number of bytes and where to put the address");
-    if (nbytes > h->staging_bytes) {
-      h->staging_bytes = 0;
-      {
-        const amk::PinnedMemory smaller = std::move(h->staging);
-      }  // freed before the larger one is asked for
-      h->staging = amk::allocate_pinned(static_cast<size_t>(nbytes), "harness: staging");
-      h->staging_bytes = nbytes;
-    }
-    *out = h->staging.get();
+    *out = staging(*h, nbytes);
   });
 }
 

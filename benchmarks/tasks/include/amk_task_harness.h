@@ -63,7 +63,8 @@ int32_t amk_harness_download(amk_harness* harness, void* to, const void* from, i
 int32_t amk_harness_move(amk_harness* harness, void* to, const void* from, int64_t nbytes);
 int32_t amk_harness_fill(amk_harness* harness, void* to, int32_t byte, int64_t nbytes);
 /* Page-locked host memory of the harness, at least `nbytes`, which the bus reads and writes at its own speed. There is
- * one: a later call that asks for more frees it and hands out another; amk_harness_destroy frees the last. */
+ * one: an upload of a megabyte or more passes through it; a call that asks for more frees it and makes another, and
+ * amk_harness_destroy frees the last. Never while the stream is held back. */
 int32_t amk_harness_staging(amk_harness* harness, int64_t nbytes, void** out);
 
 /* ---- calls ------------------------------------------------------------------------------------------------- */
@@ -122,8 +123,8 @@ typedef struct amk_harness_judgement_t {
   int64_t first_non_finite; /* index of the first element that is NaN or infinite where `want` is finite; or -1 */
   int64_t first_non_finite_oracle; /* index of the first `want` that is NaN or infinite; or -1 */
 } amk_harness_judgement_t;
-/* `count` elements without gaps; dtype: amk_dtype F32, F16, BF16, I32, U8, or AMK_TASK_DTYPE_I64, else INVALID_ARGUMENT.
- * `got` is aligned to its element. */
+/* `count` elements without gaps; dtype: amk_dtype F32, F16, BF16, I32, U8, or AMK_TASK_DTYPE_I64, else
+ * INVALID_ARGUMENT. `got` is aligned to its element. */
 int32_t amk_harness_judge(const void* got, int32_t dtype, const double* want, int64_t count, double atol, double rtol,
                           amk_harness_judgement_t* out);
 /* Bytes that differ. */

@@ -76,7 +76,7 @@ class TaskDevice(Protocol):
 
     def upload(self, address: int, data: NDArray[np.uint8]) -> None: ...
 
-    # What it returns, and what `run_held` does, is read before the next call of either: it may be one buffer.
+    # What it and `run_held` return is read before the next call of either, or of `upload`: it may be one buffer.
     def download(self, address: int, nbytes: int) -> NDArray[np.uint8]: ...
 
     def move(self, to: int, source: int, nbytes: int) -> None: ...
@@ -179,8 +179,8 @@ class HarnessDevice:
         self._library.check(lib.amk_harness_upload(self._h, self._pointer(address), source, data.nbytes))
 
     def download(self, address: int, nbytes: int) -> NDArray[np.uint8]:
-        """Of more than a few bytes, the harness's one page-locked buffer: read it before the next call of this or of
-        `run_held`."""
+        """Of more than a megabyte, the harness's one page-locked buffer: read it before the next call of this, of
+        `run_held` or of `upload`."""
         staging, out = self._staging(nbytes)
         self._library.check(self._library.lib.amk_harness_download(self._h, staging, self._pointer(address), nbytes))
         return out.copy() if nbytes <= _COPIED_BYTES else out

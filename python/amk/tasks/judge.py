@@ -67,7 +67,7 @@ class Refused(Rejected):
 def judgement(got: NDArray[Any], dtype: str, want: NDArray[np.float64], limit: Tolerance) -> Judgement:
     """Storage `got` against what it should be, of one shape: natively where that can be, and `got` has no gaps."""
     code = native()
-    if code is None or not got.flags.c_contiguous:
+    if code is None or not (got.flags.c_contiguous and got.flags.aligned):
         return judge_in_numpy(got, dtype, want, limit)
     return code.judge(got, dtype, np.ascontiguousarray(want, np.float64), limit.atol, limit.rtol)
 

@@ -87,7 +87,7 @@ class Block:
         at = 0
         for names, specs in ((operands["inputs"], row.inputs), (operands["outputs"], row.outputs)):
             if specs is row.outputs:
-                self.out_begin = at
+                self.out_begin = at = _up(at)
             for name in names:
                 if name in specs:
                     at = _up(at + GUARD_BYTES)
