@@ -106,7 +106,7 @@ def test_an_output_is_judged_element_by_element() -> None:
             judged(values=values)
         assert caught.value.reason == reason
     with pytest.raises(Refused) as caught:
-        judged(values=good + 1, earlier={"y": good + 1})
+        judged(values=good + 1, earlier=lambda: {"y": good + 1})
     assert caught.value.reason == "cached-result"
 
 

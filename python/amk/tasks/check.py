@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,16 +205,14 @@ def check_row(
     """Both sides of the repository, or all of a contest."""
     contest = contest or Contest()
     block = Block(row, oracle.OPERANDS)
-    numbers = range(CHECK_TRIALS if row.rejects is None else 1)
     address = device.allocate(block.nbytes)
     try:
         if row.rejects is not None:
-            (trial,) = make_trials(block, oracle, numbers, beat)
+            trial = make_trial(block, oracle, 0)
             _check_rejection(device, task, block, address, trial, contest)
             return {"errors": {}, "kernels": {}, "trials": 1}
         with closing(Pristine(device, block)) as pristine:
-            trials = make_trials(block, oracle, numbers, beat)
-            return _check_trials(device, task, block, address, pristine, trials, beat, contest)
+            return _check_trials(device, task, block, oracle, address, pristine, beat, contest)
     finally:
         device.free(address)
 
@@ -222,23 +221,23 @@ def _check_trials(
     device: TaskDevice,
     task: str,
     block: Block,
+    oracle: Any,
     address: int,
     pristine: Pristine,
-    trials: Iterator[Trial],
     beat: Callable[[], None],
     contest: Contest,
 ) -> dict[str, Any]:
     call = call_at(block, address)
     errors: dict[str, dict[str, float]] = {side: {} for side in contest.sides}
     kernels: dict[str, list[dict[str, Any]]] = {}
-    earlier: Mapping[str, NDArray[np.float64]] | None = None
+    earlier: Callable[[], Mapping[str, NDArray[np.float64]]] | None = None
     number = 0  # not of enumerate, which would hold a trial while the next is made
-    for trial in trials:
+    for trial in make_trials(block, oracle, range(CHECK_TRIALS), beat):
         for side in tuple(contest.sides):
             with contest.judged(side):
                 entry = device.entry(task, side)
-                pristine.load(trial)  # for each side anew: what one does to it is not found in another's launch
                 if number < CHECK_TRIALS - 1:
+                    pristine.load(trial)  # for each side anew: what one does to it is not found in another's launch
                     pristine.lay_down(address, trial)
                 if number == 0:
                     _require_status(device.run(entry, call), 0)
@@ -249,7 +248,7 @@ def _check_trials(
                 found = check_trial(device, block, address, trial, earlier)
                 beat()
                 errors[side] = {name: max(found[name], errors[side].get(name, 0.0)) for name in found}
-        earlier = trial.expected
+        earlier = partial(_expected, block, oracle, number)
         number += 1
         del trial
     return {
@@ -259,12 +258,17 @@ def _check_trials(
     }
 
 
+def _expected(block: Block, oracle: Any, number: int) -> Mapping[str, NDArray[np.float64]]:
+    """Made again when it is asked for: it is larger than all operands together."""
+    return make_trial(block, oracle, number).expected
+
+
 def check_trial(
     device: TaskDevice,
     block: Block,
     address: int,
     trial: Trial,
-    earlier: Mapping[str, NDArray[np.float64]] | None = None,
+    earlier: Callable[[], Mapping[str, NDArray[np.float64]]] | None = None,
 ) -> dict[str, float]:
     """What lies at `address` after a launch that found the trial's bytes there: (largest errors)."""
     begin, end = block.out_begin, block.out_end
@@ -290,6 +294,7 @@ def _run_captured(
     """The inputs come after the capture: what ran during it, a warm-up or a fraud, neither counts nor spoils them."""
     graph = device.graph(entry, [call], 1)
     try:
+        pristine.load(trial)
         pristine.lay_down(address, trial)
         graph.time(1)
         graph.publish()

@@ -6,7 +6,7 @@ a sentence. A comparison that zeros, or what stood there before, would pass as w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -160,10 +160,10 @@ def judge_outputs(
     before: NDArray[np.uint8],
     after: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float64]],
-    earlier: Mapping[str, NDArray[np.float64]] | None = None,
+    earlier: Callable[[], Mapping[str, NDArray[np.float64]]] | None = None,
 ) -> dict[str, float]:
-    """The largest error of each output. Both arrays hold the bytes from out_begin to out_end; `earlier` is what earlier
-    inputs gave at the same addresses."""
+    """The largest error of each output. Both arrays hold the bytes from out_begin to out_end; `earlier` makes what
+    earlier inputs gave at the same addresses, which is asked for where an output is wrong."""
     errors = {}
     for name, spec in block.row.outputs.items():
         place = block.places[name]
@@ -178,7 +178,7 @@ def judge_outputs(
             )
         worst, outside = _require_finite(name, got, spec.dtype, expected[name], found)
         if outside:
-            if earlier is not None and compare(name, got, spec.dtype, earlier[name], limit)[1] == 0:
+            if earlier is not None and compare(name, got, spec.dtype, earlier()[name], limit)[1] == 0:
                 raise Refused("cached-result", f"{name}: it is the result of earlier inputs at the same addresses")
             raise Refused(
                 "wrong-value",
