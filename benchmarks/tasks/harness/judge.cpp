@@ -42,11 +42,10 @@ double widen(Bf16 x) { return static_cast<double>(std::bit_cast<float>(static_ca
 double widen(F16 x) {
   constexpr uint32_t kLargestExponent = 0x1F, kShift = 13, kRebias = 127 - 15;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7FFF) << kShift, exponent = (x.bits >> 10) & 0x1F;
-  const uint32_t rebias = exponent == kLargestExponent ? 2 * kRebias : kRebias;
-  const double number = std::bit_cast<float>(magnitude + (rebias << 23));
-  const double denormal = static_cast<double>(x.bits & 0x3FF) * 0x1p-24;
-  const double size = exponent == 0 ? denormal : number;
-  return x.bits & 0x8000 ? -size : size;
+  const uint32_t number = magnitude + ((exponent == kLargestExponent ? 2 * kRebias : kRebias) << 23);
+  const uint32_t denormal = std::bit_cast<uint32_t>(static_cast<float>(x.bits & 0x3FF) * 0x1p-24F);
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
+  return static_cast<double>(std::bit_cast<float>((exponent == 0 ? denormal : number) | sign));
 }
 
 // Whether all bytes are 0xFF; of an integer, where that number is not what is wanted.
@@ -62,7 +61,7 @@ bool is_unwritten(Storage x, double want) {
 
 typedef double Lanes __attribute__((vector_size(2 * sizeof(double))));   // what every x86-64 and aarch64 has
 typedef int64_t Mask __attribute__((vector_size(2 * sizeof(int64_t))));  // -1 where true
-constexpr int64_t kLanes = 2;
+constexpr int64_t kLanes = 2, kChains = 2, kStep = kLanes * kChains;     // maxima side by side: none waits for another
 
 Lanes magnitude(Lanes x) {
   constexpr int64_t kNoSign = std::numeric_limits<int64_t>::max();
@@ -72,26 +71,36 @@ Lanes everywhere(double x) { return Lanes{x, x}; }
 
 // What one thread found.
 struct alignas(64) Found {
-  Lanes largest{};
-  Mask inside{}, zeros_outside{};
-  int64_t n_padded = 0;  // lanes beyond the last element: zeros, which are inside where anything is
+  double largest = 0;
+  int64_t inside = 0, zeros_outside = 0;
+  int64_t n_padded = 0;  // zeros behind the last element of a run, where zero is wanted: they are inside
   int64_t unwritten = 0, first_non_finite = kNone, first_non_finite_oracle = kNone;
 };
 
-// `n` lanes of a run; true where all are finite.
-bool judge_lanes(const double* got, const double* want, int64_t n, double atol, double rtol, Found& found) {
+// `n` elements of a run, a multiple of kStep; true where all are finite.
+bool judge_run(const double* got, const double* want, int64_t n, double atol, double rtol, Found& found) {
   const Lanes limit = everywhere(atol), share = everywhere(rtol), most = everywhere(std::numeric_limits<double>::max());
-  Mask all_finite = {-1, -1};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    Lanes value, wanted;
-    std::memcpy(&value, got + i, sizeof value);
-    std::memcpy(&wanted, want + i, sizeof wanted);
-    const Lanes size = magnitude(wanted), error = magnitude(value - wanted), tolerated = limit + share * size;
-    const Mask finite = (magnitude(value) <= most) & (size <= most);
-    found.inside -= error <= tolerated;
-    found.zeros_outside -= size > tolerated;
-    found.largest = (finite & (error > found.largest)) ? error : found.largest;
-    all_finite &= finite;
+  Lanes largest[kChains]{};
+  Mask all_finite = {-1, -1}, inside{}, zeros_outside{};
+  for (int64_t i = 0; i < n; i += kStep) {
+    for (int64_t chain = 0; chain < kChains; ++chain) {
+      Lanes value, wanted;
+      std::memcpy(&value, got + i + chain * kLanes, sizeof value);
+      std::memcpy(&wanted, want + i + chain * kLanes, sizeof wanted);
+      const Lanes size = magnitude(wanted), error = magnitude(value - wanted), tolerated = limit + share * size;
+      const Mask finite = (magnitude(value) <= most) & (size <= most);
+      inside -= error <= tolerated;
+      zeros_outside -= size > tolerated;
+      const Lanes counted = (Lanes)((Mask)error & finite);  // else 0
+      largest[chain] = counted > largest[chain] ? counted : largest[chain];
+      all_finite &= finite;
+    }
+  }
+  for (const Lanes& one : largest)
+    for (int64_t i = 0; i < kLanes; ++i) found.largest = std::max(found.largest, one[i]);
+  for (int64_t i = 0; i < kLanes; ++i) {
+    found.inside += inside[i];
+    found.zeros_outside += zeros_outside[i];
   }
   return all_finite[0] & all_finite[1];
 }
@@ -101,16 +110,17 @@ bool is_finite(double x) { return magnitude(everywhere(x))[0] <= std::numeric_li
 template <class Storage>
 void judge_piece(const Storage* got, const double* want, int64_t begin, int64_t end, double atol, double rtol,
                  Found& found) {
-  double values[kRun], wanted[kLanes];
+  static_assert(kRun % kStep == 0);
+  double values[kRun], wanted[kStep];
   for (int64_t at = begin; at < end; at += kRun) {
-    const int64_t n = std::min(kRun, end - at), whole = n - n % kLanes;
+    const int64_t n = std::min(kRun, end - at), whole = n - n % kStep;
     for (int64_t i = 0; i < n; ++i) values[i] = widen(got[at + i]);
-    bool finite = judge_lanes(values, want + at, whole, atol, rtol, found);
+    bool finite = judge_run(values, want + at, whole, atol, rtol, found);
     if (whole < n) {
-      for (int64_t i = 0; i < kLanes; ++i) wanted[i] = whole + i < n ? want[at + whole + i] : 0;
-      for (int64_t i = n; i < whole + kLanes; ++i) values[i] = 0;
-      found.n_padded += whole + kLanes - n;
-      finite &= judge_lanes(values + whole, wanted, kLanes, atol, rtol, found);
+      for (int64_t i = 0; i < kStep; ++i) wanted[i] = whole + i < n ? want[at + whole + i] : 0;
+      for (int64_t i = n; i < whole + kStep; ++i) values[i] = 0;
+      found.n_padded += whole + kStep - n;
+      finite &= judge_run(values + whole, wanted, kStep, atol, rtol, found);
     }
     if (finite && !std::numeric_limits<Storage>::is_integer) continue;  // poison of floats is NaN
     for (int64_t i = 0; i < n; ++i) {
@@ -136,11 +146,9 @@ void judge(const void* got, const double* want, int64_t count, double atol, doub
   out = {};
   out.first_non_finite = out.first_non_finite_oracle = kNone;
   for (const Found& found : of_thread) {
-    for (int i = 0; i < kLanes; ++i) {
-      out.largest = std::max(out.largest, found.largest[i]);
-      out.zeros_outside += found.zeros_outside[i];
-      inside += found.inside[i];
-    }
+    out.largest = std::max(out.largest, found.largest);
+    out.zeros_outside += found.zeros_outside;
+    inside += found.inside;
     n_padded += found.n_padded;
     out.unwritten += found.unwritten;
     out.first_non_finite = std::min(out.first_non_finite, found.first_non_finite);
