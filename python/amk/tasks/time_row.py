@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -155,8 +154,8 @@ def time_row(
     buffers = _Buffers(device, block, moved, facts["l2_bytes"], facts["memory_bytes"], settings.l2_multiple)
     contestants: dict[str, dict[str, _Contestant]] = {}
     try:
-        first = next(trials)
-        buffers.load(first)
+        made = [next(trials)]
+        buffers.load(made[0])
         ways = {}
         for mode in MODES:
             contestants[mode] = {}
@@ -169,8 +168,7 @@ def time_row(
                 beat()
             copy, ways[mode] = _best_copy(device, buffers.copy_calls()[:n_sets], settings, beat)
             contestants[mode][COPY] = copy
-        trials, first = chain([first], trials), None
-        found = _trials(device, buffers, contestants, contest, trials, settings, seed, beat)
+        found = _trials(device, buffers, contestants, contest, _all_of(made, trials), settings, seed, beat)
         timed = (*contest.sides, COPY)
         return {
             **found,
@@ -186,6 +184,13 @@ def time_row(
             for contestant in table.values():
                 contestant.close()
         buffers.close()
+
+
+def _all_of(made: list[Trial], more: Iterator[Trial]) -> Iterator[Trial]:
+    """As itertools.chain, which would hold the first until the end."""
+    while made:
+        yield made.pop(0)
+    yield from more
 
 
 def _trials(
