@@ -368,6 +368,23 @@ class ChangesInput(Honest):
         return 0
 
 
+class SpoilsPristine(Honest):
+    """Finds where the inputs are kept for later launches, and writes what it read and made to all of that memory."""
+
+    def cheat(self, call: Call, stream: list[Operation]) -> int:
+        (y,) = call.outputs
+
+        def elsewhere() -> None:
+            self.write(call, self.result(call))
+            mine = max(start for start in self._memory if start <= y.address)
+            for start, memory in self._memory.items():
+                if start != mine and memory.size > 1000:
+                    memory[256:260] ^= 1
+
+        stream.append(elsewhere)
+        return 0
+
+
 class RefusesNothing(Honest):
     """Returns success for a row that it has to refuse, as a crash of the index arithmetic would."""
 

@@ -174,6 +174,23 @@ def test_every_way_of_copying_copies() -> None:
     device.close()
 
 
+def test_what_is_copied_is_what_was_there_also_when_the_staging_memory_grows() -> None:
+    device = HarnessDevice(0)
+    device.open()
+    memory = device.allocate(24_000_000)
+    rng = np.random.default_rng(1)
+    for nbytes in (1, 1000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5_000_003, 23_999_999, 3_000_000):
+        data = rng.integers(0, 256, nbytes).astype(np.uint8)
+        device.upload(memory, data)
+        small = device.download(memory, min(nbytes, 1000))
+        seen = device.download(memory, nbytes)
+        np.testing.assert_array_equal(seen, data, err_msg=str(nbytes))
+        assert not seen.flags.writeable or nbytes <= 1 << 20
+        np.testing.assert_array_equal(small, data[:1000])  # a copy: the next download left it alone
+    device.free(memory)
+    device.close()
+
+
 def test_a_graph_takes_as_long_as_its_launches() -> None:
     """Twice the replays, about twice the time; the wait that hides the host's gaps is not in it."""
     device = HarnessDevice(0)

@@ -183,8 +183,9 @@ PY_ARROWS = {
     "tasks/oracles/residual_gate_add": set(),  # a judge that shares nothing with what it judges
     "tasks/stats": set(),
     "tasks/cubins": {"errors"},
-    "tasks/operands": {"errors", "tasks/workloads"},
-    "tasks/judge": {"errors", "tasks/operands", "tasks/workloads"},
+    "tasks/native": {"_lib", "errors", "tasks/harness_library", "tasks/workloads"},
+    "tasks/operands": {"errors", "tasks/native", "tasks/workloads"},
+    "tasks/judge": {"errors", "tasks/native", "tasks/operands", "tasks/workloads"},
     "tasks/harness_library": {"_amk_tasks_abi", "_lib", "errors"},  # the border of the small library
     "tasks/device": {"_lib", "errors", "nvml", "tasks/cubins", "tasks/harness_library", "tasks/workloads"},
     "tasks/check": {"_lib", "errors", "tasks/device", "tasks/judge", "tasks/operands", "tasks/workloads"},

@@ -113,6 +113,7 @@ def test_only_full_counts(folder: Path, monkeypatch: pytest.MonkeyPatch, stage: 
         ("OutOfBounds", "out-of-bounds"),
         ("FillsTheGaps", "out-of-bounds"),
         ("ChangesInput", "input-changed"),
+        ("SpoilsPristine", "input-changed"),
         ("RefusesNothing", "status"),
         ("Replaced", "changed-library"),
     ],

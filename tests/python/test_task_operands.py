@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import amk
+import fake_task_devices
 from amk.errors import BuildMismatch
 from amk.oracle import round_to, to_float64
+from amk.tasks import check
 from amk.tasks.cubins import prove, read_cubins
 from amk.tasks.judge import Refused, compare, judge_outputs
 from amk.tasks.operands import POISON, FreshInputs, stored, values_of
+from amk.tasks.oracles import residual_gate_add as oracle
 from amk.tasks.stats import describe, means
-from amk.tasks.workloads import Tolerance
-from test_tasks import block_of, spec
+from amk.tasks.time_row import time_row
+from amk.tasks.workloads import Settings, Tolerance
+from small_task import row
+from test_tasks import block_of, parse, spec
 
 # --- operands -------------------------------------------------------------------------------------------------------
 
@@ -49,6 +55,8 @@ def test_operands_lie_apart_between_guards_and_poison() -> None:
     assert ends[0][0] >= 256 and all(b[0] - a[1] >= 256 for a, b in zip(ends, ends[1:], strict=False))
     assert block.nbytes - ends[-1][1] >= 256
     assert (image[block.out_begin : block.out_end] == POISON).all()
+    # What is downloaded from there on keeps the alignment of the outputs, which have a whole guard in it.
+    assert block.out_begin % 256 == 0 and block.places["y"].offset - block.out_begin >= 256
 
 
 @pytest.mark.parametrize("stride", [[3, 1], [5, 1], [1, 4]])
@@ -74,6 +82,28 @@ def test_fresh_inputs_are_fresh_and_the_same_for_the_same_number() -> None:
     large = FreshInputs.of(7, 0).standard_normal((3, 2_000_003), np.float32)
     assert large.shape == (3, 2_000_003) and abs(large.std() - 1) < 0.01
     assert not np.array_equal(large[0], large[1])
+
+
+def test_a_large_trial_is_made_when_the_one_before_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is what the next is made in: only one may be alive, in the check and in the timing."""
+    alive: list[int] = []
+    made: list[weakref.ref[check.Trial]] = []
+
+    def spied(*arguments: Any) -> check.Trial:
+        alive.append(sum(one() is not None for one in made))
+        trial = make_trial(*arguments)
+        made.append(weakref.ref(trial))
+        return trial
+
+    make_trial = check.make_trial
+    monkeypatch.setattr(check, "make_trial", spied)
+    monkeypatch.setattr(check, "_MOST_AT_ONCE", 1)
+    (found,) = parse(row("one", "production", "bf16", [1, 12, 8]))
+    device = fake_task_devices.Honest(0)
+    check.check_row(device, "residual_gate_add", found, oracle)
+    limits = Settings(warmup_rounds=1, iterations=1, trials=4, min_sample_us=1.0)
+    time_row(device, "residual_gate_add", found, oracle, limits, 0)
+    assert alive == [0] * (check.CHECK_TRIALS + 4)
 
 
 # --- comparison -----------------------------------------------------------------------------------------------------
@@ -104,7 +134,7 @@ def test_an_output_is_judged_element_by_element() -> None:
             judged(values=values)
         assert caught.value.reason == reason
     with pytest.raises(Refused) as caught:
-        judged(values=good + 1, earlier={"y": good + 1})
+        judged(values=good + 1, earlier=lambda: {"y": good + 1})
     assert caught.value.reason == "cached-result"
 
 

@@ -8,19 +8,25 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda_resources.h"
+#include "guarded.h"
+#include "pieces.h"
 
 using amk::Error;
+using amk::task::guarded;
+using amk::task::require;
 
 struct amk_harness {
   int device = 0;
   amk::Stream stream, second;
   amk::Event begin, end;
+  amk::PinnedMemory staging;
+  int64_t staging_bytes = 0;
 };
 
 struct amk_harness_graph {
@@ -35,32 +41,24 @@ using SteadyClock = std::chrono::steady_clock;
 // How long a stream is held for an entry to return, and how much longer for its outputs, of up to a gigabyte, to be
 // read.
 constexpr auto kEntryLimit = std::chrono::seconds(2), kReadLimit = std::chrono::seconds(30);
+constexpr int64_t kStagedBytes = 1 << 20;    // an upload of as many goes through page-locked memory
 constexpr long long kQueueCycles = 400'000;  // about 200 us: the time it takes to enqueue some launches of a graph
-
-template <class Body>
-int32_t guarded(Body&& body) noexcept {
-  try {
-    body();
-    return AMK_OK;
-  } catch (const Error& e) {
-    amk::set_last_error(e.what());
-    return e.status();
-  } catch (const std::bad_alloc&) {
-    amk::set_last_error("out of memory");
-    return AMK_ERR_OUT_OF_MEMORY;
-  } catch (const std::exception& e) {
-    amk::set_last_error(e.what());
-    return AMK_ERR_INTERNAL;
-  }
-}
-
-void require(bool ok, const char* what) { AMK_CHECK(ok, AMK_ERR_INVALID_ARGUMENT, "harness: %s", what); }
 
 // Keeps the device busy until the host has enqueued what follows.
 __global__ void wait_cycles(long long cycles) {
   const long long start = clock64();
   while (clock64() - start < cycles) {
   }
+}
+
+void* staging(amk_harness& h, int64_t nbytes) {
+  if (nbytes > h.staging_bytes) {
+    h.staging_bytes = 0;
+    amk::PinnedMemory{std::move(h.staging)};  // freed before the larger one is asked for
+    h.staging = amk::allocate_pinned(static_cast<size_t>(nbytes), "harness: staging");
+    h.staging_bytes = nbytes;
+  }
+  return h.staging.get();
 }
 
 int32_t call_entry(const amk_harness_call_t& call, cudaStream_t stream) {
@@ -164,7 +162,6 @@ cudaGraph_t capture(cudaStream_t stream, const amk_harness_call_t* calls, int32_
 }  // namespace
 
 int32_t amk_harness_version(void) { return AMK_HARNESS_VERSION; }
-const char* amk_harness_last_error(void) { return amk::last_error(); }
 
 int32_t amk_harness_device_count(int32_t* count) {
   return guarded([&] {
@@ -238,7 +235,16 @@ static int32_t move(amk_harness* h, void* to, const void* from, int64_t nbytes, 
   });
 }
 int32_t amk_harness_upload(amk_harness* h, void* to, const void* from, int64_t nbytes) {
-  return move(h, to, from, nbytes, cudaMemcpyHostToDevice);
+  if (!h || !from || nbytes < kStagedBytes) return move(h, to, from, nbytes, cudaMemcpyHostToDevice);
+  void* staged = nullptr;
+  const int32_t status = guarded([&] {
+    staged = staging(*h, nbytes);
+    amk::task::each_piece(nbytes, [&](int64_t, int64_t begin, int64_t end) {
+      std::memcpy(static_cast<char*>(staged) + begin, static_cast<const char*>(from) + begin,
+                  static_cast<size_t>(end - begin));
+    });
+  });
+  return status ? status : move(h, to, staged, nbytes, cudaMemcpyHostToDevice);
 }
 int32_t amk_harness_download(amk_harness* h, void* to, const void* from, int64_t nbytes) {
   return move(h, to, from, nbytes, cudaMemcpyDeviceToHost);
@@ -251,6 +257,13 @@ int32_t amk_harness_fill(amk_harness* h, void* to, int32_t byte, int64_t nbytes)
     require(h && to && nbytes >= 0, "fill: expected a harness and an address");
     AMK_CUDA_CHECK(cudaMemsetAsync(to, byte, static_cast<size_t>(nbytes), h->stream.get()));
     AMK_CUDA_CHECK(cudaStreamSynchronize(h->stream.get()));
+  });
+}
+
+int32_t amk_harness_staging(amk_harness* h, int64_t nbytes, void** out) {
+  return guarded([&] {
+    require(h && out && nbytes > 0, "staging: expected a positive number of bytes and where to put the address");
+    *out = staging(*h, nbytes);
   });
 }
 

@@ -2,8 +2,9 @@
  * amk-cdef marks, after amk_task.h.
  *
  * Every call that can fail returns 0 or an amk_status of amk.h, with a sentence in amk_harness_last_error()
- * (thread-local). One harness holds one device and one stream, and is used from one thread at a time. Nothing here
- * judges: it moves bytes, launches and reads the clock of the device.
+ * (thread-local). One harness holds one device and one stream, and is used from one thread at a time. It judges
+ * nothing: it moves bytes, launches and reads the clock of the device. What passes over host memory needs no device,
+ * and may be called from several threads at once.
  */
 #ifndef AMK_TASK_HARNESS_H
 #define AMK_TASK_HARNESS_H
@@ -21,7 +22,7 @@ extern "C" {
 
 /* amk-cdef-begin */
 
-#define AMK_HARNESS_VERSION 2
+#define AMK_HARNESS_VERSION 3
 #define AMK_HARNESS_NAME_BYTES 512
 
 /* ---- what the library holds -------------------------------------------------------------------------------- */
@@ -61,6 +62,10 @@ int32_t amk_harness_upload(amk_harness* harness, void* to, const void* from, int
 int32_t amk_harness_download(amk_harness* harness, void* to, const void* from, int64_t nbytes);
 int32_t amk_harness_move(amk_harness* harness, void* to, const void* from, int64_t nbytes);
 int32_t amk_harness_fill(amk_harness* harness, void* to, int32_t byte, int64_t nbytes);
+/* Page-locked host memory of the harness, at least `nbytes`, which the bus reads and writes at its own speed. There is
+ * one: an upload of a megabyte or more passes through it; a call that asks for more frees it and makes another, and
+ * amk_harness_destroy frees the last. Never while the stream is held back. */
+int32_t amk_harness_staging(amk_harness* harness, int64_t nbytes, void** out);
 
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
@@ -104,6 +109,32 @@ typedef struct amk_harness_kernel_t {
 /* The different kernels of the graph; a node that is none is named "(memcpy)", "(memset)" or "(other)". `count` is how
  * many there are, also where `room` is less. */
 int32_t amk_harness_graph_kernels(amk_harness_graph* graph, amk_harness_kernel_t* out, int32_t room, int32_t* count);
+
+/* ---- passes over host memory --------------------------------------------------------------------------------- */
+/* On all cores of the calling thread's affinity where the operand is large. The memory is the caller's, is not kept,
+ * and may overlap only where it is read. The same operands give the same bits, whatever the number of cores. */
+
+/* What lies at `got` against what it should be. Values are compared in float64, each operation rounded once. */
+typedef struct amk_harness_judgement_t {
+  double largest;           /* |got - want| where both are finite; 0 where there is none */
+  int64_t outside;          /* elements for which |got - want| <= atol + rtol * |want| does not hold; a NaN is */
+  int64_t zeros_outside;    /* elements that a zero in their place would miss: |want| > atol + rtol * |want| */
+  int64_t unwritten;        /* all bytes 0xFF; of integers only where `want` is another number than that */
+  int64_t first_non_finite; /* index of the first element that is NaN or infinite where `want` is finite; or -1 */
+  int64_t first_non_finite_oracle; /* index of the first `want` that is NaN or infinite; or -1 */
+} amk_harness_judgement_t;
+/* `count` elements without gaps; dtype: amk_dtype F32, F16, BF16, I32, U8, or AMK_TASK_DTYPE_I64, else
+ * INVALID_ARGUMENT. `got` is aligned to its element. */
+int32_t amk_harness_judge(const void* got, int32_t dtype, const double* want, int64_t count, double atol, double rtol,
+                          amk_harness_judgement_t* out);
+/* Bytes that differ. */
+int32_t amk_harness_count_different(const void* one, const void* other, int64_t nbytes, int64_t* count);
+/* Rounded to nearest even; every NaN becomes 0x7FC0. */
+int32_t amk_harness_to_bf16(const float* from, uint16_t* to, int64_t count);
+int32_t amk_harness_from_bf16(const uint16_t* from, float* to, int64_t count);
+/* What this process frees from now on it keeps for what it allocates next (mallopt of glibc): on a virtual machine,
+ * memory that was never touched costs far more than anything that is then done with it. For the whole process. */
+int32_t amk_harness_keep_freed_memory(void);
 
 /* amk-cdef-end */
 

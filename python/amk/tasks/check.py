@@ -11,8 +11,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from .._lib import enum_names
 from ..errors import InternalError, Rejected
 from .device import Call, TaskDevice, Tensor
-from .judge import Refused, judge_outputs, require_telling
-from .operands import Block, FreshInputs, stored, values_of
+from .judge import Refused, judge_outputs, require_telling, same_bytes
+from .operands import POISON, Block, FreshInputs, Place, values_of
 from .workloads import Row
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SIDES",
     "SOLUTION",
     "Contest",
+    "Pristine",
     "Trial",
     "call_at",
     "check_row",
@@ -46,6 +48,7 @@ _SPOILING = ("input-changed", "out-of-bounds")
 _BEAT_S = 0.5
 _BYTES_PER_VALUE = 40  # that making a trial takes at its height
 _MOST_AT_ONCE = 8
+_MOST_BYTES_AT_ONCE = 4 << 30  # of trials that are made together; a larger one alone, in the memory of the one before
 # Fresh inputs at the same addresses: an ordinary call (a kernel is loaded when it is first launched, which may wait for
 # the device), the stream held, a captured one.
 CHECK_TRIALS = 3
@@ -81,41 +84,62 @@ class Trial:
 
     image: NDArray[np.uint8]
     expected: Mapping[str, NDArray[np.float64]]
+    holds_data: bool = False  # an output does, before the launch: it is changed in place
 
 
 def make_trial(block: Block, oracle: Any, number: int) -> Trial:
     """Fresh inputs, the same for the same number."""
     row = block.row
     made = oracle.make_inputs(row, FreshInputs.of(row.seed, number))
-    rounded = {}
     for name, values in made.items():
         spec = row.inputs.get(name) or row.outputs.get(name)
         if spec is None or np.shape(values) != spec.shape:
             raise InternalError(f"row {row.name}: the oracle made {name!r} of shape {list(np.shape(values))}")
-        rounded[name] = stored(values, spec.dtype)
     missing = [name for name in row.inputs if name not in made]
     if missing:
         raise InternalError(f"row {row.name}: the oracle made no {', '.join(missing)}")
-    image = block.fill(rounded)
+    image = block.fill(made)
+    holds_data = any(name in row.outputs for name in made)
     if row.rejects is not None:
-        return Trial(image, {})
-    inputs = {name: values_of(block.places[name].view(image), block.places[name].spec.dtype) for name in made}
+        return Trial(image, {}, holds_data)
+    inputs = {name: _as_they_lie(block.places[name], image, made.pop(name)) for name in tuple(made)}
     expected = {name: np.asarray(value, np.float64) for name, value in oracle.reference(row, inputs).items()}
     if set(expected) != set(row.outputs):
         raise InternalError(
             f"row {row.name}: the oracle's outputs are {sorted(expected)}, expected {list(row.outputs)}"
         )
     require_telling(block, image, expected)
-    return Trial(image, expected)
+    return Trial(image, expected, holds_data)
 
 
-def make_trials(block: Block, oracle: Any, numbers: Sequence[int], beat: Callable[[], None]) -> list[Trial]:
-    """Several at once, as far as there are cores and memory: of a large row, they take longer than its timing. All are
-    made before anything is timed, so that nothing else runs on this computer meanwhile."""
+def _as_they_lie(place: Place, image: NDArray[np.uint8], made: NDArray[Any]) -> NDArray[Any]:
+    """The values of an operand after rounding; where they fit, in the array that they were made in."""
+    fits = (
+        isinstance(made, np.ndarray) and made.dtype == np.float32 and made.flags.c_contiguous and made.flags.writeable
+    )
+    return values_of(place.view(image), place.spec.dtype, made if fits else None)
+
+
+def make_trials(block: Block, oracle: Any, numbers: Sequence[int], beat: Callable[[], None]) -> Iterator[Trial]:
+    """One after another, made when it is asked for: nothing else runs on this computer while the one before is timed.
+    As many are made together as there are cores and memory for; a large one alone, and in the memory of the one before,
+    which the caller has let go by then: memory that was never touched would cost more than all that is done with it."""
     n_values = sum(math.prod(spec.shape) for spec in (*block.row.inputs.values(), *block.row.outputs.values()))
-    fitting = _free_bytes() // (2 * _BYTES_PER_VALUE * n_values)
+    fitting = min(_free_bytes() // 2, _MOST_BYTES_AT_ONCE) // (_BYTES_PER_VALUE * n_values)
     at_once = max(1, min(os.cpu_count() or 1, len(numbers), _MOST_AT_ONCE, fitting))
-    with ThreadPoolExecutor(at_once) as pool:
+    for first in range(0, len(numbers), at_once):
+        together = numbers[first : first + at_once]
+        if len(together) == 1:
+            beat()
+            yield make_trial(block, oracle, together[0])
+            continue
+        made = _make_together(block, oracle, together, beat)
+        while made:
+            yield made.pop(0)
+
+
+def _make_together(block: Block, oracle: Any, numbers: Sequence[int], beat: Callable[[], None]) -> list[Trial]:
+    with ThreadPoolExecutor(len(numbers)) as pool:
         waiting = [pool.submit(make_trial, block, oracle, number) for number in numbers]
         for one in waiting:
             while not one.done():
@@ -131,6 +155,36 @@ def _free_bytes() -> int:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     return max(free, 0)
+
+
+class Pristine:
+    """A trial's inputs on the device, so that they are brought before every launch without the bus. An entry that
+    spoils them here has its inputs found changed. Poison is not brought from here, where an entry could put results."""
+
+    def __init__(self, device: TaskDevice, block: Block) -> None:
+        self._device, self._block = device, block
+        self._address = device.allocate(self.bytes_of(block))
+
+    @staticmethod
+    def bytes_of(block: Block) -> int:
+        return max(block.out_begin, 1)
+
+    def load(self, trial: Trial) -> None:
+        if self._block.out_begin:
+            self._device.upload(self._address, trial.image[: self._block.out_begin])
+
+    def lay_down(self, address: int, trial: Trial) -> None:
+        """The bytes of the trial that was loaded, at `address`."""
+        begin, end = self._block.out_begin, self._block.out_end
+        if begin:
+            self._device.move(address, self._address, begin)
+        if trial.holds_data:
+            self._device.upload(address + begin, trial.image[begin:end])
+        else:
+            self._device.fill(address + begin, POISON, end - begin)
+
+    def close(self) -> None:
+        self._device.free(self._address)
 
 
 def call_at(block: Block, address: int) -> Call:
@@ -151,39 +205,62 @@ def check_row(
     """Both sides of the repository, or all of a contest."""
     contest = contest or Contest()
     block = Block(row, oracle.OPERANDS)
-    trials = make_trials(block, oracle, range(CHECK_TRIALS if row.rejects is None else 1), beat)
     address = device.allocate(block.nbytes)
     try:
-        call = call_at(block, address)
         if row.rejects is not None:
-            _check_rejection(device, task, block, address, call, trials[0], contest)
+            trial = make_trial(block, oracle, 0)
+            _check_rejection(device, task, block, address, trial, contest)
             return {"errors": {}, "kernels": {}, "trials": 1}
-        errors: dict[str, dict[str, float]] = {side: {} for side in contest.sides}
-        kernels: dict[str, list[dict[str, Any]]] = {}
-        earlier: Mapping[str, NDArray[np.float64]] | None = None
-        for number, trial in enumerate(trials):
-            for side in tuple(contest.sides):
-                with contest.judged(side):
-                    entry = device.entry(task, side)
-                    if number < CHECK_TRIALS - 1:
-                        device.upload(address, trial.image)
-                    if number == 0:
-                        _require_status(device.run(entry, call), 0)
-                    elif number == 1:
-                        _run_held(device, entry, call, block, address, trial)
-                    else:
-                        kernels[side] = _run_captured(device, entry, call, address, trial)
-                    found = check_trial(device, block, address, trial, earlier)
-                    beat()
-                    errors[side] = {name: max(found[name], errors[side].get(name, 0.0)) for name in found}
-            earlier = trial.expected
-        return {
-            "errors": {side: errors[side] for side in contest.sides},
-            "kernels": {side: kernels[side] for side in contest.sides},
-            "trials": CHECK_TRIALS,
-        }
+        with closing(Pristine(device, block)) as pristine:
+            return _check_trials(device, task, block, oracle, address, pristine, beat, contest)
     finally:
         device.free(address)
+
+
+def _check_trials(
+    device: TaskDevice,
+    task: str,
+    block: Block,
+    oracle: Any,
+    address: int,
+    pristine: Pristine,
+    beat: Callable[[], None],
+    contest: Contest,
+) -> dict[str, Any]:
+    call = call_at(block, address)
+    errors: dict[str, dict[str, float]] = {side: {} for side in contest.sides}
+    kernels: dict[str, list[dict[str, Any]]] = {}
+    earlier: Callable[[], Mapping[str, NDArray[np.float64]]] | None = None
+    number = 0  # not of enumerate, which would hold a trial while the next is made
+    for trial in make_trials(block, oracle, range(CHECK_TRIALS), beat):
+        for side in tuple(contest.sides):
+            with contest.judged(side):
+                entry = device.entry(task, side)
+                if number < CHECK_TRIALS - 1:
+                    pristine.load(trial)  # for each side anew: what one does to it is not found in another's launch
+                    pristine.lay_down(address, trial)
+                if number == 0:
+                    _require_status(device.run(entry, call), 0)
+                elif number == 1:
+                    _run_held(device, entry, call, block, address, trial)
+                else:
+                    kernels[side] = _run_captured(device, entry, call, address, pristine, trial)
+                found = check_trial(device, block, address, trial, earlier)
+                beat()
+                errors[side] = {name: max(found[name], errors[side].get(name, 0.0)) for name in found}
+        earlier = partial(_expected, block, oracle, number)
+        number += 1
+        del trial
+    return {
+        "errors": {side: errors[side] for side in contest.sides},
+        "kernels": {side: kernels[side] for side in contest.sides},
+        "trials": CHECK_TRIALS,
+    }
+
+
+def _expected(block: Block, oracle: Any, number: int) -> Mapping[str, NDArray[np.float64]]:
+    """Made again when it is asked for: it is larger than all operands together."""
+    return make_trial(block, oracle, number).expected
 
 
 def check_trial(
@@ -191,15 +268,14 @@ def check_trial(
     block: Block,
     address: int,
     trial: Trial,
-    earlier: Mapping[str, NDArray[np.float64]] | None = None,
+    earlier: Callable[[], Mapping[str, NDArray[np.float64]]] | None = None,
 ) -> dict[str, float]:
     """What lies at `address` after a launch that found the trial's bytes there: (largest errors)."""
     begin, end = block.out_begin, block.out_end
-    after = device.download(address + begin, end - begin)
-    found = judge_outputs(block, trial.image[begin:end], after, trial.expected, earlier)
-    if begin and not np.array_equal(device.download(address, begin), trial.image[:begin]):
+    if begin and not same_bytes(device.download(address, begin), trial.image[:begin]):
         raise Refused("input-changed", "the inputs, or what lies between them, are not what they were")
-    return found
+    after = device.download(address + begin, end - begin)
+    return judge_outputs(block, trial.image[begin:end], after, trial.expected, earlier)
 
 
 def _run_held(device: TaskDevice, entry: Any, call: Call, block: Block, address: int, trial: Trial) -> None:
@@ -208,15 +284,18 @@ def _run_held(device: TaskDevice, entry: Any, call: Call, block: Block, address:
     _require_status(status, 0)
     if not was_held:
         raise Refused("synchronises", "it waited for the stream that it was given; an entry only enqueues")
-    if not np.array_equal(seen, trial.image[begin:end]):
+    if not same_bytes(seen, trial.image[begin:end]):
         raise Refused("wrong-stream", "outputs changed while the stream that it was given was held back")
 
 
-def _run_captured(device: TaskDevice, entry: Any, call: Call, address: int, trial: Trial) -> list[dict[str, Any]]:
+def _run_captured(
+    device: TaskDevice, entry: Any, call: Call, address: int, pristine: Pristine, trial: Trial
+) -> list[dict[str, Any]]:
     """The inputs come after the capture: what ran during it, a warm-up or a fraud, neither counts nor spoils them."""
     graph = device.graph(entry, [call], 1)
     try:
-        device.upload(address, trial.image)
+        pristine.load(trial)
+        pristine.lay_down(address, trial)
         graph.time(1)
         graph.publish()
         return graph.kernels()
@@ -224,14 +303,13 @@ def _run_captured(device: TaskDevice, entry: Any, call: Call, address: int, tria
         graph.close()
 
 
-def _check_rejection(
-    device: TaskDevice, task: str, block: Block, address: int, call: Call, trial: Trial, contest: Contest
-) -> None:
+def _check_rejection(device: TaskDevice, task: str, block: Block, address: int, trial: Trial, contest: Contest) -> None:
+    call = call_at(block, address)
     for side in tuple(contest.sides):
         with contest.judged(side):
             device.upload(address, trial.image)
             _require_status(device.run(device.entry(task, side), call), _status_named(str(block.row.rejects)))
-            if not np.array_equal(device.download(address, block.nbytes), trial.image):
+            if not same_bytes(device.download(address, block.nbytes), trial.image):
                 raise Refused("out-of-bounds", "it refused the row, and wrote to memory all the same")
 
 

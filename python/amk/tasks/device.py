@@ -76,6 +76,7 @@ class TaskDevice(Protocol):
 
     def upload(self, address: int, data: NDArray[np.uint8]) -> None: ...
 
+    # What it and `run_held` return is read before the next call of either, or of `upload`: it may be one buffer.
     def download(self, address: int, nbytes: int) -> NDArray[np.uint8]: ...
 
     def move(self, to: int, source: int, nbytes: int) -> None: ...
@@ -93,6 +94,7 @@ class TaskDevice(Protocol):
     def graph(self, entry: Any, calls: Sequence[Call], rounds: int) -> TimedGraph: ...
 
 
+_COPIED_BYTES = 1 << 20
 SETTLE_MS = 20  # longer than any launch takes to begin on another stream
 
 
@@ -153,6 +155,7 @@ class HarnessDevice:
     def open(self) -> None:
         ffi, lib, _ = self._library
         out = ffi.new("amk_harness**")
+        self._library.check(lib.amk_harness_keep_freed_memory())  # of a worker that makes one large trial after another
         self._library.check(lib.amk_harness_create(self._index, out))
         self._harness = out[0]
 
@@ -176,11 +179,20 @@ class HarnessDevice:
         self._library.check(lib.amk_harness_upload(self._h, self._pointer(address), source, data.nbytes))
 
     def download(self, address: int, nbytes: int) -> NDArray[np.uint8]:
+        """Of more than a megabyte, the harness's one page-locked buffer: read it before the next call of this, of
+        `run_held` or of `upload`."""
+        staging, out = self._staging(nbytes)
+        self._library.check(self._library.lib.amk_harness_download(self._h, staging, self._pointer(address), nbytes))
+        return out.copy() if nbytes <= _COPIED_BYTES else out
+
+    def _staging(self, nbytes: int) -> tuple[Any, NDArray[np.uint8]]:
+        """(its address, the bytes, which nobody may write)."""
         ffi, lib, _ = self._library
-        out = np.empty(nbytes, np.uint8)
-        to = ffi.from_buffer("uint8_t[]", out, require_writable=True)
-        self._library.check(lib.amk_harness_download(self._h, to, self._pointer(address), nbytes))
-        return out
+        out = ffi.new("void**")
+        self._library.check(lib.amk_harness_staging(self._h, nbytes, out))
+        seen = np.frombuffer(ffi.buffer(out[0], nbytes), np.uint8)
+        seen.flags.writeable = False
+        return out[0], seen
 
     def move(self, to: int, source: int, nbytes: int) -> None:
         lib = self._library.lib
@@ -214,8 +226,7 @@ class HarnessDevice:
         ffi, lib, _ = self._library
         table, _kept = self._calls(entry, [call])
         status, held = ffi.new("int32_t*"), ffi.new("int32_t*")
-        seen = np.empty(nbytes, np.uint8)
-        to = ffi.from_buffer("uint8_t[]", seen, require_writable=True)
+        to, seen = self._staging(nbytes)
         self._library.check(
             lib.amk_harness_run_held(self._h, table, SETTLE_MS, self._pointer(watched), to, nbytes, status, held)
         )

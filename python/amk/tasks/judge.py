@@ -6,18 +6,21 @@ a sentence. A comparison that zeros, or what stood there before, would pass as w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Rejected
+from .native import Judgement, native
 from .operands import POISON, Block, Place, each_chunk, values_of
 from .workloads import Tolerance
 
-__all__ = ["REASONS", "Refused", "compare", "judge_outputs", "require_telling"]
+__all__ = [
+    *("REASONS", "Refused", "compare", "judge_in_numpy", "judge_outputs", "judgement", "require_telling"),
+    "same_bytes",
+]
 
 # code -> what it stands for; the codes are those of a record.
 REASONS = {
@@ -61,31 +64,77 @@ class Refused(Rejected):
         return type(self), (self.reason, str(self))
 
 
+def judgement(got: NDArray[Any], dtype: str, want: NDArray[np.float64], limit: Tolerance) -> Judgement:
+    """Storage `got` against what it should be, of one shape: natively where that can be, and `got` has no gaps."""
+    code = native()
+    if code is None or not (got.flags.c_contiguous and got.flags.aligned):
+        return judge_in_numpy(got, dtype, want, limit)
+    return code.judge(got, dtype, np.ascontiguousarray(want, np.float64), limit.atol, limit.rtol)
+
+
+def judge_in_numpy(got: NDArray[Any], dtype: str, want: NDArray[np.float64], limit: Tolerance) -> Judgement:
+    """What the native judge is held against."""
+    flat, wanted = got.reshape(-1), np.ascontiguousarray(want, np.float64).reshape(-1)
+
+    def judge(part: slice) -> Judgement:
+        want = wanted[part]
+        with np.errstate(invalid="ignore", over="ignore"):
+            value = values_of(flat[part], dtype).astype(np.float64)
+            error, tolerated = np.abs(value - want), limit.atol + limit.rtol * np.abs(want)
+        finite, finite_oracle = np.isfinite(value), np.isfinite(want)
+        return Judgement(
+            float(error.max(initial=0.0, where=finite & finite_oracle)),
+            int(np.count_nonzero(~(error <= tolerated))),
+            int(np.count_nonzero(np.abs(want) > tolerated)),
+            _unwritten(flat[part], want),
+            _first(~finite & finite_oracle, part.start),
+            _first(~finite_oracle, part.start),
+        )
+
+    judged = each_chunk(flat.size, judge)
+    errors, outside, zeros_outside, unwritten, *firsts = zip(*judged, strict=True) if judged else [()] * 6
+    found = (min((at for at in first if at >= 0), default=-1) for first in firsts)
+    return Judgement(max(errors, default=0.0), sum(outside), sum(zeros_outside), sum(unwritten), *found)
+
+
+def _first(found: NDArray[np.bool_], offset: int) -> int:
+    return offset + int(np.argmax(found)) if found.any() else -1
+
+
+def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether every byte is the same; both are contiguous."""
+    if one.shape != other.shape:
+        return False
+    code = native()
+    if code is not None:
+        return code.count_different(one, other) == 0
+    return all(each_chunk(one.size, lambda part: np.array_equal(one[part], other[part])))
+
+
 def compare(
     name: str, got: NDArray[Any], dtype: str, expected: NDArray[np.float64], limit: Tolerance
 ) -> tuple[float, int]:
     """(largest error, elements outside the tolerance) of storage `got`; Refused for a shape or a non-finite value."""
+    _require_shape(name, got, expected)
+    return _require_finite(name, got, dtype, expected, judgement(got, dtype, expected, limit))
+
+
+def _require_shape(name: str, got: NDArray[Any], expected: NDArray[np.float64]) -> None:
     if got.shape != expected.shape:
         raise Refused("shape", f"{name}: expected shape {list(expected.shape)}, got {list(got.shape)}")
-    flat, wanted = got.reshape(-1), np.ascontiguousarray(expected, np.float64).reshape(-1)
 
-    def judge(part: slice) -> tuple[float, int]:
-        value, want = values_of(flat[part], dtype).astype(np.float64), wanted[part]
-        finite = np.isfinite(want)
-        bad = finite & ~np.isfinite(value)
-        if bad.any():
-            first = int(np.argmax(bad))
-            raise Refused(
-                "non-finite", f"{name}: element {part.start + first} is {value[first]}, expected {want[first]}"
-            )
-        if not finite.all():
-            raise Refused("non-finite", f"{name}: the oracle itself has a non-finite value; the row asks too much")
-        error = np.abs(value - want)
-        outside = int(np.count_nonzero(error > limit.atol + limit.rtol * np.abs(want)))
-        return float(error.max(initial=0.0)), outside
 
-    judged = each_chunk(flat.size, judge)
-    return max((worst for worst, _ in judged), default=0.0), sum(outside for _, outside in judged)
+def _require_finite(
+    name: str, got: NDArray[Any], dtype: str, expected: NDArray[np.float64], found: Judgement
+) -> tuple[float, int]:
+    at = found.first_non_finite
+    if at >= 0:
+        where = np.unravel_index(at, got.shape)
+        value = values_of(got[where].reshape(1), dtype)[0]
+        raise Refused("non-finite", f"{name}: element {at} is {value}, expected {expected[where]}")
+    if found.first_non_finite_oracle >= 0:
+        raise Refused("non-finite", f"{name}: the oracle itself has a non-finite value; the row asks too much")
+    return found.largest, found.outside
 
 
 def require_telling(block: Block, before: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float64]]) -> None:
@@ -94,30 +143,16 @@ def require_telling(block: Block, before: NDArray[np.uint8], expected: Mapping[s
         want, limit = expected[name], block.row.tolerance[name]
         if want.shape != spec.shape:
             raise Refused("shape", f"{name}: the oracle made shape {list(want.shape)}, the row has {list(spec.shape)}")
-        held = block.places[name].view(before).reshape(-1)
-        flat = np.ascontiguousarray(want).reshape(-1)
-        judged = each_chunk(flat.size, partial(_failing, flat, held, spec.dtype, limit))
-        zeros_fail, before_fails = (sum(one[i] for one in judged) for i in range(2))
-        if zeros_fail < _TELLING_SHARE * flat.size:
+        found = judgement(block.places[name].view(before), spec.dtype, want, limit)
+        zeros_fail, before_fails = found.zeros_outside, found.outside
+        if zeros_fail < _TELLING_SHARE * want.size:
             raise Refused(
                 "zero-passes",
-                f"{name}: zeros would pass for {flat.size - zeros_fail} of {flat.size} elements; expected inputs whose "
+                f"{name}: zeros would pass for {want.size - zeros_fail} of {want.size} elements; expected inputs whose "
                 f"result is larger than the tolerance for at least {100 * _TELLING_SHARE:.0f} %",
             )
-        if before_fails < _TELLING_SHARE * flat.size:
+        if before_fails < _TELLING_SHARE * want.size:
             raise Refused("untouched-passes", f"{name}: what it holds before a launch would pass")
-
-
-def _failing(
-    flat: NDArray[np.float64], held: NDArray[Any], dtype: str, limit: Tolerance, part: slice
-) -> tuple[int, int]:
-    """Elements of a part that would be found wrong in place of `flat`: of zeros, and of what is held."""
-    tolerated = limit.atol + limit.rtol * np.abs(flat[part])
-    values = values_of(held[part], dtype).astype(np.float64)
-    return (
-        int(np.count_nonzero(np.abs(flat[part]) > tolerated)),
-        int(np.count_nonzero(~(np.abs(values - flat[part]) <= tolerated))),  # NaN fails
-    )
 
 
 def judge_outputs(
@@ -125,22 +160,25 @@ def judge_outputs(
     before: NDArray[np.uint8],
     after: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float64]],
-    earlier: Mapping[str, NDArray[np.float64]] | None = None,
+    earlier: Callable[[], Mapping[str, NDArray[np.float64]]] | None = None,
 ) -> dict[str, float]:
-    """The largest error of each output. Both arrays hold the bytes from out_begin to out_end; `earlier` is what earlier
-    inputs gave at the same addresses."""
+    """The largest error of each output. Both arrays hold the bytes from out_begin to out_end; `earlier` makes what
+    earlier inputs gave at the same addresses, which is asked for where an output is wrong."""
     errors = {}
     for name, spec in block.row.outputs.items():
         place = block.places[name]
         moved = Place(spec, place.offset - block.out_begin, place.nbytes)
         got = moved.view(after)
-        stale = _unwritten(got, expected[name])
-        if stale:
-            raise Refused("stale-output", f"{name}: {stale} of {got.size} elements were not written by the launch")
         limit = block.row.tolerance[name]
-        worst, outside = compare(name, got, spec.dtype, expected[name], limit)
+        _require_shape(name, got, expected[name])
+        found = judgement(got, spec.dtype, expected[name], limit)
+        if found.unwritten:
+            raise Refused(
+                "stale-output", f"{name}: {found.unwritten} of {got.size} elements were not written by the launch"
+            )
+        worst, outside = _require_finite(name, got, spec.dtype, expected[name], found)
         if outside:
-            if earlier is not None and compare(name, got, spec.dtype, earlier[name], limit)[1] == 0:
+            if earlier is not None and compare(name, got, spec.dtype, earlier()[name], limit)[1] == 0:
                 raise Refused("cached-result", f"{name}: it is the result of earlier inputs at the same addresses")
             raise Refused(
                 "wrong-value",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InternalError
+from .native import native
 from .workloads import DTYPES, Row, TensorSpec
 
 __all__ = ["POISON", "Block", "FreshInputs", "Place", "each_chunk", "stored", "values_of"]
@@ -52,9 +53,12 @@ class FreshInputs(np.random.Generator):
         tile = draw(_TILE)
         out = np.empty(size, tile.dtype)
         flat = out.reshape(-1)
-        for at in range(0, flat.size, _TILE):
+
+        def fill(at: int) -> None:
             part = flat[at : at + _TILE]
             part[:] = tile[: part.size]
+
+        list(_workers().map(fill, range(0, flat.size, _TILE)))
         return out
 
 
@@ -83,7 +87,7 @@ class Block:
         at = 0
         for names, specs in ((operands["inputs"], row.inputs), (operands["outputs"], row.outputs)):
             if specs is row.outputs:
-                self.out_begin = at
+                self.out_begin = at = _up(at)
             for name in names:
                 if name in specs:
                     at = _up(at + GUARD_BYTES)
@@ -95,13 +99,23 @@ class Block:
         self.scalars = tuple(row.scalars[name] for name in operands["scalars"])
 
     def fill(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
-        """The block's bytes before a launch: rounded inputs in their places, poison everywhere else."""
-        block = np.full(self.nbytes, POISON, np.uint8)
-        for name, array in inputs.items():
+        """The block's bytes before a launch: inputs, rounded, in their places, poison everywhere else."""
+        block = np.empty(self.nbytes, np.uint8)
+
+        def poison(part: slice) -> None:
+            block[part] = POISON
+
+        each_chunk(block.size, poison)
+        for name, values in inputs.items():
             if name not in self.places:
                 raise InternalError(f"the oracle made an input {name!r}, which row {self.row.name} does not have")
-            view = self.places[name].view(block)
-            for step, n in enumerate(self.places[name].spec.stride):
+            place = self.places[name]
+            view = place.view(block)
+            if place.spec.is_contiguous and np.shape(values) == place.spec.shape:
+                stored(values, place.spec.dtype, view)
+                continue
+            array = stored(values, place.spec.dtype)
+            for step, n in enumerate(place.spec.stride):
                 if n == 0:  # the first of those that lie at one place
                     array = np.take(array, [0], axis=step)
                     view = view[(slice(None),) * step + (slice(0, 1),)]
@@ -151,37 +165,49 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS), "amk-chunks")
 
 
-def stored(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Values -> the storage of `dtype`; integers must fit as they are."""
+def stored(array: NDArray[Any], dtype: str, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Values -> the storage of `dtype`, in `out`, which is contiguous, where it is given; integers must fit as they
+    are."""
     storage = DTYPES[dtype][0]
+    if out is None:
+        out = np.empty(np.shape(array), storage)
     if dtype == "bf16":
-        return _in_chunks(np.ascontiguousarray(array, np.float32), storage, _to_bf16)
-    if storage.kind == "f":
-        with np.errstate(over="ignore"):
-            return np.asarray(array).astype(storage)
-    out = np.asarray(array).astype(storage)
-    if not np.array_equal(out, array):
+        values = np.ascontiguousarray(array, np.float32)
+        if (code := native()) is not None:
+            code.to_bf16(values, out)
+        else:
+            _in_chunks(values, out, _to_bf16)
+        return out
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, array, casting="unsafe")
+    if storage.kind != "f" and not np.array_equal(out, array):
         raise InternalError(f"the oracle made values that are no {dtype}")
     return out
 
 
-def values_of(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """The storage of `dtype` -> float32 values, or integers as they are; exact."""
+def values_of(array: NDArray[Any], dtype: str, out: NDArray[np.float32] | None = None) -> NDArray[Any]:
+    """The storage of `dtype` -> float32 values, or integers as they are; exact. Values of bf16 go to `out`, contiguous,
+    where it is given."""
     if dtype == "bf16":
-        return _in_chunks(np.ascontiguousarray(array), np.dtype(np.float32), _from_bf16)
+        bits = np.ascontiguousarray(array)
+        if out is None:
+            out = np.empty(np.shape(array), np.float32)
+        if (code := native()) is not None:
+            code.from_bf16(bits, out)
+        else:
+            _in_chunks(bits, out, _from_bf16)
+        return out
     return np.asarray(array).astype(np.float32) if dtype == "f16" else np.asarray(array)
 
 
-def _in_chunks(array: NDArray[Any], dtype: np.dtype[Any], convert: Callable[[NDArray[Any]], Any]) -> NDArray[Any]:
+def _in_chunks(array: NDArray[Any], out: NDArray[Any], convert: Callable[[NDArray[Any]], Any]) -> None:
     """Pieces that stay in the cache: the arrays in between would be larger than the operands."""
-    out = np.empty(array.shape, dtype)
     flat, source = out.reshape(-1), array.reshape(-1)
 
     def one(part: slice) -> None:
         flat[part] = convert(source[part])
 
     each_chunk(flat.size, one)
-    return out
 
 
 def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint32]:

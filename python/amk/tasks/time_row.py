@@ -10,16 +10,16 @@ onto poison, and what it leaves is checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import OutOfMemory
-from .check import Contest, Trial, call_at, check_trial, make_trials
+from .check import Contest, Pristine, Trial, call_at, check_trial, make_trials
 from .device import Call, TaskDevice, Tensor
 from .judge import Refused
-from .operands import POISON, Block
+from .operands import Block
 from .workloads import Row, Settings, TensorSpec
 
 __all__ = ["COPY", "MODES", "SMALL_COPY_US", "bytes_moved", "require_possible", "time_row"]
@@ -104,13 +104,14 @@ class _Buffers:
         self.copy_bytes = max(16, -(-moved // 32) * 16)
         n_sets = max(2, math.ceil(multiple * l2_bytes / moved) + 1)
         copy_step = -(-2 * self.copy_bytes // 256) * 256
-        needed = n_sets * (block.nbytes + copy_step)
+        needed = n_sets * (block.nbytes + copy_step) + Pristine.bytes_of(block)
         if needed > _MEMORY_SHARE * room or n_sets > _MAX_SETS:
             raise OutOfMemory(
                 f"row {block.row.name}: cold launches rotate over {n_sets} sets of operands of {needed} bytes in all; "
                 f"expected at most {_MAX_SETS} sets and {_MEMORY_SHARE:.0%} of {room} bytes"
             )
         self._bases: list[int] = []
+        self._pristine = Pristine(device, block)
         try:
             for nbytes in (n_sets * block.nbytes, n_sets * copy_step):
                 self._bases.append(device.allocate(nbytes))
@@ -129,14 +130,20 @@ class _Buffers:
         return [Call((Tensor(at, spec),), (), (Tensor(at + self.copy_bytes, spec),)) for at in self._copies]
 
     def load(self, trial: Trial) -> None:
-        self._device.upload(self.addresses[0], trial.image)
+        self._pristine.load(trial)
+        self.lay_down(self.addresses[0], trial)
         for address in self.addresses[1:]:
             self._device.move(address, self.addresses[0], self.block.nbytes)
+
+    def lay_down(self, address: int, trial: Trial) -> None:
+        """The bytes of the trial that was loaded, in one set."""
+        self._pristine.lay_down(address, trial)
 
     def close(self) -> None:
         for base in self._bases:
             self._device.free(base)
         self._bases = []
+        self._pristine.close()
 
 
 def time_row(
@@ -158,7 +165,8 @@ def time_row(
     buffers = _Buffers(device, block, moved, facts["l2_bytes"], facts["memory_bytes"], settings.l2_multiple)
     contestants: dict[str, dict[str, _Contestant]] = {}
     try:
-        buffers.load(trials[0])
+        made = [next(trials)]
+        buffers.load(made[0])
         ways = {}
         for mode in MODES:
             contestants[mode] = {}
@@ -171,7 +179,7 @@ def time_row(
                 beat()
             copy, ways[mode] = _best_copy(device, buffers.copy_calls()[:n_sets], settings, beat)
             contestants[mode][COPY] = copy
-        found = _trials(device, buffers, contestants, contest, trials, settings, seed, beat)
+        found = _trials(device, buffers, contestants, contest, _all_of(made, trials), settings, seed, beat)
         timed = (*contest.sides, COPY)
         return {
             **found,
@@ -189,12 +197,19 @@ def time_row(
         buffers.close()
 
 
+def _all_of(made: list[Trial], more: Iterator[Trial]) -> Iterator[Trial]:
+    """As itertools.chain, which would hold the first until the end."""
+    while made:
+        yield made.pop(0)
+    yield from more
+
+
 def _trials(
     device: TaskDevice,
     buffers: _Buffers,
     contestants: dict[str, dict[str, _Contestant]],
     contest: Contest,
-    trials: Sequence[Trial],
+    trials: Iterator[Trial],
     settings: Settings,
     seed: int,
     beat: Beat,
@@ -203,7 +218,8 @@ def _trials(
     order = np.random.default_rng([seed, row.seed])
     samples: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in contestants[mode]} for mode in MODES}
     checks = []
-    for number, trial in enumerate(trials):
+    number = 0  # not of enumerate, which would hold a trial while the next is made
+    for trial in trials:
         buffers.load(trial)
         beat()
         for mode in MODES:
@@ -221,6 +237,8 @@ def _trials(
                     errors = _check_timed(device, buffers, table[side], trial, chosen)
                     checks.append({"trial": number, "mode": mode, "side": side, "errors": errors})
                 beat()
+        number += 1
+        del trial  # the next is made in its memory
     timed = (*contest.sides, COPY)
     return {
         "samples_us": {mode: {name: samples[mode][name] for name in timed} for mode in MODES},
@@ -234,17 +252,11 @@ def _check_timed(
     """The graph that was timed, once more, onto poison in one of its sets. Where an operand changes in place, the same
     calls captured once over: several launches on one set would not give what one does."""
     block, address = buffers.block, buffers.addresses[chosen]
-    device.upload(address, trial.image)
-    holds_data = any(_holds_data(block, name, trial) for name in block.row.outputs)
-    graph = contestant.single if holds_data else contestant.graph
+    buffers.lay_down(address, trial)
+    graph = contestant.single if trial.holds_data else contestant.graph
     graph.time(1)
     graph.publish()
     return check_trial(device, block, address, trial)
-
-
-def _holds_data(block: Block, name: str, trial: Trial) -> bool:
-    place = block.places[name]
-    return bool((trial.image[place.offset : place.offset + place.nbytes] != POISON).any())
 
 
 def _best_copy(
