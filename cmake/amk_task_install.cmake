@@ -5,7 +5,8 @@ if(TARGET amk_tasks)
 endif()
 foreach(name IN LISTS AMK_TASK_NAMES)
   install(FILES ${name}/task.toml ${name}/workloads.json DESTINATION amk/task_data/${name} COMPONENT amk)
-  install(DIRECTORY ${name}/docs DESTINATION amk/task_data/${name} COMPONENT amk)
+  # For people: the lines that results are generated from stay in the repository.
+  install(DIRECTORY ${name}/docs DESTINATION amk/task_data/${name} COMPONENT amk PATTERN "*.jsonl" EXCLUDE)
 endforeach()
 set(tasks_abi_py ${CMAKE_CURRENT_BINARY_DIR}/_amk_tasks_abi.py)
 add_custom_command(
