@@ -83,7 +83,7 @@ class Honest:
     def prepare(self, task: str, row: Any, oracle: Any, sides: Sequence[str]) -> None:
         pass
 
-    def library_facts(self) -> dict[str, Any]:
+    def facts_of_library(self) -> dict[str, Any]:
         names = [f"kernel_of_{side}" for side in ("baseline", "solution", "copy")]
         sides = {side: {"source": f"{side}.cu", "sha256": "5" * 64, "command": self.commands[side]}
                  for side in ("baseline", "solution")}  # fmt: skip
@@ -94,8 +94,8 @@ class Honest:
             "cubins": [{"arch": arch, "sha256": arch[-1] * 64, "kernels": names} for arch in self.architectures],
         }  # fmt: skip
 
-    def library_sha256(self) -> str:
-        return self.library_facts()["sha256"]
+    def sha256_of_library(self) -> str:
+        return self.facts_of_library()["sha256"]
 
     def open(self) -> None:
         pass
@@ -398,9 +398,9 @@ class Replaced(Honest):
 
     seen = 0
 
-    def library_facts(self) -> dict[str, Any]:
+    def facts_of_library(self) -> dict[str, Any]:
         Replaced.seen += 1
-        return {**super().library_facts(), "sha256": f"{Replaced.seen:064d}"}
+        return {**super().facts_of_library(), "sha256": f"{Replaced.seen:064d}"}
 
 
 class Crash(Honest):

@@ -146,7 +146,7 @@ def test_both_sides_of_every_task_are_right_on_every_regression_row() -> None:
 
 def test_the_kernels_that_ran_are_in_the_library() -> None:
     found = check(HarnessDevice(0))
-    library = HarnessDevice(0).library_facts()
+    library = HarnessDevice(0).facts_of_library()
     for side, count in (("baseline", 2), ("solution", 1)):
         kernels = found["kernels"][side]
         assert len(kernels) == count and all(kernel["launches"] == 1 for kernel in kernels)

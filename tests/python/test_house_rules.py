@@ -192,7 +192,7 @@ PY_ARROWS = {
     "tasks/time_row": {"errors", "tasks/check", "tasks/device", "tasks/judge", "tasks/operands", "tasks/workloads"},
     "tasks/measure": {"errors", "tasks/check", "tasks/judge", "tasks/time_row", "tasks/workloads"},
     "tasks/external": {"errors"},
-    "tasks/journal": {"errors"},
+    "tasks/journal": {"errors", "records/append_log", "records/calls", "strict_json"},
     "tasks/torch_device": {
         *{"errors", "tasks/check", "tasks/device", "tasks/external", "tasks/judge", "tasks/workloads"},
     },

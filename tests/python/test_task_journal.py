@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fake_task_devices
 from amk import cli
-from amk.errors import InputError
+from amk.errors import InputError, StoreError, Unavailable
+from amk.records.calls import FileCalls
 from amk.tasks import run as task_run
+from amk.tasks.journal import HEADER
 from amk.tasks.run import run_kernel_bench
 from small_task import ROWS, TASK, from_somewhere, in_this_process, write_task
 
@@ -65,7 +70,7 @@ def test_it_goes_on_where_it_was(n: int, tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(sum(first + second, [])) == sorted(row["name"] for row in ROWS)
     assert all(record["valid"] and record["counts"] for record in records)
     assert all(any("continued from its journal" in note for note in record["notes"]) for record in records)
-    head, *lines = [json.loads(line) for line in Path(journal).read_text().splitlines()]
+    _, head, *lines = [json.loads(line) for line in Path(journal).read_text().splitlines()]
     assert all(record["began"] == head["began"] for record in records) and len(lines) == 3
     samples = {
         line["facts"]["rows"][0]["name"]: line["facts"]["rows"][0]["timing"] for line in lines if len(line["rows"]) == 1
@@ -90,7 +95,8 @@ def test_a_line_that_was_not_written_to_its_end_is_measured_again(
     (record,) = run_kernel_bench(TASK, journal=str(path))
     assert record["valid"] and rows_of(jobs) == [["small"]]
     assert len(path.read_bytes().splitlines()) == len(whole.splitlines())
-    path.write_bytes(whole[:20])  # not even its first line: a new journal
+    head, first = whole.splitlines(keepends=True)[:2]
+    path.write_bytes(head + first[:20])  # not even what run it is of: a new journal
     jobs = in_this_process("Honest", monkeypatch)
     (record,) = run_kernel_bench(TASK, journal=str(path))
     assert record["valid"] and len(rows_of(jobs)) == 3 and not any("continued" in note for note in record["notes"])
@@ -130,21 +136,27 @@ def test_rows_or_a_library_that_changed_are_another_run(tmp_path: Path, monkeypa
     with pytest.raises(InputError, match="another run: workloads_sha256"):
         run_kernel_bench(TASK, journal=path)
     write_task(tmp_path / "tasks")
-    head, *lines = Path(path).read_text().splitlines()
-    other = json.loads(head)
-    other["identity"]["library_sha256"] = "0" * 64
-    Path(path).write_text("\n".join([json.dumps(other), *lines]) + "\n")
-    with pytest.raises(InputError, match="another run: library_sha256"):
-        run_kernel_bench(TASK, journal=path)
+    for name in ("library_sha256", "sources"):
+        head, what, *lines = Path(path).read_text().splitlines()
+        other = json.loads(what)
+        mine, other["identity"][name] = other["identity"][name], "0" * 64
+        Path(path).write_text("\n".join([head, json.dumps(other), *lines]) + "\n")
+        with pytest.raises(InputError, match=f"another run: {name}"):
+            run_kernel_bench(TASK, journal=path)
+        other["identity"][name] = mine
+        Path(path).write_text("\n".join([head, json.dumps(other), *lines]) + "\n")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no json\n", "got line 1"),
-        ("[]\n", "got line 1"),
-        ('{"schema": "amk.kernel_bench.journal"}\n', "it lacks began, identity"),
-        ('{"schema": "x", "began": "", "identity": {}}\n', "schema: expected amk.kernel_bench.journal"),
+        ("", "got an empty file"),
+        ("no journal\n", "expected a file that begins with"),
+        (HEADER.decode() + "no json\n", "line 2"),
+        (HEADER.decode() + "[]\n", "line 2: expected an object with began, a str"),
+        (HEADER.decode() + '{"began": ""}\n', "line 2: expected an object with identity, a dict"),
+        (HEADER.decode() + '{"began": "", "identity": {}}\n{"rows": 3}\n', "line 3: expected an object with rows"),
+        (HEADER.decode() + '{"began": "", "began": "", "identity": {}}\n', "line 2: .*began"),
     ],
 )
 def test_what_is_no_journal_is_refused(
@@ -163,9 +175,45 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
 ) -> None:
     jobs = in_this_process("Honest", monkeypatch)
     for path in (tmp_path, tmp_path / "none" / "journal"):
-        with pytest.raises(InputError, match="journal .*: expected a file that can be"):
+        with pytest.raises(StoreError, match="could not (open|lock) it"):
             run_kernel_bench(TASK, journal=str(path))
     assert rows_of(jobs) == []
+
+
+def test_a_disk_that_is_full_is_said_and_what_was_kept_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    in_this_process("Honest", monkeypatch)
+    lines = []
+
+    def write(handle: int, data: bytes) -> int:
+        lines.append(data)
+        if len(lines) > 3:  # the header, what run it is, the first worker
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os.write(handle, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileCalls, "write", staticmethod(write))
+        with pytest.raises(StoreError, match="No space left on device"):
+            run_kernel_bench(TASK, journal=str(path))
+    jobs = in_this_process("Honest", monkeypatch)
+    (record,) = run_kernel_bench(TASK, journal=str(path))
+    assert record["valid"] and rows_of(jobs) == [["large"], ["small"]]
+
+
+def test_another_version_of_torch_is_not_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "journal")
+    with monkeypatch.context() as patch:
+        in_this_process("Honest", patch)
+        cut_after(2, patch)
+        with pytest.raises(Cut):
+            run_kernel_bench(TASK, journal=path)
+    monkeypatch.setattr(fake_task_devices.Honest, "versions", lambda self: {"fake": "2"})
+    in_this_process("Honest", monkeypatch)
+    for _ in range(2):  # nothing of it was kept
+        with pytest.raises(Unavailable, match="fake changed during the run: expected 1, a worker has 2"):
+            run_kernel_bench(TASK, journal=path)
 
 
 def test_the_command_takes_it_and_that_of_models_does_not(

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not BUILT, reason="this build has no CUDA, and s
 @pytest.fixture(scope="module")
 def built() -> dict[str, Any]:
     open_library.cache_clear()
-    return HarnessDevice(0).library_facts()  # names no device
+    return HarnessDevice(0).facts_of_library()  # names no device
 
 
 def test_every_task_is_in_the_library(built: dict[str, Any]) -> None:

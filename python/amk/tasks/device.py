@@ -58,9 +58,9 @@ class TaskDevice(Protocol):
 
     def snapshot(self) -> dict[str, Any]: ...
 
-    def library_facts(self) -> dict[str, Any]: ...
+    def facts_of_library(self) -> dict[str, Any]: ...
 
-    def library_sha256(self) -> str: ...  # of the file, without what is in it
+    def sha256_of_library(self) -> str: ...  # of the file, without what is in it
 
     def versions(self) -> dict[str, str]: ...  # of what else takes part
 
@@ -140,10 +140,10 @@ class HarnessDevice:
     def snapshot(self) -> dict[str, Any]:
         return nvml.snapshot(self.facts()["uuid"])
 
-    def library_facts(self) -> dict[str, Any]:
+    def facts_of_library(self) -> dict[str, Any]:
         return describe_library(self._library.path, text_of(self._library.lib.amk_tasks_build_info()))
 
-    def library_sha256(self) -> str:
+    def sha256_of_library(self) -> str:
         return hashlib.sha256(Path(self._library.path).read_bytes()).hexdigest()
 
     def versions(self) -> dict[str, str]:

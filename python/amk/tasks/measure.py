@@ -35,14 +35,14 @@ def run_action(
         for index in range(device.count()):
             one = type(device)(index)
             found.append({"index": index, **one.facts(), "snapshot": one.snapshot()})
-        return {"devices": found, "library": device.library_facts()}, {}
+        return {"devices": found, "library": device.facts_of_library()}, {}
     task = read_task(Path(job["folder"]))
     if task.workloads_sha256 != job["workloads_sha256"]:
         raise InputError(f"{task.name}/workloads.json: it changed during the run")
     oracle = load_oracle(task)
     rows = {row.name: row for row in task.rows}
     facts: dict[str, Any] = {**device.facts(), "snapshots": [device.snapshot()], "rows": []}
-    facts |= {"library_sha256": device.library_sha256(), "versions": device.versions()}
+    facts |= {"library_sha256": device.sha256_of_library(), "versions": device.versions()}
     device.open()
     try:
         for name in job["rows"]:

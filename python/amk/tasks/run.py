@@ -78,10 +78,11 @@ def run_kernel_bench(
         "command": " ".join(sys.argv), "began": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
     }  # fmt: skip
     answers: dict[str, Mapping[str, Any]] = {}
-    kept = None if journal is None else _journal(journal, run, baselines)
+    kept = None
     if not run["reasons"]:
         sides = [SIDES[0] if spec == IN_REPO else spec for spec in baselines]
         with gpu_lock(chosen["uuid"]):
+            kept = None if journal is None else _journal(journal, run, baselines, externals)
             answers = _measure(task, rows, run, sides, chosen["index"], kept, say)
     run["ended"] = datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
     notes = _notes(run, chosen)
@@ -93,11 +94,14 @@ def run_kernel_bench(
     ]
 
 
-def _journal(path: str, run: Mapping[str, Any], baselines: Sequence[str]) -> Journal:
+def _journal(path: str, run: Mapping[str, Any], baselines: Sequence[str], externals: Mapping[str, External]) -> Journal:
     """Of a run that differs in nothing that a time depends on."""
     same = ("task", "stage", "seed", "workloads_sha256", "settings", "device", "versions")
     identity = {name: run[name] for name in same}
     identity |= {"baselines": list(baselines), "library_sha256": run["library"]["sha256"]}
+    identity["sources"] = {
+        spec: {key: value for key, value in one.source.items() if key != "resolved"} for spec, one in externals.items()
+    }
     return Journal(path, identity, run["began"])
 
 
@@ -190,12 +194,14 @@ def _ask(
             return {row.name: _refused(row, "worker", f"{error.code}: {error}") for row in rows}
     if facts.get("uuid") != run["device"]["uuid"]:
         raise Unavailable(f"the device changed: expected {run['device']['uuid']}, a worker has {facts.get('uuid')}")
+    for name, version in facts["versions"].items():
+        if (before := run["versions"].setdefault(name, version)) != version:
+            raise Unavailable(f"{name} changed during the run: expected {before}, a worker has {version}")
     if journal is not None and not is_known:
         journal.add(names, facts)
     run["library_sha256_seen"].append(facts["library_sha256"])
     run["snapshots"].append({"rows": [names[0], names[-1]], "before": facts["snapshots"][0],
                                 "after": facts["snapshots"][-1]})  # fmt: skip
-    run["versions"] |= facts["versions"]
     return {answer["name"]: answer for answer in facts["rows"]}
 
 
