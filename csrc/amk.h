@@ -25,7 +25,7 @@ extern "C" {
 #endif
 /* amk-cdef-begin */
 #define AMK_ABI_VERSION_MAJOR 1
-#define AMK_ABI_VERSION_MINOR 5
+#define AMK_ABI_VERSION_MINOR 6
 #define AMK_IR_VERSION 1
 /* ---- limits ------------------------------------------------------------------------------------------------ */
 #define AMK_MAX_INPUTS 8
@@ -144,7 +144,8 @@ typedef enum amk_opcode {
    * and, where NORM is set too (never without ROPE), q_norm T [D] and k_norm T [D], with eps. The task turns its query
    * heads and the new key of its kv heads as ROPE does. Row `pos`, in the split that holds it, is that key and the raw
    * value; only rows [0, pos) come from the caches, so no KV_APPEND of this step has to come first (one still appends
-   * row pos). A task reads of x the query heads, keys and values of its own kv heads, whatever its split. */
+   * row pos). A task reads of x the query heads, keys and values of its own kv heads, whatever its split.
+   * DIRECT (M = 1 and B = 1 alone): the one output is T [Q*D], head h at h*D: its part_o / its sum of exponentials. */
   AMK_OP_ATTENTION_TILE = 7,
   /* [B] in: x T (head h at m_off + h*D), inv_freq f32 [D/2], then NORM weight T [D] where the flag is set. out T (head
    * h at n_off + h*D), h < n_heads. Pairs (i, i + D/2) turn by (pos + t) * inv_freq[i], rounded to T (Su et al.
@@ -156,8 +157,7 @@ typedef enum amk_opcode {
   AMK_OP_GELU = 10,
   /* [B] out[n_off + i] = a[n_off + i] + b[n_off + i] for i < N_tile; T; in place allowed. */
   AMK_OP_ADD = 11,
-  /* [B] As ADD, product. */
-  AMK_OP_MUL = 12,
+  AMK_OP_MUL = 12, /* [B] As ADD, product. */
   AMK_OP_DEQUANT = 13,
   AMK_OP_SOFTMAX = 14,
   AMK_OP_ALLREDUCE_SHARD = 15,
@@ -191,8 +191,7 @@ typedef enum amk_opcode {
    * in [n_off, n_off + N_tile): out[h*D + j] = o[h*D + j] / sqrt(mean_j(o^2) + eps) * weight[j] * silu(z[m_off + h*D +
    * j]). NORM_PLUS_ONE is not allowed. */
   AMK_OP_GATED_RMSNORM = 23,
-  /* in: a T, b T. out[n_off + i] = a[n_off + i] / (1 + exp(-b[m_off + n_off + i])) for i < N_tile; in place of a
-   * allowed. */
+  /* in: a T, b T. out[n_off + i] = a[n_off + i] / (1 + exp(-b[m_off + n_off + i])) for i < N_tile; out may be a. */
   AMK_OP_SIGMOID_MUL = 24
 } amk_opcode;
 
@@ -204,7 +203,8 @@ typedef enum amk_flag {
   AMK_FLAG_RESIDUAL = 8,
   AMK_FLAG_ROPE = 16,
   AMK_FLAG_NORM_PLUS_ONE = 32, /* with NORM, and in RMSNORM: each norm weight w is used as 1 + w, added in f32 */
-  AMK_FLAG_L2_NORM = 64        /* GDN_DECODE alone; uses eps */
+  AMK_FLAG_L2_NORM = 64,       /* GDN_DECODE alone; uses eps */
+  AMK_FLAG_DIRECT = 128        /* ATTENTION_TILE alone */
 } amk_flag;
 
 /* ---- POD tables: little-endian, natural C alignment ----------------------------------------------------------- */
@@ -335,13 +335,14 @@ typedef struct amk_model_t {
 } amk_model_t;
 
 typedef enum amk_fusion {
-  AMK_FUSE_RMSNORM_GEMV = 1,    /* "rmsnorm+gemv" */
-  AMK_FUSE_GATE_UP = 2,         /* "gate+up": one op over the 2F rows */
-  AMK_FUSE_GATE_UP_SILU = 4,    /* "gate+up+silu": and the activation inside it */
-  AMK_FUSE_GEMV_ADD = 8,        /* "gemv+add" */
-  AMK_FUSE_QKV = 16,            /* "qkv": one op over the q, k and v rows */
-  AMK_FUSE_ROPE_KV_APPEND = 32, /* "rope+kv_append" */
-  AMK_FUSE_ROPE_ATTENTION = 64  /* "rope+attention": where q, k and v are one tensor and k is appended turned */
+  AMK_FUSE_RMSNORM_GEMV = 1,       /* "rmsnorm+gemv" */
+  AMK_FUSE_GATE_UP = 2,            /* "gate+up": one op over the 2F rows */
+  AMK_FUSE_GATE_UP_SILU = 4,       /* "gate+up+silu": and the activation inside it */
+  AMK_FUSE_GEMV_ADD = 8,           /* "gemv+add" */
+  AMK_FUSE_QKV = 16,               /* "qkv": one op over the q, k and v rows */
+  AMK_FUSE_ROPE_KV_APPEND = 32,    /* "rope+kv_append" */
+  AMK_FUSE_ROPE_ATTENTION = 64,    /* "rope+attention": where q, k and v are one tensor and k is appended turned */
+  AMK_FUSE_ATTENTION_COMBINE = 128 /* "attention+combine": where a step has one token and attention one split */
 } amk_fusion;
 
 typedef enum amk_sm_policy { AMK_SM_ROUND_ROBIN = 0, AMK_SM_LOAD_BALANCE = 1, AMK_SM_EXPLICIT = 2 } amk_sm_policy;

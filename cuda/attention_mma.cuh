@@ -287,9 +287,9 @@ class MmaAttention {
   float m_ = minus_infinity(), l_ = 0;  // l_: of this lane's rows
 };
 
-// Adds the warps' states up: part_o and part_ml of up to kStateHeads query heads from `head`. A warp takes 64 elements
-// of a head, so no warp has two turns.
-template <int kThreads, int kDim>
+// Adds the warps' states up: part_o and part_ml of up to kStateHeads query heads from `head`, or those heads. A warp
+// takes 64 elements of a head, so no warp has two turns.
+template <class T, int kThreads, int kDim>
 __device__ __forceinline__ void merge_states(const TaskContext& c, const float* state, int head, int heads) {
   constexpr int kWarps = kThreads / kWarpThreads, kPieces = kDim / 64, kStride = kDim + kStatePad;
   static_assert(kStateHeads * kPieces <= kWarps);
@@ -309,6 +309,10 @@ __device__ __forceinline__ void merge_states(const TaskContext& c, const float* 
     const float of_w = __shfl_sync(kWholeWarp, weight, w);
     o = {fmaf(of_w, outs[w].x, o.x), fmaf(of_w, outs[w].y, o.y)};
     l += __shfl_sync(kWholeWarp, weighted_l, w);
+  }
+  if (c.params().flags & AMK_FLAG_DIRECT) {
+    *reinterpret_cast<uint32_t*>(c.out<T>(0) + (int64_t{head} + h) * kDim + d) = pack_pair<T>(o.x / l, o.y / l);
+    return;
   }
   const int64_t part = (int64_t{head} + h) * c.params().M + c.params().dim;
   *reinterpret_cast<float2*>(c.out<float>(0) + part * kDim + d) = o;
@@ -361,7 +365,7 @@ __device__ bool attend_mma(const TaskContext& c, RowRange range) {
       if (h > 0) block_sync<kThreads>();
       pass.publish(state, h);
       block_sync<kThreads>();
-      merge_states<kThreads, kDim>(c, state, g * group + h, min(kStateHeads, group - h));
+      merge_states<T, kThreads, kDim>(c, state, g * group + h, min(kStateHeads, group - h));
     }
   }
   return true;

@@ -1,5 +1,5 @@
-// What every form of ATTENTION_TILE shares: its rows, what it keeps in shared memory, its partials.
-// In: a task and the position; the warps' states. Out: a range of rows; part_o and part_ml.
+// What every form of ATTENTION_TILE shares: its rows, what it keeps in shared memory, what it leaves.
+// In: a task and the position; the warps' states. Out: a range of rows; part_o and part_ml, or heads with DIRECT.
 #pragma once
 
 #include <cfloat>
@@ -67,8 +67,8 @@ __device__ __forceinline__ float warp_max(float v) {
   return __int_as_float(flip(__reduce_max_sync(kWholeWarp, flip(__float_as_int(v)))));
 }
 
-// Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`. An element to a lane, and one
-// exponential a lane: lane i has the weight of warp i's state.
+// Adds the warps' states up: part_o and part_ml of `heads` query heads from `head`, or those heads. An element to a
+// lane, and one exponential a lane: lane i has the weight of warp i's state.
 template <int kThreads>
 __device__ __forceinline__ void merge_warps(const TaskContext& c, const float* state, int pass_heads, int head,
                                             int heads) {
@@ -90,13 +90,17 @@ __device__ __forceinline__ void merge_warps(const TaskContext& c, const float* s
       l += __shfl_sync(kWholeWarp, weighted_l, w);
       o = fmaf(__shfl_sync(kWholeWarp, weight, w), outs[w], o);
     }
+    if (p.flags & AMK_FLAG_DIRECT) {
+      if (d < dim) store_any(c.task.out[0], (int64_t{head} + h) * dim + d, c.task.out_dtype, o / l);
+      continue;
+    }
     const int64_t part = (int64_t{head} + h) * p.M + p.dim;
     if (d < dim) c.out<float>(0)[part * dim + d] = o;
     if (d == 0) *reinterpret_cast<float2*>(c.out<float>(1) + part * 2) = {common, l};
   }
 }
 
-// The partials of a split without a row.
+// The partials of a split without a row: one of several, so never with DIRECT.
 template <int kThreads>
 __device__ void write_empty(const TaskContext& c) {
   const amk_params_t& p = c.params();

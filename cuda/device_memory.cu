@@ -75,14 +75,14 @@ int64_t batch_shared_bytes(const ImageView& image, const amk_instruction_t& t, i
     default: return 0;
   }
 }
-// Ops of hybrid models, and heads that are turned inside attention, are for one token a task and one kernel.
+// Ops of hybrid models, and heads that attention turns or writes itself, are for one token a task and one kernel.
 bool has_batch_code(const amk_instruction_t& t) {
   switch (t.op) {
     case AMK_OP_CAUSAL_CONV:
     case AMK_OP_GDN_DECODE:
     case AMK_OP_GATED_RMSNORM:
     case AMK_OP_SIGMOID_MUL: return false;
-    case AMK_OP_ATTENTION_TILE: return !(t.params.flags & AMK_FLAG_ROPE);
+    case AMK_OP_ATTENTION_TILE: return !(t.params.flags & (AMK_FLAG_ROPE | AMK_FLAG_DIRECT));
     default: return true;
   }
 }
@@ -138,7 +138,7 @@ int64_t needed_shared_bytes(const ImageView& image, int threads, int64_t limit_b
     AMK_CHECK(!batched || has_batch_code(t), AMK_ERR_REJECTED,
               "task %zu (%s): %s is for one token here, in a program whose tasks work on several", i,
               std::string(image.task_label.at(i)).c_str(),
-              t.op == AMK_OP_ATTENTION_TILE ? "ATTENTION_TILE with ROPE" : op_name(t.op));
+              t.op == AMK_OP_ATTENTION_TILE ? "ATTENTION_TILE with ROPE or DIRECT" : op_name(t.op));
     const int32_t vectors = batched ? vector_operand(image, t) : -1;
     AMK_CHECK(vectors < 0 || image.places[vectors].offset_bytes % kVectorBytes == 0, AMK_ERR_REJECTED,
               "task %zu (%s): buffer %s begins at byte %lld, the kernel of several tokens wants a multiple of %d", i,

@@ -10,11 +10,12 @@ namespace amk {
 namespace {
 
 constexpr int32_t kMaxGemvTile = 8192;
-constexpr int32_t kKvBlockStep = 16, kMaxKvBlock = 1024;
+constexpr int32_t kKvBlockStep = 16, kMaxKvBlock = AMK_MAX_SEQ;
 constexpr int32_t kAllFusions = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU | AMK_FUSE_GEMV_ADD |
-                                AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION;
-// gate+up is inside gate+up+silu.
-constexpr int32_t kDefaultFusions = kAllFusions & ~AMK_FUSE_GATE_UP;
+                                AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION |
+                                AMK_FUSE_ATTENTION_COMBINE;
+// gate+up is inside gate+up+silu; attention+combine is for contexts so short that one split reads them.
+constexpr int32_t kDefaultFusions = kAllFusions & ~(AMK_FUSE_GATE_UP | AMK_FUSE_ATTENTION_COMBINE);
 
 // Knobs of the kernel's launch, their default, and the values that this build acts on. A new variant widens its row.
 struct LaunchKnob {

@@ -45,6 +45,7 @@ class Tiler {
     // Every KV split of a kv head is a task: as many splits as keep one wave of tasks, none without a block to read.
     splits_ = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(g_.max_seq, schedule.attention_kv_block), 1,
                                                        std::max(1, sm_count_ / g_.n_kv_heads)));
+    is_direct_ = schedule.fusion & AMK_FUSE_ATTENTION_COMBINE && splits_ == 1 && !tokens_;
   }
 
   Plan run() {
@@ -76,7 +77,7 @@ class Tiler {
     int64_t count = 0;
     for (const Node& node : g_.nodes) {
       if (node.kind == NodeKind::kLinear) count += linear_tile_count(node);
-      if (node.kind == NodeKind::kAttention) count += int64_t{splits_} * g_.n_kv_heads + g_.n_heads;
+      if (node.kind == NodeKind::kAttention) count += int64_t{splits_} * g_.n_kv_heads + (is_direct_ ? 0 : g_.n_heads);
     }
     AMK_CHECK(count <= AMK_MAX_TASKS / 2, AMK_ERR_REJECTED,
               "tiling.gemv.N_tile is %d: the model would need %lld tasks, allowed %d", schedule_.gemv_n_tile,
@@ -247,9 +248,23 @@ class Tiler {
     }
   }
   void tile_attention(const Node& node) {
+    if (is_direct_) {
+      begin_op(node.name, AMK_OP_ATTENTION_TILE, {node.x, node.k_cache, node.v_cache}, {node.out});
+      base_.params.flags = AMK_FLAG_DIRECT;
+      return push_attention(node);
+    }
     const int32_t part_o = add_scratch(node.name + ".part_o", AMK_DTYPE_F32, {g_.n_heads, splits_, g_.head_dim});
     const int32_t part_ml = add_scratch(node.name + ".part_ml", AMK_DTYPE_F32, {g_.n_heads, splits_, 2});
     begin_op(node.name, AMK_OP_ATTENTION_TILE, {node.x, node.k_cache, node.v_cache}, {part_o, part_ml});
+    push_attention(node);
+    begin_op(node.name + "_combine", AMK_OP_ATTENTION_COMBINE, {part_o, part_ml}, {node.out});
+    base_.params.n_heads = g_.n_heads;
+    base_.params.head_dim = g_.head_dim;
+    base_.params.M = splits_;
+    base_.params.N_tile = 1;
+    for (int32_t head = 0; head < g_.n_heads; ++head) push_task().n_off = head;
+  }
+  void push_attention(const Node& node) {
     add_flag(AMK_FLAG_ROPE, node.inv_freq);
     add_flag(AMK_FLAG_NORM, node.norm);
     if (node.k_norm != kNoTensor) add_input(node.k_norm);
@@ -271,12 +286,6 @@ class Tiler {
         p.dim = split;
       }
     }
-    begin_op(node.name + "_combine", AMK_OP_ATTENTION_COMBINE, {part_o, part_ml}, {node.out});
-    base.n_heads = g_.n_heads;
-    base.head_dim = g_.head_dim;
-    base.M = splits_;
-    base.N_tile = 1;
-    for (int32_t head = 0; head < g_.n_heads; ++head) push_task().n_off = head;
   }
   void tile_conv(const Node& node) {
     begin_op(node.name, AMK_OP_CAUSAL_CONV, {node.x, node.weight, node.state}, {node.out, node.state});
@@ -330,6 +339,7 @@ class Tiler {
   const int32_t sm_count_;
   const int32_t tokens_;  // parameter of the tasks: 0 for one
   int32_t splits_ = 1;
+  bool is_direct_ = false;  // attention writes its heads: there are no partials to combine
   Plan plan_;
   amk_instruction_t base_{};
   std::string op_name_;

@@ -108,6 +108,10 @@ void footprint_attention(const TaskView& v, Footprint& f) {
   } else {
     for (int slot = 1; slot <= 2; ++slot) f.cache(slot, false, Region::kKvRow, p);
   }
+  if (is_direct(v.task)) {
+    Footprint::vector_aligned(f.write(0, head * p.head_dim, heads * p.head_dim));
+    return;
+  }
   f.write_runs(0, (head * p.M + p.dim) * p.head_dim, p.head_dim, heads, int64_t{p.M} * p.head_dim);
   f.write_runs(1, (head * p.M + p.dim) * 2, 2, heads, int64_t{p.M} * 2);
 }
@@ -246,7 +250,8 @@ double op_flops(const TaskView& view, int32_t pos) {
     case AMK_OP_ATTENTION_TILE: {
       const double rows = tokens * (double(pos) + 1) + tokens * (tokens - 1) / 2;  // token t sees pos + t + 1
       return 4.0 * p.head_dim * (p.n_heads / p.n_kv_heads) * p.N_tile * rows / p.M +
-             (p.flags & AMK_FLAG_ROPE ? 3.0 * p.head_dim * (p.n_heads / p.n_kv_heads + 1) * p.N_tile : 0);
+             (p.flags & AMK_FLAG_ROPE ? 3.0 * p.head_dim * (p.n_heads / p.n_kv_heads + 1) * p.N_tile : 0) +
+             (p.flags & AMK_FLAG_DIRECT ? 1.0 * p.head_dim * (p.n_heads / p.n_kv_heads) * p.N_tile : 0);
     }
     case AMK_OP_RMSNORM: return 4.0 * p.M_tile * p.hidden;
     case AMK_OP_ATTENTION_COMBINE: return 3.0 * p.N_tile * p.M * p.head_dim * tokens;

@@ -79,7 +79,7 @@ constexpr OpRow kRows[] = {
     {AMK_OP_LAYERNORM, "LAYERNORM", false, 0, 0, 0, 0},
     {AMK_OP_GEMV_TILE, "GEMV_TILE", true, 2, 1, kGemvFlags, kK | kN | kNTile | kMTile | kNOff | kMOff | kQdtype},
     {AMK_OP_GEMM_TILE, "GEMM_TILE", false, 0, 0, 0, 0},
-    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, kNormFlags | AMK_FLAG_ROPE,
+    {AMK_OP_ATTENTION_TILE, "ATTENTION_TILE", true, 3, 2, kNormFlags | AMK_FLAG_ROPE | AMK_FLAG_DIRECT,
      kHeads | kKvHeads | kHeadDim | kK | kN | kM | kMTile | kMOff | kNOff | kNTile | kDim | kScale},
     {AMK_OP_ROPE, "ROPE", true, 2, 1, kNormFlags, kHeads | kHeadDim | kMTile | kMOff | kNOff},
     {AMK_OP_SILU_MUL, "SILU_MUL", true, 1, 1, 0, kN | kNTile | kMTile | kNOff},
@@ -198,26 +198,37 @@ bool check_rotation_operands(Checker& c, const FlagSlots& slots, int inv_freq) {
                             norm(slots.k_norm, "k_norm weight") && c.finite_positive("eps", c.p.eps));
 }
 
+bool check_partials(Checker& c) {
+  const amk_instruction_t& t = c.v.task;
+  return c.out_dtype(0, AMK_DTYPE_F32, "part_o") && c.out_dtype(1, AMK_DTYPE_F32, "part_ml") &&
+         c.partial(c.v.output(0), t.outputs[0], "part_o", c.p.n_heads, c.p.M, c.p.head_dim) &&
+         c.partial(c.v.output(1), t.outputs[1], "part_ml", c.p.n_heads, c.p.M, 2);
+}
+
 bool check_attention(Checker& c) {
   const amk_instruction_t& t = c.v.task;
   const int32_t dtype = c.v.input(0).dtype;
   const FlagSlots slots = flag_slots(t);
-  const bool raw = slots.rope >= 0;
+  const bool raw = slots.rope >= 0, direct = is_direct(t);
   if (slots.norm >= 0 && !raw) return c.fail(3, -1, "flag NORM without ROPE");
   if (raw && c.tokens > 1) return c.fail(3, -1, text("flag ROPE with N = %d tokens, allowed with one alone", c.tokens));
+  if (direct && (c.tokens > 1 || c.p.M != 1))
+    return c.fail(3, -1,
+                  text("flag DIRECT with M = %d splits and %d tokens, allowed with one of each", c.p.M, c.tokens));
   if (int64_t{c.p.head_dim} * dtype_bits(dtype) / 8 % AMK_VECTOR_BYTES != 0)
     return c.fail(
         5, t.inputs[1],
         text("cache rows of %d %s are no multiple of %d bytes", c.p.head_dim, dtype_name(dtype), AMK_VECTOR_BYTES));
   return c.compute_dtype(0, "q") && c.in_dtype(1, dtype, "k cache") && c.in_dtype(2, dtype, "v cache") &&
-         c.out_dtype(0, AMK_DTYPE_F32, "part_o") && c.out_dtype(1, AMK_DTYPE_F32, "part_ml") && c.head_groups() &&
-         c.even_head_dim() && c.positive("K", c.p.K) && c.positive("M", c.p.M) && c.positive("M_tile", c.p.M_tile) &&
-         c.positive("N_tile", c.p.N_tile) && c.finite_positive("scale", c.p.scale) &&
+         c.head_groups() && c.even_head_dim() && c.positive("K", c.p.K) && c.positive("M", c.p.M) &&
+         c.positive("M_tile", c.p.M_tile) && c.positive("N_tile", c.p.N_tile) &&
+         c.finite_positive("scale", c.p.scale) &&
          (c.p.dim >= 0 && c.p.dim < c.p.M ? true : c.fail(4, -1, text("split dim is %d of M = %d", c.p.dim, c.p.M))) &&
          c.shape(c.v.input(1), t.inputs[1], "k cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
          c.shape(c.v.input(2), t.inputs[2], "v cache", 3, c.p.n_kv_heads, c.p.K, c.p.head_dim) &&
-         c.partial(c.v.output(0), t.outputs[0], "part_o", c.p.n_heads, c.p.M, c.p.head_dim) &&
-         c.partial(c.v.output(1), t.outputs[1], "part_ml", c.p.n_heads, c.p.M, 2) &&
+         (direct ? c.out_dtype(0, dtype, "out") &&
+                       c.width_out(0, "n_heads * head_dim", int64_t{c.p.n_heads} * c.p.head_dim)
+                 : check_partials(c)) &&
          check_rotation_operands(c, slots, slots.rope) && c.within("kv heads", c.p.n_off, c.p.N_tile, c.p.n_kv_heads) &&
          c.in_range(0, raw ? "q, k and v" : "q", c.p.m_off,
                     (c.p.n_heads + (raw ? 2 * __int128{c.p.n_kv_heads} : 0)) * c.p.head_dim);
@@ -308,7 +319,8 @@ bool check_signature(Checker& c, const OpRow& row) {
     return c.fail(3, -1, "flag NORM_PLUS_ONE without NORM");
   const int want_inputs = flag_slots(t).end;
   if (t.n_inputs != want_inputs) return c.fail(3, -1, text("%d inputs, expected %d", t.n_inputs, want_inputs));
-  if (t.n_outputs != row.arity_out) return c.fail(3, -1, text("%d outputs, expected %d", t.n_outputs, row.arity_out));
+  const int want_outputs = row.arity_out - (is_direct(t) ? 1 : 0);
+  if (t.n_outputs != want_outputs) return c.fail(3, -1, text("%d outputs, expected %d", t.n_outputs, want_outputs));
   const uint32_t used = used_params(row, t);
   for (int i = 0; i < kParamFieldCount; ++i) {
     const ParamField& f = kFields[i];
@@ -347,6 +359,10 @@ bool op_knows_position(int32_t op) {
 
 bool is_quantised(const amk_instruction_t& task) {
   return task.op == AMK_OP_GEMV_TILE && task.params.qdtype == AMK_DTYPE_I8;
+}
+
+bool is_direct(const amk_instruction_t& task) {
+  return task.op == AMK_OP_ATTENTION_TILE && task.params.flags & AMK_FLAG_DIRECT;
 }
 
 FlagSlots flag_slots(const amk_instruction_t& task) {

@@ -83,6 +83,9 @@ int32_t program_batch(const Tasks& tasks) {
 // Whether the weight of a matrix-vector tile is quantised, and its scales are an operand.
 bool is_quantised(const amk_instruction_t& task);
 
+// Whether attention writes its heads itself, and there are no partials.
+bool is_direct(const amk_instruction_t& task);
+
 // Input slots of the operands that flags add, -1 where the flag is off. They follow the opcode's own inputs in the
 // order scale (of a quantised weight), inv_freq (where ROPE is a flag), norm weight, k_norm (attention's second norm
 // weight), bias, residual.

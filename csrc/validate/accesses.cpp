@@ -228,7 +228,8 @@ bool prove_partials(const Program& p, const StorageMap& storage, const AccessTab
   const int64_t before = report->count();
   std::vector<Piece> pieces;
   for (size_t t = 0; t < p.tasks.size(); ++t) {
-    if (p.tasks[t].op != AMK_OP_ATTENTION_TILE && p.tasks[t].op != AMK_OP_SAMPLE_ARGMAX) continue;
+    const bool has_partials = p.tasks[t].op == AMK_OP_ATTENTION_TILE && !is_direct(p.tasks[t]);
+    if (!has_partials && p.tasks[t].op != AMK_OP_SAMPLE_ARGMAX) continue;
     for (int64_t u = accesses.first_use[t]; u < accesses.first_use[t + 1]; ++u) {
       if (!accesses.uses[u].write) continue;
       const Range& r = accesses.ranges[accesses.uses[u].range];

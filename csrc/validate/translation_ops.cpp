@@ -274,6 +274,7 @@ bool Translation::attention(const amk_instruction_t& t) {
   if (!(flag_slots(t).rope < 0 ? turned_heads(t, out) : raw_heads(t, out))) return false;
   const int64_t width = d_.head_dim(), group = d_.n_heads() / d_.n_kv_heads();
   const int64_t head = p.n_off * group, heads = p.N_tile * group;
+  if (is_direct(t)) return compute_row(t.outputs[0], head * width, heads * width, out, head * width);
   Splits& splits = splits_[layer];
   if (splits.count == 0) splits = {p.M, p.M_tile};
   if (!number("the number of splits", p.M, splits.count, out)) return false;

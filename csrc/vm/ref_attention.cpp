@@ -2,7 +2,7 @@
 // Gimelshein 2018, arXiv:1805.02867; Dao et al., flash-decoding). Within a split the maximum runs on in steps of
 // kStepRows rows, in row order, so the result depends on neither the machine nor the order of tasks; nor on whether row
 // `pos` comes from the cache or, with ROPE, from this step's raw heads; nor on how many tokens a step has, as long as
-// they are cut into the same splits.
+// they are cut into the same splits; nor, with one split, on whether this task divides or a combining one.
 #include <algorithm>
 #include <limits>
 
@@ -88,9 +88,12 @@ void attention(const OpCall& c) {
   float* query = c.scratch.floats(Scratch::kQuery, tokens * group * dim);
   float* k = c.scratch.floats(Scratch::kRows, 2 * kStepRows * dim);
   float* v = k + kStepRows * dim;
+  const bool direct = is_direct(c.view.task);
+  float* parts = direct ? c.scratch.floats(Scratch::kParts, group * (dim + 2)) : nullptr;  // of one kv head
 
   for (int64_t g = p.n_off; g < int64_t{p.n_off} + p.N_tile; ++g) {
     const auto running = [&](int32_t t, int64_t i) {
+      if (direct) return Running{parts + i * (dim + 2), parts + i * (dim + 2) + dim};
       const int64_t part = (g * group + i) * p.M + p.dim;
       return Running{c.out_row<float>(0, t) + part * dim, c.out_row<float>(1, t) + part * 2};
     };
@@ -117,6 +120,11 @@ void attention(const OpCall& c) {
         if (seen <= 0) continue;
         for (int64_t i = 0; i < group; ++i) running(t, i).step(query_of(t, i), k, v, seen, dim, p.scale);
       }
+    }
+    for (int64_t i = 0; direct && i < group; ++i) {
+      const Running all = running(0, i);
+      T* out = c.out_row<T>(0, 0) + (g * group + i) * dim;
+      for (int64_t j = 0; j < dim; ++j) store(out + j, all.o[j] / all.ml[1]);
     }
   }
 }

@@ -15,7 +15,7 @@ namespace amk {
 // Memory that a worker keeps from task to task, so that ops do not allocate in steady state.
 class Scratch {
  public:
-  enum Slot { kX, kQuery, kRows, kAngles, kSlotCount };
+  enum Slot { kX, kQuery, kRows, kAngles, kParts, kSlotCount };
   float* floats(Slot slot, int64_t count) {
     if (count > static_cast<int64_t>(buffers_[slot].size())) buffers_[slot].resize(static_cast<size_t>(count));
     return buffers_[slot].data();

@@ -46,6 +46,7 @@ _FUSION_SPELLING = {
     "QKV": "qkv",
     "ROPE_KV_APPEND": "rope+kv_append",
     "ROPE_ATTENTION": "rope+attention",
+    "ATTENTION_COMBINE": "attention+combine",
 }
 _FUSION_ENUM = _lib.enum_names("amk_fusion", "AMK_FUSE_")
 if set(_FUSION_ENUM.values()) != set(_FUSION_SPELLING):

@@ -46,6 +46,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
 
 
 def _config() -> dict[str, Any]:
+    from . import _lib
     from .config import FUSION_NAMES, PAGE_POLICIES, SM_POLICIES, ScheduleConfig
 
     default = ScheduleConfig.default()
@@ -91,7 +92,7 @@ def _config() -> dict[str, Any]:
                         "gemv": table(
                             {"N_tile": {**whole(0, 8192, 8), "description": "0: an even split over the SMs"}}
                         ),
-                        "attention": table({"kv_block": whole(16, 1024, 16)}),
+                        "attention": table({"kv_block": whole(16, _lib.limit("MAX_SEQ"), 16)}),
                     }
                 ),
                 "fusion_grouping": {"type": "array", "items": {"enum": list(FUSION_NAMES)}, "uniqueItems": True},

@@ -168,6 +168,21 @@ TEST(attention_never_turns_the_heads_of_several_tokens) {
   CHECK_EQ(turns(four), 0);
 }
 
+TEST(attention_never_writes_the_heads_of_several_tokens_itself) {
+  const auto count = [](const Edited& e, int32_t op, int32_t flag) {
+    int n = 0;
+    for (const amk_instruction_t& t : e.program.tasks) n += t.op == op && (t.params.flags & flag) == flag;
+    return n;
+  };
+  const Edited one(with_batch(model_of(), 1), 255, AMK_PAGES_NONE, 1024), four(model_of(), 255, AMK_PAGES_NONE, 1024);
+  CHECK(count(one, AMK_OP_ATTENTION_TILE, AMK_FLAG_DIRECT) > 0);
+  CHECK_EQ(count(one, AMK_OP_ATTENTION_COMBINE, 0), 0);
+  CHECK_EQ(count(four, AMK_OP_ATTENTION_TILE, AMK_FLAG_DIRECT), 0);
+  CHECK(count(four, AMK_OP_ATTENTION_COMBINE, 0) > 0);
+  CHECK_EQ(model_verdict(one), "accepted");
+  CHECK_EQ(model_verdict(four), "accepted");
+}
+
 // Which op waits for which: rows of several tokens make no op wait that would not wait with one.
 TEST(the_order_of_ops_is_that_of_one_token) {
   const auto order = [](const Edited& e) {

@@ -47,7 +47,7 @@ TEST(an_untied_model_reads_one_row_of_its_embedding) {
 TEST(bytes_do_not_depend_on_the_schedule) {
   for (const amk_model_t& m : small_models()) {
     const int64_t want = predict_cost(lower_model(m, default_schedule(), h200()), m.max_seq / 2).streamed_bytes;
-    for (int fusion : {0, 7, 56, 63, 127})
+    for (int fusion : {0, 7, 56, 63, 127, 255})
       for (int n_tile : {0, 8, 64}) {
         amk_schedule_t s = default_schedule();
         s.fusion = fusion;
@@ -60,7 +60,7 @@ TEST(bytes_do_not_depend_on_the_schedule) {
 TEST(latency_is_never_below_the_bound) {
   for (const amk_model_t& m : small_models())
     for (int i = 0; i < target_count(); ++i)
-      for (int fusion : {0, 61, 127})
+      for (int fusion : {0, 61, 127, 255})
         for (int policy : {AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE})
           for (int32_t pos : {0, m.max_seq - 1}) {
             amk_schedule_t s = default_schedule();

@@ -130,6 +130,9 @@ TEST(every_knob_value_changes_the_program) {
   // Without a key that is turned as it is appended there is nothing for attention to turn.
   CHECK(table_bytes(lower(graph, with_fusion(0), target)) ==
         table_bytes(lower(graph, with_fusion(AMK_FUSE_ROPE_ATTENTION), target)));
+  // With several splits there is something to combine.
+  CHECK(table_bytes(lower(graph, with_fusion(0), target)) ==
+        table_bytes(lower(graph, with_fusion(AMK_FUSE_ATTENTION_COMBINE), target)));
 }
 
 TEST(fusion_takes_away_what_it_names) {
@@ -242,6 +245,15 @@ TEST(attention_splits_follow_block_capacity_and_sms) {
     CHECK_EQ(count_ops(p, AMK_OP_ATTENTION_TILE), row.splits * model.n_kv_heads);
     CHECK_EQ(count_ops(p, AMK_OP_ATTENTION_COMBINE), model.n_heads);
     EXPECT_VALID(p, "splits");
+    s.fusion |= AMK_FUSE_ATTENTION_COMBINE;
+    const Program direct = lower_model(model, s, small_target(row.sm_count));
+    const bool one_split = row.splits == 1;
+    CHECK_EQ(count_ops(direct, AMK_OP_ATTENTION_TILE), row.splits * model.n_kv_heads);
+    CHECK_EQ(count_ops(direct, AMK_OP_ATTENTION_TILE, AMK_FLAG_DIRECT), one_split ? model.n_kv_heads : 0);
+    CHECK_EQ(count_ops(direct, AMK_OP_ATTENTION_COMBINE), one_split ? 0 : model.n_heads);
+    CHECK_EQ(has_buffer(direct, "layers.0.attention.part_o"), !one_split);
+    CHECK_EQ(has_buffer(direct, "layers.0.attention.part_ml"), !one_split);
+    EXPECT_VALID(direct, "attention+combine");
   }
 }
 

@@ -21,13 +21,15 @@ TEST(the_default_is_in_its_domain_on_every_target) {
 }
 
 TEST(values_in_the_domain_pass) {
-  for (const Row& row : {Row{"", &amk_schedule_t::gemv_n_tile, 8}, Row{"", &amk_schedule_t::gemv_n_tile, 8192},
-                         Row{"", &amk_schedule_t::gemv_n_tile, 136}, Row{"", &amk_schedule_t::attention_kv_block, 16},
-                         Row{"", &amk_schedule_t::attention_kv_block, 48}, Row{"", &amk_schedule_t::fusion, 0},
-                         Row{"", &amk_schedule_t::attention_kv_block, 1024}, Row{"", &amk_schedule_t::fusion, 127},
-                         Row{"", &amk_schedule_t::page_policy, 0}, Row{"", &amk_schedule_t::page_policy, 2},
-                         Row{"", &amk_schedule_t::sm_policy, AMK_SM_EXPLICIT}, Row{"", &amk_schedule_t::cpasync, 0},
-                         Row{"", &amk_schedule_t::cpa_stages, 3}, Row{"", &amk_schedule_t::pipelining_depth, 1}}) {
+  for (const Row& row :
+       {Row{"", &amk_schedule_t::gemv_n_tile, 8}, Row{"", &amk_schedule_t::gemv_n_tile, 8192},
+        Row{"", &amk_schedule_t::gemv_n_tile, 136}, Row{"", &amk_schedule_t::attention_kv_block, 16},
+        Row{"", &amk_schedule_t::attention_kv_block, 48}, Row{"", &amk_schedule_t::fusion, 0},
+        Row{"", &amk_schedule_t::attention_kv_block, 1024}, Row{"", &amk_schedule_t::fusion, 127},
+        Row{"", &amk_schedule_t::attention_kv_block, AMK_MAX_SEQ}, Row{"", &amk_schedule_t::fusion, 255},
+        Row{"", &amk_schedule_t::page_policy, 0}, Row{"", &amk_schedule_t::page_policy, 2},
+        Row{"", &amk_schedule_t::sm_policy, AMK_SM_EXPLICIT}, Row{"", &amk_schedule_t::cpasync, 0},
+        Row{"", &amk_schedule_t::cpa_stages, 3}, Row{"", &amk_schedule_t::pipelining_depth, 1}}) {
     amk_schedule_t s = default_schedule();
     s.*row.member = row.value;
     check_schedule(s, h200());
@@ -42,9 +44,9 @@ TEST(values_outside_are_rejected_naming_the_field) {
       {"tiling.gemv.N_tile", &amk_schedule_t::gemv_n_tile, INT_MIN},
       {"tiling.attention.kv_block", &amk_schedule_t::attention_kv_block, 0},
       {"tiling.attention.kv_block", &amk_schedule_t::attention_kv_block, 24},
-      {"tiling.attention.kv_block", &amk_schedule_t::attention_kv_block, 1040},
+      {"tiling.attention.kv_block", &amk_schedule_t::attention_kv_block, AMK_MAX_SEQ + 16},
       {"tiling.attention.kv_block", &amk_schedule_t::attention_kv_block, INT_MIN},
-      {"fusion_grouping", &amk_schedule_t::fusion, 128},
+      {"fusion_grouping", &amk_schedule_t::fusion, 256},
       {"fusion_grouping", &amk_schedule_t::fusion, -1},
       {"sm_assignment", &amk_schedule_t::sm_policy, 3},
       {"sm_assignment", &amk_schedule_t::sm_policy, -1},

@@ -45,6 +45,28 @@ TEST(a_machine_of_blocks_fills_the_cache_that_one_of_single_tokens_goes_on_from)
   CHECK_EQ(next[0], expected.choices[9]);
 }
 
+// A program of one split for the first block of rows, where it computes the same bits, and one of several behind them.
+TEST(a_machine_without_a_combine_leaves_the_cache_that_one_of_several_splits_goes_on_from) {
+  const amk_model_t model = toy();
+  const std::vector<int32_t> tokens = some_tokens(model, 24);
+  const Program splits = lower_batch(model, kAllFusions, AMK_PAGES_LINEAR, 16, 4);
+  Decoding alone(model, splits), one(model, splits);
+  Decoded expected;
+  alone.run(tokens, 0, &expected);
+  const Image direct =
+      pack(must_validate(lower_batch(model, kAllFusions | AMK_FUSE_ATTENTION_COMBINE, AMK_PAGES_LINEAR, kOneSplit, 4)));
+  CHECK(direct.view().tasks.size() < one.image.view().tasks.size());
+  const auto first = beside(direct, one.vm.get());
+  for (int32_t pos = 0; pos < 24; ++pos) {
+    const auto at = static_cast<size_t>(pos);
+    Vm& vm = pos < 16 ? *first : *one.vm;
+    CHECK_EQ(vm.decode(tokens[at], pos), expected.choices[at]);
+    std::vector<float> logits(static_cast<size_t>(model.vocab));
+    vm.read("logits", 0, logits.data(), logits.size() * sizeof(float));
+    CHECK(std::equal(logits.begin(), logits.end(), expected.logits.begin() + pos * model.vocab));
+  }
+}
+
 TEST(whoever_shares_keeps_what_it_uses) {
   const amk_model_t model = toy();
   const std::vector<int32_t> tokens = some_tokens(model, 5);

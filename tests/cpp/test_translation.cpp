@@ -24,7 +24,7 @@ TEST(every_fusion_of_every_model_is_the_model) {
   int turn = 0;
   for (size_t m = 0; m < models.size(); ++m) {
     const Graph graph = build_decoder(models[m]);
-    for (int fusion = 0; fusion < 128; ++fusion)
+    for (int fusion = 0; fusion < 256; ++fusion)
       for (int n_tile : {0, 8, 48})
         for (int pages = 0; pages <= AMK_PAGES_GRAPH_COLOR; ++pages) {
           amk_schedule_t s = default_schedule();

@@ -138,7 +138,7 @@ class Mutator {
     p.*table = out;
   }
   void change_flag(Program& p, amk_instruction_t& t) {
-    const int32_t flag = 1 << pick(7), counter = t.out_counter;
+    const int32_t flag = 1 << pick(8), counter = t.out_counter;
     for (amk_instruction_t& other : p.tasks) {
       if (other.out_counter != counter) continue;
       const FlagSlots slots = flag_slots(other);
@@ -208,10 +208,16 @@ TEST(what_both_judges_accept_computes_the_model) {
     for (const int32_t fusion : {0, 63, 18, 127})
       for (const int32_t pages : {AMK_PAGES_NONE, AMK_PAGES_LINEAR})
         bases.emplace_back(Edited(make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, features), fusion, pages), 11);
+  // One split: attention writes its heads itself.
+  for (const int32_t features : {0, kBiases | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD})
+    for (const int32_t fusion : {AMK_FUSE_ATTENTION_COMBINE | 0, 255})
+      for (const int32_t pages : {AMK_PAGES_NONE, AMK_PAGES_LINEAR})
+        bases.emplace_back(Edited(make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, features), fusion, pages, 32),
+                           11);
   const amk_model_t gated = make_model(AMK_DTYPE_F32, 3, 32, 4, 2, 8, 32, 64, 24, kHybridFeatures);
-  for (const int32_t fusion : {0, 63, 18, 127})
+  for (const int32_t fusion : {0, 63, 18, 127, 255})
     for (const int32_t pages : {AMK_PAGES_NONE, AMK_PAGES_LINEAR})
-      bases.emplace_back(Edited(make_hybrid(gated, 3, 2, 4, 8, 3), fusion, pages), 11);
+      bases.emplace_back(Edited(make_hybrid(gated, 3, 2, 4, 8, 3), fusion, pages, fusion == 255 ? 32 : 16), 11);
   for (const int32_t features : {0, kBiases | AMK_MODEL_QK_NORM | AMK_MODEL_TIED_HEAD})
     for (const int32_t fusion : {0, 63, 18, 127}) {
       amk_model_t m = make_model(AMK_DTYPE_F32, 2, 32, 4, 2, 8, 32, 64, 24, features);

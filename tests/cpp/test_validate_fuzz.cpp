@@ -128,8 +128,8 @@ TEST(damaged_lowerings_are_judged_with_their_model) {
   Random random(3);
   for (const amk_model_t& model : {dense, hybrid, batch}) {
     int64_t accepted = 0, other_function = 0;
-    for (const int32_t fusion : {0, 63, 127}) {
-      const Edited whole(model, fusion);
+    for (const int32_t fusion : {0, 63, 127, 255}) {
+      const Edited whole(model, fusion, AMK_PAGES_NONE, fusion == 255 ? 32 : 16);
       for (int i = 0; i < 10000; ++i) {
         amk::Program p = whole.program;
         for (uint64_t n = 1 + random() % 3; n > 0; --n) damage(p, random);

@@ -15,6 +15,7 @@ struct Attention {
     part_o = lab.activation(AMK_DTYPE_F32, {heads(), s.splits, s.head_dim});
     part_ml = lab.activation(AMK_DTYPE_F32, {heads(), s.splits, 2});
     out = lab.activation(dtype, {heads() * s.head_dim});
+    direct_out = lab.activation(dtype, {heads() * s.head_dim});
   }
   int heads() const { return s.kv_heads * s.group; }
 
@@ -42,6 +43,15 @@ struct Attention {
         lab.run(AMK_OP_ATTENTION_COMBINE, {part_o, part_ml}, {out}, c, pos);
       else
         c.N_tile = 0;
+    if (s.splits > 1) return;
+    // One split: without partials, the same bits.
+    p.dim = 0;
+    p.flags = AMK_FLAG_DIRECT;
+    for (p.n_off = 0; p.n_off < s.kv_heads; p.n_off += p.N_tile) {
+      p.N_tile = std::min(tile_heads, s.kv_heads - p.n_off);
+      lab.run(AMK_OP_ATTENTION_TILE, {q, k, v}, {direct_out}, p, pos);
+    }
+    CHECK(lab.bytes[direct_out] == lab.bytes[out]);
   }
   // The same from raw heads: x holds q, k and v back to back, and row `pos` of the caches is not theirs yet.
   void run_raw(int pos, int tile_heads, bool with_norms) {
@@ -69,6 +79,17 @@ struct Attention {
           lab.run(AMK_OP_ATTENTION_TILE, {x, k, v, freq}, {part_o, part_ml}, p, pos);
     }
     const std::vector<uint8_t> raw_o = lab.bytes[part_o], raw_ml = lab.bytes[part_ml];
+    p.dim = 0;
+    p.flags |= AMK_FLAG_DIRECT;
+    for (p.n_off = 0; s.splits == 1 && p.n_off < s.kv_heads; p.n_off += p.N_tile) {
+      p.N_tile = std::min(tile_heads, s.kv_heads - p.n_off);
+      if (with_norms)
+        lab.run(AMK_OP_ATTENTION_TILE, {x, k, v, freq, q_norm, k_norm}, {direct_out}, p, pos);
+      else
+        lab.run(AMK_OP_ATTENTION_TILE, {x, k, v, freq}, {direct_out}, p, pos);
+    }
+    p.flags &= ~AMK_FLAG_DIRECT;
+    const std::vector<uint8_t> raw_direct = lab.bytes[direct_out];
     // ROPE and KV_APPEND, then attention over what they leave: the same bits.
     amk_params_t r{};
     r.head_dim = dim;
@@ -98,6 +119,7 @@ struct Attention {
     run(pos, tile_heads);
     CHECK(lab.bytes[part_o] == raw_o);
     CHECK(lab.bytes[part_ml] == raw_ml);
+    if (s.splits == 1) CHECK(lab.bytes[direct_out] == raw_direct);
   }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(s.head_dim)); }
 
@@ -147,7 +169,7 @@ struct Attention {
   static constexpr int kQueryOffset = 3, kRawOffset = 5;
   OpLab lab;
   Shape s;
-  int q, k, v, part_o, part_ml, out;
+  int q, k, v, part_o, part_ml, out, direct_out;
 };
 
 }  // namespace
@@ -190,6 +212,10 @@ TEST(raw_heads_are_turned_as_rope_and_append_turn_them) {
 }
 
 TEST(large_scores_do_not_overflow) {
+  Attention one(AMK_DTYPE_F32, {1, 2, 8, 40, 64, 1}, 9);
+  for (int64_t i = 0; i < one.lab.buffers[one.q].numel; ++i) one.lab.put(one.q, i, one.lab.at(one.q, i) * 200);
+  one.run(39, 1);
+  for (int64_t i = 0; i < one.lab.buffers[one.out].numel; ++i) CHECK(std::isfinite(one.lab.at(one.direct_out, i)));
   Attention a(AMK_DTYPE_F32, {1, 2, 8, 40, 4, 3}, 9);
   for (int64_t i = 0; i < a.lab.buffers[a.q].numel; ++i) a.lab.put(a.q, i, a.lab.at(a.q, i) * 200);
   a.run(39, 1);

@@ -10,7 +10,7 @@
 
 namespace {
 
-amk::Image decoder(int dtype, int features, int fusion, int page_policy) {
+amk::Image decoder(int dtype, int features, int fusion, int page_policy, int kv_block = 16) {
   amk_model_t model{};
   model.struct_size = sizeof model;
   model.dtype = dtype;
@@ -27,7 +27,7 @@ amk::Image decoder(int dtype, int features, int fusion, int page_policy) {
   amk_schedule_t schedule = amk::default_schedule();
   schedule.fusion = fusion;
   schedule.page_policy = page_policy;
-  schedule.attention_kv_block = 16;
+  schedule.attention_kv_block = kv_block;
   return amk::pack(must_validate(amk::lower(amk::build_decoder(model), schedule, *amk::target_preset(1))));
 }
 
@@ -77,6 +77,22 @@ TEST(attention_of_raw_heads_gives_the_same_bits) {
         const amk::Image fused = decoder(dtype, features, kAllFusions, policy);
         const amk::Image unfused = decoder(dtype, features, kAllFusions & ~AMK_FUSE_ROPE_ATTENTION, policy);
         CHECK(decode(fused, 0, 0, 1) == decode(unfused, 0, 0, 1));
+      }
+}
+
+// Attention of one split divides as a combining task does: whoever turns the heads, in every order.
+TEST(attention_without_a_combine_gives_the_same_bits) {
+  for (int dtype : kComputeTypes)
+    for (int fusion : {0, kAllFusions & ~AMK_FUSE_ROPE_ATTENTION, kAllFusions})
+      for (int policy : {AMK_PAGES_NONE, AMK_PAGES_LINEAR}) {
+        const int features = fusion ? AMK_MODEL_QK_NORM | AMK_MODEL_QKV_BIAS : 0;
+        const amk::Image combined = decoder(dtype, features, fusion, policy, 64);
+        const amk::Image direct = decoder(dtype, features, fusion | AMK_FUSE_ATTENTION_COMBINE, policy, 64);
+        CHECK(direct.view().tasks.size() < combined.view().tasks.size());
+        const std::string want = decode(combined, 0, 0, 1);
+        CHECK(decode(direct, 0, 0, 1) == want);
+        for (uint64_t seed = 1; seed <= 8; ++seed) CHECK(decode(direct, seed, 0, seed % 2) == want);
+        for (int threads : {2, 4}) CHECK(decode(direct, 1, threads, 1) == want);
       }
 }
 

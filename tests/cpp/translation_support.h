@@ -12,11 +12,11 @@ struct Edited {
   amk_model_t model;
   amk::Program program;
 
-  Edited(const amk_model_t& m, int32_t fusion, int32_t pages = AMK_PAGES_NONE) : model(m) {
+  Edited(const amk_model_t& m, int32_t fusion, int32_t pages = AMK_PAGES_NONE, int32_t kv_block = 16) : model(m) {
     amk_schedule_t s = amk::default_schedule();
     s.fusion = fusion;
     s.page_policy = pages;
-    s.attention_kv_block = 16;
+    s.attention_kv_block = kv_block;
     program = lower_model(m, s, small_target(4));
   }
 

@@ -85,6 +85,12 @@ void compare_all() {
     compare("gqa, unfused", gqa, schedule(0, 64, 0, AMK_SM_LOAD_BALANCE, AMK_PAGES_NONE), 3);
     compare("gqa", gqa,
             schedule(8192, 1024, AMK_FUSE_GATE_UP | AMK_FUSE_QKV, AMK_SM_ROUND_ROBIN, AMK_PAGES_GRAPH_COLOR), 1);
+    for (int32_t fusion : {255, 255 & ~AMK_FUSE_ROPE_ATTENTION}) {
+      const amk_schedule_t direct = schedule(0, 1024, fusion);
+      compare("gqa, no combine", gqa, direct, 132);
+      compare("8 heads on 1, no combine", model(dtype, 1, 1024, 8, 1, 128, 2816, 2000, 1024), direct, 132);
+      compare("qwen3, no combine", model(dtype, 2, 256, 4, 2, 64, 768, 1000, 1024, qwen3), direct, 132);
+    }
   }
   compare("qk norm and every bias, unfused", model(f32, 2, 256, 8, 2, 32, 512, 1000, 1024, qwen3 | every_bias),
           schedule(16, 128, 0, AMK_SM_LOAD_BALANCE, AMK_PAGES_GRAPH_COLOR), 17);

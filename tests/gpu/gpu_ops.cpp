@@ -332,15 +332,19 @@ struct Heads {
 // at positions where none is.
 // Query heads that were turned before; or this step's raw heads, without and with the norms of heads.
 enum class NewHeads { kTurned, kRaw, kRawNormed };
+// What attention leaves: partials that a combining task merges, partials that are compared too, or its heads.
+enum class Leaves { kPartials, kShownPartials, kHeads };
 
-void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, const std::vector<int32_t>& positions,
+void attention_case(Line& line, int32_t dtype, const Heads& h, Leaves leaves, const std::vector<int32_t>& positions,
                     NewHeads heads) {
   Sketch s(h.rows);
   const bool is_raw = heads != NewHeads::kTurned, is_normed = heads == NewHeads::kRawNormed;
   const int32_t q = s.input("q", dtype, {(h.query + (is_raw ? 2 * h.kv : 0)) * h.dim}),
                 kv = s.input("kv", dtype, {2 * h.kv * h.dim}), k = s.cache("kv.0.k", dtype, {h.kv, h.rows, h.dim}),
                 v = s.cache("kv.0.v", dtype, {h.kv, h.rows, h.dim});
-  auto part = [&](const char* name, int64_t last) {
+  const bool is_direct = leaves == Leaves::kHeads, parts_out = leaves == Leaves::kShownPartials;
+  auto part = [&](const char* name, int64_t last) -> int32_t {
+    if (is_direct) return -1;
     return parts_out ? s.output(name, AMK_DTYPE_F32, {h.query, h.splits, last})
                      : s.scratch(name, AMK_DTYPE_F32, {h.query, h.splits, last});
   };
@@ -371,13 +375,15 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
       p.dim = split;
       p.scale = 1.0f / std::sqrt(static_cast<float>(h.dim));
       p.flags = (is_raw ? AMK_FLAG_ROPE : 0) | (is_normed ? AMK_FLAG_NORM : 0);
-      p.flags |= plus_one(p.flags, split + at);
+      p.flags |= plus_one(p.flags, split + at) | (is_direct ? AMK_FLAG_DIRECT : 0);
       if (is_normed) p.eps = 1e-5f;
-      const int32_t tile = s.task(AMK_OP_ATTENTION_TILE, in, {o, ml}, p, ready);
+      const std::vector<int32_t> out = is_direct ? std::vector<int32_t>{y} : std::vector<int32_t>{o, ml};
+      const int32_t tile = s.task(AMK_OP_ATTENTION_TILE, in, out, p, ready);
       join = s.task(AMK_OP_NOP, {}, {}, {}, {join, tile});
     }
   }
   for (auto [at, n] : cuts(h.query)) {
+    if (is_direct) break;
     amk_params_t p{};
     p.n_heads = h.query;
     p.head_dim = h.dim;
@@ -388,7 +394,10 @@ void attention_case(Line& line, int32_t dtype, const Heads& h, bool parts_out, c
   }
   check(line,
         amk::text("%s %d/%d x %d, %d splits of blocks of %d%s%s", amk::dtype_name(dtype), h.query, h.kv, h.dim,
-                  h.splits, h.kv_block, parts_out ? ", parts" : "",
+                  h.splits, h.kv_block,
+                  parts_out   ? ", parts"
+                  : is_direct ? ", direct"
+                              : "",
                   is_normed ? ", raw and normed heads"
                   : is_raw  ? ", raw heads"
                             : ""),
@@ -406,8 +415,12 @@ void attention() {
       std::vector<int32_t> positions = positions_below(h.rows, h.kv_block);
       positions.push_back(h.rows - 1);
       for (NewHeads heads : {NewHeads::kTurned, NewHeads::kRaw, NewHeads::kRawNormed}) {
-        attention_case(line, dtype, h, false, positions, heads);
-        if ((h.rows - 1) / h.kv_block >= h.splits && !few) attention_case(line, dtype, h, true, {h.rows - 1}, heads);
+        attention_case(line, dtype, h, Leaves::kPartials, positions, heads);
+        if ((h.rows - 1) / h.kv_block >= h.splits && !few)
+          attention_case(line, dtype, h, Leaves::kShownPartials, {h.rows - 1}, heads);
+        Heads one_split = h;
+        one_split.splits = 1;
+        attention_case(line, dtype, one_split, Leaves::kHeads, positions, heads);
       }
     }
   }

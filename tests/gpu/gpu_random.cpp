@@ -39,8 +39,8 @@ void with_ring(Config& c) {
 Config random_config(Random& r) {
   Config c;
   c.schedule.gemv_n_tile = pick(r, {0, 8, 16, 24, 64, 200, 512, 8192});
-  c.schedule.attention_kv_block = pick(r, {16, 32, 48, 64, 128, 256, 1024});
-  c.schedule.fusion = static_cast<int32_t>(r.next() % 128);
+  c.schedule.attention_kv_block = pick(r, {16, 32, 48, 64, 128, 256, 1024, 16384});
+  c.schedule.fusion = static_cast<int32_t>(r.next() % 256);
   c.schedule.sm_policy = pick(r, {AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE});
   c.schedule.page_policy = pick(r, {AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR});
   c.sms = pick(r, {1, 2, 5, 17, 64, 132});
@@ -146,13 +146,14 @@ const Knob kKnobs[] = {
      {-8, 12, 8200},
      [](Config& c, int32_t v) { c.schedule.gemv_n_tile = v; }},
     {"attention.kv_block",
-     {16, 32, 64, 128, 256, 512, 1024},
-     {0, 24, 1040},
+     {16, 32, 64, 128, 256, 512, 1024, 16384},
+     {0, 24, AMK_MAX_SEQ + 16},
      [](Config& c, int32_t v) { c.schedule.attention_kv_block = v; }},
     {"fusion exactly",
      {0, AMK_FUSE_RMSNORM_GEMV, AMK_FUSE_GATE_UP, AMK_FUSE_GATE_UP_SILU, AMK_FUSE_GEMV_ADD, AMK_FUSE_QKV,
-      AMK_FUSE_ROPE_KV_APPEND, AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION, 61, 63, 127},
-     {128},
+      AMK_FUSE_ROPE_KV_APPEND, AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION, AMK_FUSE_ATTENTION_COMBINE, 61, 63,
+      127, 255},
+     {256},
      [](Config& c, int32_t v) { c.schedule.fusion = v; }},
     {"sm_assignment",
      {AMK_SM_ROUND_ROBIN, AMK_SM_LOAD_BALANCE, AMK_SM_EXPLICIT},

@@ -100,7 +100,7 @@ def test_config_from_stdin_and_strict() -> None:
 def test_doctor(run: Any) -> None:
     data = run("doctor", "--json").json
     assert data["problems"] == [] and data["status"] == "OK"
-    assert data["library"]["abi"] == "1.5" and data["library"]["build"]["cxx_flags"]
+    assert data["library"]["abi"] == "1.6" and data["library"]["build"]["cxx_flags"]
     assert os.path.exists(data["library"]["path"]) and data["numpy"] and data["cpu"]["name"]
     assert {"AMK_LIBRARY", "AMK_CACHE_DIR"} <= set(data["environment"])
     text = run("doctor").out

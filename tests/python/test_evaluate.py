@@ -52,6 +52,25 @@ def test_an_embedded_model_is_correct(model: str) -> None:
         verdict["speed"]
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("turns", [True, False])
+def test_attention_that_writes_its_heads_is_correct(model: str, turns: bool) -> None:
+    """One split holds every row: no combining task, and the oracle is met at every position all the same."""
+    names = [*amk.ScheduleConfig.default().fusion_grouping, "attention+combine"]
+    fused = {"fusion_grouping": [name for name in names if turns or name != "rope+attention"]}
+    source = amk.open_model(model)
+    for kv_block, direct in ((256, True), (16384, True), (128, False)):
+        config = fused | {"tiling": {"attention": {"kv_block": kv_block}}}
+        verdict = amk.evaluate(model, "h200", config)
+        assert verdict.correct, verdict.notes
+        lowered = amk.lower(source.config, amk.ScheduleConfig.from_dict(config)[0], amk.TARGETS["h200"], 256)
+        ops = [task["op"] for task in lowered.to_dict()["tasks"]]
+        assert ("ATTENTION_COMBINE" in ops) is not direct
+        again = amk.Program.from_dict(lowered.to_dict())
+        assert again.to_dict() == lowered.to_dict() and again.pack().hash == lowered.pack().hash
+        assert amk.Image.from_bytes(lowered.pack().bytes).program().to_dict()["tasks"] == lowered.to_dict()["tasks"]
+
+
 def test_the_same_question_gets_the_same_verdict() -> None:
     assert amk.evaluate("toy-gqa", "b200", seed=3) == amk.evaluate("toy-gqa", "b200", seed=3)
     assert amk.evaluate("toy-gqa", "b200", seed=3).rel_err != amk.evaluate("toy-gqa", "b200", seed=4).rel_err

@@ -134,8 +134,12 @@ def test_every_family_equals_the_reference(name: str, checkpoints: Path) -> None
         {"tiling": {"gemv": {"N_tile": 8}, "attention": {"kv_block": 16}}},
         {"fusion_grouping": [], "page_allocation": "none", "sm_assignment": "load_balance"},
         {"tiling": {"gemv": {"N_tile": 128}, "attention": {"kv_block": 256}}, "page_allocation": "graph_color"},
+        {
+            "tiling": {"attention": {"kv_block": 256}},
+            "fusion_grouping": [*amk.ScheduleConfig.default().fusion_grouping, "attention+combine"],
+        },
     ],
-    ids=["small tiles", "unfused", "large tiles"],
+    ids=["small tiles", "unfused", "large tiles", "without a combine"],
 )
 def test_other_schedules_equal_the_reference(schedule: dict[str, Any]) -> None:
     config, reference, gpu = open_both("toy-gqa", 256, schedule)

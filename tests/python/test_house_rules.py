@@ -91,7 +91,7 @@ PY_ARROWS = {
         *{"strict_json", "targets", "tokenizer"},
     },
     "propose": {"config", "embedded", "errors", "evaluate", "schema", "targets"},  # it never judges
-    "schema": {"config", "errors", "records/trial", "verdict"},
+    "schema": {"_lib", "config", "errors", "records/trial", "verdict"},
     "timeline": {"errors", "program", "verdict"},
     "trace": {"_lib", "errors", "program", "strict_json", "timeline"},
     "explanation": {"errors", "program", "timeline", "trace"},

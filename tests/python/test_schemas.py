@@ -95,7 +95,9 @@ def built(value):
 
 KNOBS = {
     ("tiling", "gemv", "N_tile"): multiple_of(8, 1030),
-    ("tiling", "attention", "kv_block"): multiple_of(16, 66),
+    ("tiling", "attention", "kv_block"): lambda rng: (
+        multiple_of(16, 66)(rng) if rng.random() < 0.8 else (1 << 24) + rng.choice([-16, 0, 16])
+    ),
     ("fusion_grouping",): some_fusions,
     ("sm_assignment",): lambda rng: some_map(rng) if rng.random() < 0.5 else rng.choice(
         ["round_robin", "load_balance", "explicit", "Round_Robin"]),
