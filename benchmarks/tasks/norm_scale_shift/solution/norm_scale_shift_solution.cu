@@ -25,7 +25,7 @@ int32_t run_staying(const NormOperands& o, void* stream) {
   const int rows = o.batches * o.rows;
   if (rows <= kRowsOfStayingBlocks || !is_same_for_all_rows(o)) return kPass;
   const auto with = [&](auto plan) {
-    return launch_persistent<__nv_bfloat16, M, kResidual, decltype(plan)>(o, rows, stream);
+    return launch_persistent<__nv_bfloat16, M, kResidual, decltype(plan)>(o, stream);
   };
   if constexpr (sizeof(M) == 4) {
     if (o.columns == 5120) return with(PersistentPlan<128, 5, 3, Stay::kPacked, kResidual ? 2 : 3>{});
