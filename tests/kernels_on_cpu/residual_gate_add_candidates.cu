@@ -5,6 +5,10 @@
 extern "C" __attribute__((visibility("default"))) int kernels_on_cpu_candidate;
 int kernels_on_cpu_candidate = 0;
 
+extern "C" __attribute__((visibility("default"))) uint32_t residual_gate_add_remainder(uint32_t i, uint32_t divisor) {
+  return residual_gate_add::Remainder(divisor).of(i);
+}
+
 namespace residual_gate_add {
 namespace {
 
