@@ -5,10 +5,6 @@
 extern "C" __attribute__((visibility("default"))) int kernels_on_cpu_candidate;
 int kernels_on_cpu_candidate = 0;
 
-extern "C" __attribute__((visibility("default"))) uint32_t residual_gate_add_remainder(uint32_t i, uint32_t divisor) {
-  return residual_gate_add::Remainder(divisor).of(i);
-}
-
 namespace residual_gate_add {
 namespace {
 
@@ -16,9 +12,9 @@ template <class T, class G>
 int32_t run(const Problem& p, void* stream) {
   if (!is_one_run<T>(p)) return AMK_ERR_UNSUPPORTED;
   const auto with = [&](auto plan) {
-    using Plan = decltype(plan);
-    return kind_of_gate(p) == Gate::kWhole ? launch_contiguous<T, G, Gate::kWhole, Plan>(p, stream)
-                                           : launch_contiguous<T, G, Gate::kRow, Plan>(p, stream);
+    using Chosen = decltype(plan);
+    return kind_of_gate(p) == Gate::kWhole ? launch_contiguous<T, G, Gate::kWhole, Chosen>(p, stream)
+                                           : launch_contiguous<T, G, Gate::kRow, Chosen>(p, stream);
   };
   constexpr auto kKeep = Reuse::kKeep, kStream = Reuse::kStream;
   switch (kernels_on_cpu_candidate) {

@@ -3,7 +3,6 @@
 So a tuner's run on a GPU only has to say which is the fastest.
 """
 
-import ctypes
 import dataclasses
 
 import pytest
@@ -70,15 +69,3 @@ def test_candidates_of_residual_gate_add(gate, candidate):
     rows += [named["bf16_BSD_f32_gate"], named["bf16_11D_f32_gate"], resized(named["bf16_11D_2x24x128"], 1, 8)]
     assert_right(rows, gate)
     assert_order_of_threads_does_not_matter(rows[:2], gate)
-
-
-def test_remainders_by_multiplication(gate):
-    """Of every index below 2^31, whatever the divisor: the largest indices and multiples, and what lies beside them."""
-    remainder = gate.loaded.residual_gate_add_remainder
-    remainder.restype, remainder.argtypes = ctypes.c_uint32, [ctypes.c_uint32, ctypes.c_uint32]
-    most = (1 << 31) - 1
-    divisors = {1, 3, 7, 256, 384, 512, 576, most} | {(1 << k) + d for k in range(1, 31) for d in (-1, 0, 1)}
-    for divisor in divisors:
-        multiple = most // divisor * divisor
-        for i in {0, 1, most, most - 1, multiple, multiple - 1, most // 2}:
-            assert remainder(i, divisor) == i % divisor, (i, divisor)

@@ -138,7 +138,6 @@ std::vector<Candidate> manners(const std::string& name) {
       in.template operator()<Manner{kStream, kKeep}>(", stores kept"),
       in.template operator()<Manner{kStream, kStream, kDependent}>(", dependent"),
       in.template operator()<Manner{kStream, kKeep, kDependent}>(", stores kept, dependent"),
-      in.template operator()<Manner{kStream, kStream, kPlain, 2}>(", 2 waves"),
       in.template operator()<Manner{kStream, kStream, kPlain, 4}>(", 4 waves"),
       in.template operator()<Manner{kStream, kStream, kPlain, 16}>(", 16 waves"),
       in.template operator()<Manner{kStream, kKeep, kDependent, 4}>(", stores kept, dependent, 4 waves"),
@@ -146,7 +145,6 @@ std::vector<Candidate> manners(const std::string& name) {
   if constexpr (kStages == 0) {
     all.push_back(in.template operator()<Manner{kKeep, kKeep}>(", kept"));
     all.push_back(in.template operator()<Manner{kKeep, kStream}>(", loads kept"));
-    all.push_back(in.template operator()<Manner{kKeep, kKeep, kDependent}>(", kept, dependent"));
     all.push_back(in.template operator()<Manner{kKeep, kKeep, kPlain, 4}>(", kept, 4 waves"));
   }
   return all;

@@ -90,7 +90,6 @@ const Candidate kOfManyTokens[] = {
     plan<QkPlan<192, 1, 1, kKeep, kPlain, kGuessed>>("192x1 guessed"),
     plan<QkPlan<192, 1, 1, kKeep, kDependent, kGuessed>>("192x1 dependent guessed"),
     plan<QkPlan<160, 1, 1, kStream, kDependent, kGuessed>>("160x1 streamed dependent guessed"),
-    plan<QkPlan<160, 1, 9, kStream, kPlain, kGuessed>>("160x1 streamed guessed resident 9"),
     plan<QkPlan<480, 1, 1, kKeep, kPlain, kGuessed>>("480x1 guessed"),
     plan<QkPlan<32, 3, 16, kStream, kPlain, kGuessed>>("32x3 streamed guessed resident 16"),
     plan<QkPlan<160, 3, 3, kStream, kPlain, kGuessed>>("160x3 streamed guessed resident 3"),

@@ -49,22 +49,9 @@ __device__ __forceinline__ uint4 combine(uint4 residual, uint4 x, const float (&
   return amk::pack<T>(r);
 }
 
-// i % divisor for i < 2^31 by one multiplication, so that no load waits for a division (Granlund & Montgomery 1994).
-struct Remainder {
-  uint32_t divisor, multiplier, shift;
-
-  explicit Remainder(uint32_t d) : divisor(d), shift(31) {
-    while (uint64_t{1} << (shift - 31) < d) ++shift;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + d - 1) / d);
-  }
-  __device__ __forceinline__ uint32_t of(uint32_t i) const {
-    return i - static_cast<uint32_t>(uint64_t{i} * multiplier >> shift) * divisor;
-  }
-};
-
 // A block for each piece of kVectors vectors per thread.
 template <class T, class G, Gate kGate, class Plan>
-__global__ void __launch_bounds__(Plan::kThreads) contiguous(const Problem p, uint32_t count, Remainder in_row) {
+__global__ void __launch_bounds__(Plan::kThreads) contiguous(const Problem p, uint32_t count, uint32_t row_vectors) {
   constexpr int kVectors = Plan::kVectors;
   const uint32_t first = blockIdx.x * (Plan::kThreads * kVectors) + threadIdx.x;
   const auto* const residual = static_cast<const uint4*>(p.residual);
@@ -87,7 +74,7 @@ __global__ void __launch_bounds__(Plan::kThreads) contiguous(const Problem p, ui
     if constexpr (kGate == Gate::kWhole) {
       read_gate<T, G, Plan::kLoads>(gate + size_t{i} * kPer<T>, g[j]);
     } else {
-      read_gate<T, G, Reuse::kKeep>(gate + in_row.of(i) * kPer<T>, g[j]);
+      read_gate<T, G, Reuse::kKeep>(gate + i % row_vectors * kPer<T>, g[j]);
     }
   }
 #pragma unroll
@@ -103,7 +90,7 @@ int32_t launch_contiguous(const Problem& p, void* stream) {
   const auto row_vectors = static_cast<uint32_t>(p.width / kPer<T>);
   const auto count = static_cast<uint32_t>(p.batch * p.rows) * row_vectors;
   return amk::task::launch(Plan::kOrder, contiguous<T, G, kGate, Plan>, (count + kPiece - 1) / kPiece, Plan::kThreads,
-                           stream, p, count, Remainder(row_vectors));
+                           stream, p, count, row_vectors);
 }
 
 constexpr int kThreads = 256;  // of the paths below

@@ -38,11 +38,14 @@ bool is_one_run(const Problem& p) {
          p.batch * p.rows * (p.width / kPer<T>) < int64_t{1} << 31;
 }
 
+// One vector per thread, so that what is read and written at one time lies close together, in launches that overlap.
+using Plan = GatePlan<128, 1, Reuse::kKeep, Reuse::kKeep, Order::kDependent>;
+
 template <class T, class G>
 int32_t dispatch(const Problem& p, void* stream) {
   if (is_one_run<T>(p)) {
-    return kind_of_gate(p) == Gate::kWhole ? launch_contiguous<T, G, Gate::kWhole, GatePlan<128>>(p, stream)
-                                           : launch_contiguous<T, G, Gate::kRow, GatePlan<128>>(p, stream);
+    return kind_of_gate(p) == Gate::kWhole ? launch_contiguous<T, G, Gate::kWhole, Plan>(p, stream)
+                                           : launch_contiguous<T, G, Gate::kRow, Plan>(p, stream);
   }
   const bool vector_gate = p.gate_step[2] == 1 && p.gate_step[0] % kPer<T> == 0 && p.gate_step[1] % kPer<T> == 0;
   const bool is_vectors = has_vector_rows<T>(p) && is_aligned(p.gate) && (p.gate_step[2] == 0 || vector_gate);
