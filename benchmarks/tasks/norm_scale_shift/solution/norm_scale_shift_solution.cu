@@ -50,10 +50,10 @@ int32_t run_broadcast(const NormOperands& o, void* stream) {
     if (o.columns != 5120) return kPass;
     if constexpr (kResidual) {
       return is_narrow ? block_per_row() : stay(PersistentPlan<128, 5, 3, Stay::kPacked, 2>{});
-    } else if (is_narrow && rows >= kRowsOfManyWaves) {
+    } else {
+      if (!is_narrow || rows < kRowsOfManyWaves) return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3>{});
       return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3, 8, Manner{.waves = 16}>{});
     }
-    return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3>{});
   } else if constexpr (!kResidual) {
     if (o.columns == 3072 && rows <= kRowsAheadOf3072) return stay(PersistentPlan<128, 3, 0, Stay::kPacked, 4>{});
     if (o.columns == 3072) return stay(PersistentPlan<128, 3, 3, Stay::kFloat, 4>{});
