@@ -41,15 +41,14 @@ int32_t run_broadcast(const NormOperands& o, void* stream) {
   const int rows = o.batches * o.rows;
   if (rows <= kRowsOfStayingBlocks || !is_same_for_all_rows(o)) return kPass;
   const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, stream); };
-  const auto block_per_row = [&] {
-    return launch_rows<X, M, kResidual, false, NormPlan<128, 5, 1, Fetch::kEarly, 1, Reuse::kKeep>>(o, 0, stream);
-  };
+  const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, false, decltype(plan)>(o, 0, stream); };
+  using OfNarrow = NormPlan<128, 5, 1, Fetch::kEarly, 1, Reuse::kKeep>;
   bool is_narrow = false;
   if (const int32_t status = find_narrow_memory(&is_narrow)) return status;
   if constexpr (sizeof(M) == 4) {
     if (o.columns != 5120) return kPass;
     if constexpr (kResidual) {
-      return is_narrow ? block_per_row() : stay(PersistentPlan<128, 5, 3, Stay::kPacked, 2>{});
+      return is_narrow ? with(OfNarrow{}) : stay(PersistentPlan<128, 5, 3, Stay::kPacked, 2>{});
     } else {
       if (!is_narrow || rows < kRowsOfManyWaves) return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3>{});
       return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3, 8, Manner{.waves = 16}>{});
@@ -59,7 +58,7 @@ int32_t run_broadcast(const NormOperands& o, void* stream) {
     if (o.columns == 3072) return stay(PersistentPlan<128, 3, 3, Stay::kFloat, 4>{});
     if (o.columns == 4096 && rows > kRowsOfOneWave) return stay(PersistentPlan<128, 4, 0, Stay::kPacked, 3>{});
     if (o.columns == 4096) return stay(PersistentPlan<128, 4, 3, Stay::kPacked, 4>{});
-    if (o.columns == 5120) return is_narrow ? block_per_row() : stay(PersistentPlan<160, 4, 0, Stay::kPacked, 2>{});
+    if (o.columns == 5120) return is_narrow ? with(OfNarrow{}) : stay(PersistentPlan<160, 4, 0, Stay::kPacked, 2>{});
   }
   return kPass;
 }
