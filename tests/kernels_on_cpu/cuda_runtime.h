@@ -204,9 +204,12 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+extern "C" __attribute__((visibility("default"))) inline int kernels_on_cpu_memory_bits = 6144;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrGlobalMemoryBusWidth };
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 4, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  return *value = what == cudaDevAttrMultiProcessorCount ? 4 : kernels_on_cpu_memory_bits, cudaSuccess;
+}
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
   return *blocks = 3, cudaSuccess;

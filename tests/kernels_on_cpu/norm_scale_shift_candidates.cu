@@ -13,16 +13,20 @@ int32_t run(const NormOperands& o, void* stream) {
   if constexpr (sizeof(X) != 2) {
     return AMK_ERR_UNSUPPORTED;
   } else {
-    constexpr int kMost = 32;  // blocks of a launch
     const auto sweep = [&](auto plan) { return launch_sweep<X, M, kResidual, decltype(plan)>(o, 0, stream); };
-    const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, kMost, stream); };
+    const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, stream); };
     switch (kernels_on_cpu_candidate) {
       case 0: return sweep(SweepPlan<3, 12, 2>{});
       case 1: return sweep(SweepPlan<4, 12, 1>{});
       case 2: return stay(PersistentPlan<128, 3, 3, Stay::kFloat>{});
       case 3: return stay(PersistentPlan<192, 2, 4, Stay::kPacked>{});
       case 4: return stay(PersistentPlan<32, 12, 2, Stay::kShared, 1, 4>{});
-      default: return stay(PersistentPlan<192, 2, 0, Stay::kPacked>{});
+      case 5: return stay(PersistentPlan<192, 2, 0, Stay::kPacked>{});
+      case 6:
+        return stay(PersistentPlan<128, 3, 3, Stay::kPacked, 1, 8, Manner{.order = Order::kDependent, .waves = 4}>{});
+      default:
+        return stay(
+            PersistentPlan<96, 4, 0, Stay::kPacked, 1, 8, Manner{Reuse::kKeep, Reuse::kKeep, Order::kPlain, 2}>{});
     }
   }
 }

@@ -25,7 +25,8 @@ int32_t amk_task_qknorm_rope_candidate(const amk_task_tensor_t* inputs, int32_t 
       case 1: return rows(QkPlan<32, 1, 1, kStream, Order::kDependent, Turn::kGuessed>{});
       case 2: return ring(RingPlan<192, 2, 3>{});
       case 3: return ring(RingPlan<192, 3, 3>{});
-      default: return ring(RingPlan<128, 1, 4>{});
+      case 4: return ring(RingPlan<128, 1, 4>{});
+      default: return rows(QkPlan<160, 1, 1, kStream, Order::kPlain, Turn::kGuessed, Reuse::kKeep>{});
     }
   });
 }

@@ -94,6 +94,9 @@ class Side:
     def choose(self, candidate):
         ctypes.c_int.in_dll(self.loaded, "kernels_on_cpu_candidate").value = candidate
 
+    def on_memory_of(self, bits):
+        ctypes.c_int.in_dll(self.loaded, "kernels_on_cpu_memory_bits").value = bits
+
     def __call__(self, row, operands):
         names = self.oracle.OPERANDS
         inputs, outputs = (

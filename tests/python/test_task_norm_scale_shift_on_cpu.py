@@ -46,12 +46,18 @@ def test_plans_of_the_solution_that_no_small_row_reaches(side):
     assert_right(rows, side)
 
 
-def test_blocks_that_stay_for_many_rows(side):
-    """The first number of rows that gets them, exactly as wide as their plans; a ring goes round many times."""
+@pytest.mark.parametrize("memory_bits", [5120, 6144])
+def test_one_modulation_for_many_rows(side, memory_bits):
+    """On the memory of an H100 and an H200: the first number of rows that gets its plans, exactly as wide as they are.
+
+    A ring goes round many times.
+    """
     if not side.rounds_once:
         pytest.skip("the baseline has one path for all lengths")
     named = {row.name: row for row in TASK.rows}
-    rows = [resized(named["1x19x3072_11D_bf16"], 529, columns) for columns in (3072, 4096)]
+    shapes = [(529, 3072), (529, 4096)] if memory_bits == 5120 else [(1057, 4096)]
+    rows = [resized(named["1x19x3072_11D_bf16"], *shape) for shape in shapes]
     rows += [resized(named[f"1x37800x5120_11D_{kind}"], 529, 5120) for kind in ("bf16", "f32", "f32_gated")]
+    side.on_memory_of(memory_bits)
     assert_right(rows, side)
     assert_order_of_threads_does_not_matter(rows[-1:], side)

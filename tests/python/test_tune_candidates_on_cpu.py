@@ -30,7 +30,12 @@ def norm(tmp_path_factory):
     return build_candidates(tmp_path_factory.mktemp("kernels"), "norm_scale_shift")
 
 
-@pytest.mark.parametrize("candidate", range(5))
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+    return build_candidates(tmp_path_factory.mktemp("kernels"), "residual_gate_add")
+
+
+@pytest.mark.parametrize("candidate", range(6))
 def test_candidates_of_qknorm_rope(heads, candidate):
     """Among the rows: positions that are not the token's number, outside the guess, and shared by tokens."""
     heads.choose(candidate)
@@ -42,7 +47,7 @@ def test_candidates_of_qknorm_rope(heads, candidate):
     assert_order_of_threads_does_not_matter(rows[:2], heads)
 
 
-@pytest.mark.parametrize("candidate", range(6))
+@pytest.mark.parametrize("candidate", range(8))
 def test_candidates_of_norm_scale_shift(norm, candidate):
     """As many rows as let a warp's ring go round, and one; both norms, both types of modulation, with a gate."""
     norm.choose(candidate)
@@ -52,3 +57,15 @@ def test_candidates_of_norm_scale_shift(norm, candidate):
     rows += [dataclasses.replace(rows[3], name="as RMS norm", scalars={**rows[3].scalars, "rms": 1})]
     assert_right(rows, norm)
     assert_order_of_threads_does_not_matter(rows[2:4], norm)
+
+
+@pytest.mark.parametrize("candidate", range(4))
+def test_candidates_of_residual_gate_add(gate, candidate):
+    """Both kinds of gate, f32 gates among them; fewer vectors than a block has, and a last block that is not full."""
+    gate.choose(candidate)
+    named = {row.name: row for row in read_task(TASKS / "residual_gate_add").rows}
+    rows = [named[f"{dtype}_{name}"] for dtype in ("f32", "bf16") for name in (
+        "BSD_2x24x128", "11D_2x24x128", "D_2x24x128", "BSD_long_1x1031x264")]  # fmt: skip
+    rows += [named["bf16_BSD_f32_gate"], named["bf16_11D_f32_gate"], resized(named["bf16_11D_2x24x128"], 1, 8)]
+    assert_right(rows, gate)
+    assert_order_of_threads_does_not_matter(rows[:2], gate)

@@ -1,4 +1,4 @@
-// What the two tuners share: operands in rotation, so that every launch finds its own cold, and one clock.
+// What the tuners share: operands in rotation, so that every launch finds its own cold, and one clock.
 // Operands come from tensors, by way of what the C entry reads, so a field that it sets is never missing.
 // In: a function that enqueues launch i on a stream. Out: microseconds per launch, the median over trials of a captured
 // graph. Programs of their own, not part of any library: they print, and stop at the first error.

@@ -1,7 +1,7 @@
 // The plans of norm_scale_shift side by side on production shapes, cold, against the fastest plain copy of the same
 // bytes: what norm_scale_shift/docs/dispatch.md was chosen from. Each plan's result is first compared with the element
-// kernel. Usage: amk_tune_norm_scale_shift [--all] [COLUMNS ...]: 1536, 3072, 4096, 5120; --all: also the plans far
-// from the best.
+// kernel. Usage: amk_tune_norm_scale_shift [--all] [PART ...]: rows whose name has such a part, as "5120" or
+// "37800x5120 f32"; --all: also the plans far from the best.
 #include "../norm_scale_shift/solution/norm_scale_shift_solution.cu"
 #include "norm_scale_shift_sweep.cuh"
 #include "tune.cuh"
@@ -12,15 +12,10 @@ namespace {
 using X = __nv_bfloat16;
 constexpr auto kEarly = Fetch::kEarly, kLate = Fetch::kLate;
 
-constexpr int kAsManyAsFit = 32;
 struct Candidate {
-  const char* name;
+  std::string name;
   int32_t (*launch)(const NormOperands&, int grid, void* stream);
   int waves;  // blocks per SM of a persistent grid, or 0
-};
-struct Shape {
-  int rows, columns;
-  bool is_full, is_gated;
 };
 
 template <class M, bool kResidual, class Plan>
@@ -126,8 +121,50 @@ std::vector<Candidate> sweep_candidates() {
 
 // Of broadcast modulation only. f32 modulation and a residual's operands take the registers of whole blocks.
 template <class M, bool kResidual, class Plan>
-Candidate stay(const char* name) {
-  return {name, launch_persistent<X, M, kResidual, Plan>, kAsManyAsFit};
+Candidate stay(const std::string& name) {
+  return {name,
+          [](const NormOperands& o, int, void* stream) { return launch_persistent<X, M, kResidual, Plan>(o, stream); },
+          0};
+}
+// One plan in several manners: hints, order and waves.
+template <class M, bool kResidual, int kTeam, int kVectors, int kStages, Stay kStay, int kResident>
+std::vector<Candidate> manners(const std::string& name) {
+  constexpr auto kKeep = Reuse::kKeep, kStream = Reuse::kStream;
+  constexpr auto kPlain = Order::kPlain, kDependent = Order::kDependent;
+  const auto in = [&]<Manner kManner>(const char* manner) {
+    return stay<M, kResidual, PersistentPlan<kTeam, kVectors, kStages, kStay, kResident, 8, kManner>>(name + manner);
+  };
+  std::vector<Candidate> all{
+      in.template operator()<Manner{kStream, kKeep}>(", stores kept"),
+      in.template operator()<Manner{kStream, kStream, kDependent}>(", dependent"),
+      in.template operator()<Manner{kStream, kKeep, kDependent}>(", stores kept, dependent"),
+      in.template operator()<Manner{kStream, kStream, kPlain, 4}>(", 4 waves"),
+      in.template operator()<Manner{kStream, kStream, kPlain, 16}>(", 16 waves"),
+      in.template operator()<Manner{kStream, kKeep, kDependent, 4}>(", stores kept, dependent, 4 waves"),
+  };
+  if constexpr (kStages == 0) {
+    all.push_back(in.template operator()<Manner{kKeep, kKeep}>(", kept"));
+    all.push_back(in.template operator()<Manner{kKeep, kStream}>(", loads kept"));
+    all.push_back(in.template operator()<Manner{kKeep, kKeep, kPlain, 4}>(", kept, 4 waves"));
+  }
+  return all;
+}
+template <class M, bool kResidual, int kColumns>
+std::vector<Candidate> manner_candidates() {
+  constexpr bool R = kResidual;
+  constexpr auto kPacked = Stay::kPacked;
+  std::vector<Candidate> all;
+  const auto add = [&](const std::vector<Candidate>& more) { all.insert(all.end(), more.begin(), more.end()); };
+  if constexpr (kColumns == 3072 && !R && sizeof(M) == 2) {
+    add(manners<M, R, 128, 3, 3, Stay::kFloat, 4>("ring 128x3 3 stages f32"));
+  } else if constexpr (kColumns == 4096 && !R) {
+    add(manners<M, R, 128, 4, 3, kPacked, 4>("ring 128x4 3 stages"));
+    add(manners<M, R, 128, 4, 0, kPacked, 3>("ahead 128x4"));
+  } else if constexpr (kColumns == 5120 && !(R && sizeof(M) == 2)) {
+    add(manners<M, R, 128, 5, 3, kPacked, R ? 2 : 3>("ring 128x5 3 stages"));
+    if constexpr (!R) add(manners<M, R, 160, 4, 0, kPacked, 2>("ahead 160x4"));
+  }
+  return all;
 }
 template <class M, bool kResidual, int kColumns>
 std::vector<Candidate> persistent_candidates() {
@@ -228,6 +265,14 @@ std::vector<Candidate> candidates() {
         plan<M, R, NormPlan<128, 5, 1, kLate>>("128x5 late"),
         plan<M, R, NormPlan<128, 5, 1, kEarly, 1, Reuse::kKeep>>("128x5 early kept"),
         plan<M, R, NormPlan<128, 5, 1, kLate, 1, Reuse::kKeep>>("128x5 late kept"),
+        plan<M, R, NormPlan<128, 5, 1, kEarly, 1, Reuse::kStream, Order::kPlain, 16, Reuse::kKeep>>(
+            "128x5 early stores kept"),
+        plan<M, R, NormPlan<128, 5, 1, kLate, 1, Reuse::kStream, Order::kPlain, 16, Reuse::kKeep>>(
+            "128x5 late stores kept"),
+        plan<M, R, NormPlan<128, 5, 1, kLate, 1, Reuse::kKeep, Order::kPlain, 16, Reuse::kStream>>(
+            "128x5 late loads kept"),
+        plan<M, R, NormPlan<160, 4, 1, kEarly, 1, Reuse::kKeep>>("160x4 early kept"),
+        plan<M, R, NormPlan<160, 4, 1, kLate, 1, Reuse::kKeep>>("160x4 late kept"),
         plan<M, R, NormPlan<160, 4>>("160x4 early"),
         plan<M, R, NormPlan<160, 4, 1, kLate>>("160x4 late"),
         plan<M, R, NormPlan<320, 2>>("320x2 early"),
@@ -240,8 +285,24 @@ std::vector<Candidate> candidates() {
   }
 }
 
+// What was asked for: parts of the names of rows.
+struct Asked {
+  Clock clock;
+  std::vector<const char*> parts;
+  bool is_all;
+
+  bool has(const char* name) const {
+    return parts.empty() || std::ranges::any_of(parts, [&](const char* part) { return std::strstr(name, part); });
+  }
+};
+
 template <class M, bool kResidual, int kColumns>
-void tune(Clock& clock, int rows, bool is_full, bool is_all) {
+void tune(Asked& asked, int rows, bool is_full = false) {
+  char shape[64];
+  std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
+                is_full ? " full" : "", kResidual ? " gated" : "");
+  if (!asked.has(shape)) return;
+  Clock& clock = asked.clock;
   const size_t elements = static_cast<size_t>(rows) * kColumns, x_bytes = elements * sizeof(X);
   const size_t modulation = is_full ? elements : kColumns, modulation_bytes = modulation * sizeof(M);
   const int tensors = kResidual ? 4 : 2, modulations = kResidual ? 3 : 2;
@@ -282,9 +343,6 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   if (launch_elements<X, M>(first, nullptr) != 0) std::exit(1);
   for (int i = 0; i < n_outputs; ++i)
     check(cudaMemcpy(want + i * elements, outputs[i], x_bytes, cudaMemcpyDeviceToDevice), "the element kernel");
-  char shape[64];
-  std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
-                is_full ? " full" : "", kResidual ? " gated" : "");
   std::vector<Finding> found;
   std::vector<Candidate> all{{kDispatched, launch_dispatched<M>, 0}};
   const auto add = [&](const std::vector<Candidate>& more) { all.insert(all.end(), more.begin(), more.end()); };
@@ -292,25 +350,26 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
   add(narrow_candidates<M, kResidual, kColumns>());
   if (!is_full && rows > kFewRows) {
     add(persistent_candidates<M, kResidual, kColumns>());
+    add(manner_candidates<M, kResidual, kColumns>());
     add(sweep_candidates<M, kResidual, kColumns>());
   }
   for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
     for (int i = 0; i < n_outputs; ++i) check(cudaMemset(outputs[i], 0xff, x_bytes), "cudaMemset");
     if (const int32_t status = c.launch(first, grid, nullptr)) {
-      print_refusal(shape, c.name, status);
+      print_refusal(shape, c.name.c_str(), status);
       continue;
     }
     float away = 0;
     for (int i = 0; i < n_outputs; ++i)
       away = std::max(away, distance(want + i * elements, static_cast<const X*>(outputs[i]), elements));
-    found.push_back({c.name, clock.us_per_launch([&](int i, cudaStream_t stream) {
+    found.push_back({c.name.c_str(), clock.us_per_launch([&](int i, cudaStream_t stream) {
                        return c.launch(operands(pool.set(i)), grid, stream);
                      }),
                      away});
   }
   // Last: it overwrites the operands.
-  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, is_all);
+  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, asked.is_all);
   check(cudaFree(want), "cudaFree");
 }
 
@@ -319,35 +378,23 @@ void tune(Clock& clock, int rows, bool is_full, bool is_all) {
 
 int main(int argc, char** argv) {
   using namespace amk::task;
-  const bool is_all = take_all(argc, argv);
-  Clock clock;
+  Asked asked;
+  asked.is_all = take_all(argc, argv);
+  asked.parts.assign(argv + 1, argv + argc);
   print_header();
-  const auto is_asked = [&](const char* columns) {
-    bool found = argc == 1;
-    for (int i = 1; i < argc; ++i) found = found || std::strcmp(argv[i], columns) == 0;
-    return found;
-  };
-  if (is_asked("3072")) {
-    for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(clock, rows, false, is_all);
-    for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(clock, rows, false, is_all);
-    tune<X, false, 3072>(clock, 18144, true, is_all);
-    tune<float, false, 3072>(clock, 18144, true, is_all);
-  }
-  if (is_asked("4096")) {
-    for (int rows : {997, 7904}) tune<X, false, 4096>(clock, rows, false, is_all);
-    tune<X, true, 4096>(clock, 7904, false, is_all);
-  }
-  if (is_asked("5120")) {
-    tune<X, false, 5120>(clock, 37800, false, is_all);
-    tune<float, false, 5120>(clock, 37800, false, is_all);
-    tune<X, true, 5120>(clock, 37800, false, is_all);
-    tune<float, true, 5120>(clock, 37800, false, is_all);
-    tune<X, false, 5120>(clock, 8640, true, is_all);
-    tune<float, false, 5120>(clock, 11040, true, is_all);
-  }
-  if (is_asked("1536")) {
-    tune<X, false, 1536>(clock, 101, false, is_all);
-    tune<X, true, 1536>(clock, 101, false, is_all);
-  }
+  for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(asked, rows);
+  for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(asked, rows);
+  tune<X, false, 3072>(asked, 18144, true);
+  tune<float, false, 3072>(asked, 18144, true);
+  for (int rows : {997, 7904}) tune<X, false, 4096>(asked, rows);
+  tune<X, true, 4096>(asked, 7904);
+  for (int rows : {37800, 74088}) tune<X, false, 5120>(asked, rows);
+  for (int rows : {37800, 75600}) tune<float, false, 5120>(asked, rows);
+  tune<X, true, 5120>(asked, 37800);
+  tune<float, true, 5120>(asked, 37800);
+  tune<X, false, 5120>(asked, 8640, true);
+  tune<float, false, 5120>(asked, 11040, true);
+  tune<X, false, 1536>(asked, 101);
+  tune<X, true, 1536>(asked, 101);
   return 0;
 }

@@ -23,13 +23,13 @@ enum class Fetch { kEarly, kLate };
 // larger teams have it to themselves.
 template <int kTeamOfPlan, int kVectorsOfPlan, int kRowsOfPlan = 1, Fetch kFetchOfPlan = Fetch::kEarly,
           int kResidentOfPlan = 1, Reuse kReuseOfPlan = Reuse::kStream, Order kOrderOfPlan = Order::kPlain,
-          int kBytesOfPlan = kVectorBytes>
+          int kBytesOfPlan = kVectorBytes, Reuse kStoresOfPlan = kReuseOfPlan>
 struct NormPlan {
   static constexpr int kBytes = kBytesOfPlan;
   static constexpr int kResident = kResidentOfPlan;
   static constexpr int kTeam = kTeamOfPlan, kVectors = kVectorsOfPlan, kRows = kRowsOfPlan;
   static constexpr Fetch kFetch = kFetchOfPlan;
-  static constexpr Reuse kReuse = kReuseOfPlan;
+  static constexpr Reuse kLoads = kReuseOfPlan, kStores = kStoresOfPlan;
   static constexpr Order kOrder = kOrderOfPlan;
   static constexpr int kTeams = kTeam == kWarpThreads ? 4 : 1, kThreads = kTeam * kTeams;
   static constexpr int kWarpsOfTeam = kTeam / kWarpThreads;
@@ -147,14 +147,14 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         raw[r][v] = {};
-        if (is_mine(v)) raw[r][v].template load<Plan::kReuse>(x + column(v));
+        if (is_mine(v)) raw[r][v].template load<Plan::kLoads>(x + column(v));
       }
       if constexpr (kResidual) {
         const X* residual = static_cast<const X*>(o.residual.data) + row_offset(o.residual, batch[r], row[r]);
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
           before[r][v] = {};
-          if (is_mine(v)) before[r][v].template load<Plan::kReuse>(residual + column(v));
+          if (is_mine(v)) before[r][v].template load<Plan::kLoads>(residual + column(v));
           gate[r][v] = {};
           if (o.has_gate) fetch(o.gate, batch[r], row[r], v, &gate[r][v]);
         }
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
           for (int i = 0; i < kPer; ++i) part[i] = o.has_gate ? fmaf(factor[i], part[i], sum[i]) : sum[i] + part[i];
           raw[r][v].pack(part);
-          if (is_mine(v) && group * kRows + r < total) raw[r][v].template store<Plan::kReuse>(out + column(v));
+          if (is_mine(v) && group * kRows + r < total) raw[r][v].template store<Plan::kStores>(out + column(v));
         }
 #pragma unroll
         for (int i = 0; i < kPer; ++i) x[r][v * kPer + i] = part[i];
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       for (int v = 0; v < kVectors; ++v) {
         if (!is_mine(v)) continue;
         finish<X, M, kAffine, kPer>(o, x[r] + v * kPer, moments[r], reciprocal, column(v), scale[v], shift[v])
-            .template store<Plan::kReuse>(y + column(v));
+            .template store<Plan::kStores>(y + column(v));
       }
     }
   }

@@ -14,12 +14,21 @@ namespace amk::task {
 // Where scale and shift stay: registers as they are stored, registers as f32 with 1 added to scale, shared memory.
 enum class Stay { kPacked, kFloat, kShared };
 
+// How a plan meets memory and its neighbours. loads, stores: hints, a ring's loads have none; waves: of as many blocks
+// as are resident at once: with more than one a slow SM takes fewer blocks, and each reads the modulation anew.
+struct Manner {
+  Reuse loads = Reuse::kStream, stores = Reuse::kStream;
+  Order order = Order::kPlain;
+  int waves = 1;
+};
+
 // A team of kTeam threads holds a row, kVectors vectors each. stages: rows that a ring in shared memory takes from the
 // copy engine; 0: one row ahead in registers. Teams of one warp share a block, kWarpsOfBlock of them, and their rows
 // need no barrier.
 template <int kTeamOfPlan, int kVectorsOfPlan, int kStagesOfPlan, Stay kStayOfPlan = Stay::kPacked,
-          int kResidentOfPlan = 1, int kWarpsOfBlock = 8>
+          int kResidentOfPlan = 1, int kWarpsOfBlock = 8, Manner kMannerOfPlan = Manner{}>
 struct PersistentPlan {
+  static constexpr Manner kManner = kMannerOfPlan;
   static constexpr int kTeam = kTeamOfPlan, kVectors = kVectorsOfPlan, kStages = kStagesOfPlan;
   static constexpr int kResident = kResidentOfPlan;
   static constexpr Stay kStay = kStayOfPlan;
@@ -62,6 +71,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
   const auto column = [&](int v) { return (v * Plan::kTeam + thread) * kPer; };
   const auto at = [&](const Rows& t, int index) { return static_cast<X*>(t.data) + index * t.row_stride; };
 
+  await_previous<Plan::kManner.order>();
   const Modulation* const modulations[] = {&o.scale, &o.shift, &o.gate};
   M* const shared_modulation = reinterpret_cast<M*>(dynamic);
   char* ring = dynamic;
@@ -116,7 +126,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       const X* from = at(t == 0 ? o.x : o.residual, of);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        next[t][v].template load<Reuse::kStream>(from + column(v));
+        next[t][v].template load<Plan::kManner.loads>(from + column(v));
       }
     }
   };
@@ -157,7 +167,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
         for (int i = 0; i < kPer; ++i) part[i] = o.has_gate ? fmaf(factor[i], part[i], sum[i]) : sum[i] + part[i];
         raw.pack(part);
-        raw.template store<Reuse::kStream>(out + column(v));
+        raw.template store<Plan::kManner.stores>(out + column(v));
       }
 #pragma unroll
       for (int i = 0; i < kPer; ++i) x[v * kPer + i] = part[i];
@@ -208,7 +218,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       }
       Run<X, kPer> result;
       result.pack(value);
-      result.template store<Reuse::kStream>(y + column(v));
+      result.template store<Plan::kManner.stores>(y + column(v));
     }
   }
 }
@@ -234,9 +244,8 @@ inline bool is_same_for_all_rows(const NormOperands& o) {
   return true;
 }
 
-// grid: most blocks of the launch; never more than are resident at once.
 template <class X, class M, bool kResidual, class Plan>
-int32_t launch_persistent(const NormOperands& o, int grid, void* stream) {
+int32_t launch_persistent(const NormOperands& o, void* stream) {
   if (o.columns != Plan::kTeam * Plan::kVectors * kPerVector<X> || !is_same_for_all_rows(o)) return AMK_ERR_UNSUPPORTED;
   const auto kernel = norm_scale_shift_persistent<X, M, kResidual, Plan>;
   const int rows = o.batches * o.rows, all = ceil_div_int(rows, Plan::kTeams);
@@ -244,8 +253,8 @@ int32_t launch_persistent(const NormOperands& o, int grid, void* stream) {
   const int kept = Plan::kStay == Stay::kShared ? (kResidual ? 3 : 2) * o.columns * static_cast<int>(sizeof(M)) : 0;
   Room room;
   if (const int32_t status = find_room(kernel, Plan::kThreads, ring + kept, &room)) return status;
-  const int blocks = std::min({grid, all, blocks_for(all, room.processors, room.resident)});
-  return launch_with(Order::kPlain, kernel, blocks, Plan::kThreads, ring + kept, stream, o, rows);
+  const int blocks = std::min(all, Plan::kManner.waves * blocks_for(all, room.processors, room.resident));
+  return launch_with(Plan::kManner.order, kernel, blocks, Plan::kThreads, ring + kept, stream, o, rows);
 }
 
 }  // namespace amk::task

@@ -18,21 +18,47 @@ using Overlapping = NormPlan<kTeam, kVectors, 1, Fetch::kEarly, 1, Reuse::kStrea
 template <int kTeam, int kVectors, int kResident = 1, Reuse kReuse = Reuse::kStream>
 using Late = NormPlan<kTeam, kVectors, 1, Fetch::kLate, kResident, kReuse>;
 
-// Scale and shift [1, 1, C] from kRowsOfStayingBlocks on, where a block per row loses; else kPass, and nothing is done.
+// Up to so many rows of 3072 columns the next row is better held in registers than brought by the copy engine.
+constexpr int kRowsAheadOf3072 = 64 * 132;
+// From so many rows on blocks that come in 16 waves still have five rows each.
+constexpr int kRowsOfManyWaves = 5 * 16 * 3 * 132;
+// Memory of up to so many bits feeds SMs slowly enough for a block per row of 5120 columns (H100: 5,120; H200: 6,144).
+constexpr int kBitsOfNarrowMemory = 5120;
+
+inline int32_t find_narrow_memory(bool* is_narrow) {
+  int device = 0, bits = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device);
+  *is_narrow = bits <= kBitsOfNarrowMemory;
+  return static_cast<int32_t>(status);
+}
+
+// Scale and shift [1, 1, C] with more than kRowsOfStayingBlocks rows; else kPass, and nothing is done.
 constexpr int32_t kPass = 1 << 30;
 template <class M, bool kResidual>
-int32_t run_staying(const NormOperands& o, void* stream) {
+int32_t run_broadcast(const NormOperands& o, void* stream) {
+  using X = __nv_bfloat16;
   const int rows = o.batches * o.rows;
   if (rows <= kRowsOfStayingBlocks || !is_same_for_all_rows(o)) return kPass;
-  const auto with = [&](auto plan) {
-    return launch_persistent<__nv_bfloat16, M, kResidual, decltype(plan)>(o, rows, stream);
-  };
+  const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, stream); };
+  const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, false, decltype(plan)>(o, 0, stream); };
+  using OfNarrow = NormPlan<128, 5, 1, Fetch::kEarly, 1, Reuse::kKeep>;
+  bool is_narrow = false;
+  if (const int32_t status = find_narrow_memory(&is_narrow)) return status;
   if constexpr (sizeof(M) == 4) {
-    if (o.columns == 5120) return with(PersistentPlan<128, 5, 3, Stay::kPacked, kResidual ? 2 : 3>{});
+    if (o.columns != 5120) return kPass;
+    if constexpr (kResidual) {
+      return is_narrow ? with(OfNarrow{}) : stay(PersistentPlan<128, 5, 3, Stay::kPacked, 2>{});
+    } else {
+      if (!is_narrow || rows < kRowsOfManyWaves) return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3>{});
+      return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3, 8, Manner{.waves = 16}>{});
+    }
   } else if constexpr (!kResidual) {
-    if (o.columns == 3072) return with(PersistentPlan<128, 3, 3, Stay::kFloat, 4>{});
-    if (o.columns == 4096) return with(PersistentPlan<128, 4, 3, Stay::kPacked, 4>{});
-    if (o.columns == 5120) return with(PersistentPlan<160, 4, 0, Stay::kPacked, 2>{});
+    if (o.columns == 3072 && rows <= kRowsAheadOf3072) return stay(PersistentPlan<128, 3, 0, Stay::kPacked, 4>{});
+    if (o.columns == 3072) return stay(PersistentPlan<128, 3, 3, Stay::kFloat, 4>{});
+    if (o.columns == 4096 && rows > kRowsOfOneWave) return stay(PersistentPlan<128, 4, 0, Stay::kPacked, 3>{});
+    if (o.columns == 4096) return stay(PersistentPlan<128, 4, 3, Stay::kPacked, 4>{});
+    if (o.columns == 5120) return is_narrow ? with(OfNarrow{}) : stay(PersistentPlan<160, 4, 0, Stay::kPacked, 2>{});
   }
   return kPass;
 }
@@ -45,7 +71,7 @@ int32_t run(const NormOperands& o, void* stream) {
   // The row lengths of production, which is bf16 and without weights: 1536, 3072, 4096 and 5120 columns.
   if constexpr (std::is_same_v<X, __nv_bfloat16> && !kAffine) {
     if constexpr (can_copy_in_bulk()) {
-      if (const int32_t status = run_staying<M, kResidual>(o, stream); status != kPass) return status;
+      if (const int32_t status = run_broadcast<M, kResidual>(o, stream); status != kPass) return status;
     }
     if (vectors > 128 && vectors <= 192) {
       if (rows <= kFewRows) return with(NormPlan<192, 1>{});

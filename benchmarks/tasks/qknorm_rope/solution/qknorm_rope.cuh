@@ -23,12 +23,12 @@ enum class Turn { kKnown, kGuessed };
 // What is chosen by measurement. threads: of a block; heads: that a group of eight lanes has in flight at once;
 // resident: blocks per SM that registers are kept free for.
 template <int kThreadsOfPlan, int kHeadsOfPlan, int kResidentOfPlan = 1, Reuse kReuseOfPlan = Reuse::kKeep,
-          Order kOrderOfPlan = Order::kPlain, Turn kTurnOfPlan = Turn::kKnown>
+          Order kOrderOfPlan = Order::kPlain, Turn kTurnOfPlan = Turn::kKnown, Reuse kStoresOfPlan = kReuseOfPlan>
 struct QkPlan {
   static constexpr Turn kTurn = kTurnOfPlan;
   static constexpr int kResident = kResidentOfPlan;
   static constexpr int kThreads = kThreadsOfPlan, kHeads = kHeadsOfPlan;
-  static constexpr Reuse kReuse = kReuseOfPlan;
+  static constexpr Reuse kLoads = kReuseOfPlan, kStores = kStoresOfPlan;
   static constexpr Order kOrder = kOrderOfPlan;
 };
 
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         raw[u][v] = {};
-        if (row[u]) raw[u][v].template load<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
+        if (row[u]) raw[u][v].template load<Plan::kLoads>(row[u] + (v * kLanes + lane) * kPer);
         weight[u][v].load(weights + (v * kLanes + lane) * kPer);
       }
     }
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kResident)
       finish_head<kInterleaved>(raw[u], weight[u], cosine, sine, is_known, o.eps);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        if (row[u]) raw[u][v].template store<Plan::kReuse>(row[u] + (v * kLanes + lane) * kPer);
+        if (row[u]) raw[u][v].template store<Plan::kStores>(row[u] + (v * kLanes + lane) * kPer);
       }
     }
   }

@@ -5,13 +5,13 @@ namespace amk::task {
 namespace {
 
 // Both read the cache at the row of the token's own number together with the position, and again where that is another.
-// Up to so many tokens the launch is shorter than the latency of memory: one head at once, in a launch that overlaps
-// the end of the one before it.
+// Up to so many tokens the launch is shorter than the latency of memory: one head at once. Both in
+// launches that overlap the end of the one before.
 constexpr int kFewTokens = 512;
 using FewPlan = QkPlan<192, 1, 1, Reuse::kStream, Order::kDependent, Turn::kGuessed>;
 // More: small blocks, of which as many are resident as two heads per thread leave registers for. f32 has twice as many.
 template <class T>
-using ManyPlan = QkPlan<96, 2, sizeof(T) == 4 ? 4 : 8, Reuse::kStream, Order::kPlain, Turn::kGuessed>;
+using ManyPlan = QkPlan<96, 2, sizeof(T) == 4 ? 4 : 8, Reuse::kStream, Order::kDependent, Turn::kGuessed>;
 
 int32_t run(const QkOperands& o, void* stream) {
   return with_types(o, [&](auto type, auto position, auto interleaved) {
