@@ -36,7 +36,7 @@ def search_space(target: str | GpuTarget) -> dict[str, list[Any]]:
 
     target = resolve_target(target)
     default = ScheduleConfig.default()
-    # attention+combine acts only where one split holds all rows that a model may have, which no block here does.
+    # attention+combine changes nothing by itself: it needs a block that holds every row.
     offered = [name for name in FUSION_NAMES if name != "attention+combine"]
     every = [name for name in offered if name != "gate+up"]  # gate+up+silu contains it
     groupings = [list(default.fusion_grouping), every, []]

@@ -10,7 +10,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kOneSplit = 1024, kAllFusions = 127;
+constexpr int32_t kOneSplit = 1024, kAllButCombine = 127;
 
 bool same_bits(const Decoded& a, const Decoded& b) {
   return a.choices == b.choices && a.caches == b.caches && a.logits.size() == b.logits.size() &&
@@ -29,7 +29,7 @@ double apart(const Decoded& a, const Decoded& b) {
 
 Decoding toy(int32_t batch, int32_t max_seq = 16) {
   const amk_model_t m = with_batch(make_model(AMK_DTYPE_F32, 1, 64, 4, 2, 16, 128, 256, max_seq), batch);
-  return Decoding(m, lower_batch(m, kAllFusions, AMK_PAGES_LINEAR, kOneSplit, 4));
+  return Decoding(m, lower_batch(m, kAllButCombine, AMK_PAGES_LINEAR, kOneSplit, 4));
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ TEST(a_step_of_several_tokens_is_as_many_steps_of_one) {
     const std::vector<int32_t> tokens = some_tokens(model, 48);
     for (const int32_t batch : {2, 3, 8, 16}) {
       const amk_model_t m = with_batch(model, batch);
-      const int32_t fusion = batch == 3 ? 0 : batch == 8 ? 18 : kAllFusions;
+      const int32_t fusion = batch == 3 ? 0 : batch == 8 ? 18 : kAllButCombine;
       const int32_t pages = batch == 2 ? AMK_PAGES_NONE : batch == 8 ? AMK_PAGES_GRAPH_COLOR : AMK_PAGES_LINEAR;
       const Program program = lower_batch(m, fusion, pages, kOneSplit, batch == 16 ? 7 : 4);
       CHECK_EQ(verdict(validate_model(program, m)), "accepted");
@@ -57,10 +57,10 @@ TEST(splits_cut_elsewhere_change_roundings_alone) {
   for (const amk_model_t& model : dense_models()) {
     const std::vector<int32_t> tokens = some_tokens(model, model.max_seq / 15 * 15);
     const int32_t sms = 2 * model.n_kv_heads;  // two splits of up to four blocks
-    const Decoded single = decode_text(model, lower_batch(model, kAllFusions, AMK_PAGES_LINEAR, 16, sms), tokens);
+    const Decoded single = decode_text(model, lower_batch(model, kAllButCombine, AMK_PAGES_LINEAR, 16, sms), tokens);
     for (const int32_t batch : {5, 15}) {
       const amk_model_t m = with_batch(model, batch);
-      const Program program = lower_batch(m, kAllFusions, AMK_PAGES_LINEAR, 16, sms);
+      const Program program = lower_batch(m, kAllButCombine, AMK_PAGES_LINEAR, 16, sms);
       CHECK_EQ(verdict(validate_model(program, m)), "accepted");
       const double difference = apart(decode_text(m, program, tokens), single);
       const double limit = m.dtype == AMK_DTYPE_F32 ? 2e-6 : 4 * unit_roundoff(m.dtype);
@@ -138,7 +138,7 @@ TEST(models_that_have_no_batch) {
   const amk_model_t model = dense_models()[0];
   const auto both = [](amk_status status, const char* part, const amk_model_t& m) {
     EXPECT_ERROR(status, part, build_decoder(m));
-    const Program program = lower_batch(dense_models()[0], kAllFusions, AMK_PAGES_LINEAR, 16, 4);
+    const Program program = lower_batch(dense_models()[0], kAllButCombine, AMK_PAGES_LINEAR, 16, 4);
     EXPECT_ERROR(status, part, validate_model(program, m));
   };
   both(AMK_ERR_UNSUPPORTED, "model.batch is 17, supported 1..16", with_batch(model, 17));
@@ -149,8 +149,8 @@ TEST(models_that_have_no_batch) {
   both(AMK_ERR_INVALID_ARGUMENT, "model.batch is 9",
        with_batch(make_model(AMK_DTYPE_F32, 1, 64, 4, 4, 16, 128, 256, 8), 9));
   const amk_model_t one = with_batch(model, 1);
-  CHECK(table_bytes(lower_batch(one, kAllFusions, AMK_PAGES_LINEAR, 16, 4)) ==
-        table_bytes(lower_batch(model, kAllFusions, AMK_PAGES_LINEAR, 16, 4)));
+  CHECK(table_bytes(lower_batch(one, kAllButCombine, AMK_PAGES_LINEAR, 16, 4)) ==
+        table_bytes(lower_batch(model, kAllButCombine, AMK_PAGES_LINEAR, 16, 4)));
 }
 
 // What a caller of the header before had as padding is not read.

@@ -9,7 +9,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kNoFusion = 0, kAllFusions = 127, kBatch = 4;
+constexpr int32_t kNoFusion = 0, kAllButCombine = 127, kBatch = 4;
 constexpr int kHidden = 64;
 
 amk_model_t model_of(int32_t features = 0) {
@@ -50,21 +50,21 @@ const Mutant kMutants[] = {
      [](Edited& e) { shuffle(e, "layers.1.attention", {"layers.1.q_rotated"}, {0, 1, 3, 2}); },
      "the query of layers.1.attended is layers.1.q_rotated[0, 32) of token 3, expected layers.1.q_rotated[0, 32) of "
      "token 2"},
-    {"the same, fused", kAllFusions,
+    {"the same, fused", kAllButCombine,
      [](Edited& e) { shuffle(e, "layers.0.attention", {"layers.0.q_rotated"}, {0, 0, 1, 2}); },
      "the query of layers.0.attended is layers.0.q_rotated[0, 32) of token 0, expected layers.0.q_rotated[0, 32) of "
      "token 1"},
     {"keys of two tokens exchanged", kNoFusion,
      [](Edited& e) { shuffle(e, "layers.0.append_k", {"layers.0.k_rotated"}, {0, 2, 1, 3}); },
      "the row of kv.0.k is layers.0.k_rotated[0, 32) of token 2, expected layers.0.k_rotated[0, 32) of token 1"},
-    {"keys of two tokens exchanged before they turn", kAllFusions,
+    {"keys of two tokens exchanged before they turn", kAllButCombine,
      [](Edited& e) { shuffle(e, "layers.0.append_k", {"layers.0.qkv"}, {0, 2, 1, 3}); },
      "it turns layers.0.qkv[64, 96) (k rows) of token 2 by the position of token 1"},
-    {"values of two tokens exchanged", kAllFusions,
+    {"values of two tokens exchanged", kAllButCombine,
      [](Edited& e) { shuffle(e, "layers.1.append_v", {"layers.1.qkv"}, {3, 1, 2, 0}); },
      "the row of kv.1.v is layers.1.qkv[96, 128) (v rows) of token 3, expected layers.1.qkv[96, 128) (v rows) of token "
      "0"},
-    {"a token dropped: the one before it twice", kAllFusions,
+    {"a token dropped: the one before it twice", kAllButCombine,
      [](Edited& e) { shuffle(e, "lm_head", {"layers.1.x"}, {0, 1, 2, 2}); },
      "the normalised input of lm_head is layers.1.x[0, 64) of token 2, expected layers.1.x[0, 64) of token 3"},
     {"the same, not fused", kNoFusion, [](Edited& e) { shuffle(e, "lm_head", {"head_in"}, {0, 1, 1, 3}); },
@@ -73,7 +73,7 @@ const Mutant kMutants[] = {
      [](Edited& e) { shuffle(e, "layers.1.mlp_norm", {"layers.1.x_mid"}, {0, 1, 3, 2}); },
      "the input of layers.1.w_gate_up is layers.1.mlp_in[0, 64) of token 3, expected layers.1.mlp_in[0, 64) of token "
      "2"},
-    {"residuals of two tokens exchanged", kAllFusions,
+    {"residuals of two tokens exchanged", kAllButCombine,
      [](Edited& e) { shuffle(e, "layers.1.o", {"layers.0.x"}, {1, 0, 2, 3}); },
      "the residual of layers.1.wo is layers.0.x[0, 16) of token 1"},
     {"an addition of two tokens", kNoFusion,
@@ -85,54 +85,55 @@ const Mutant kMutants[] = {
     {"gates of two tokens exchanged", kNoFusion,
      [](Edited& e) { shuffle(e, "layers.0.silu_mul", {"layers.0.gate_up"}, {2, 1, 0, 3}); },
      "its gate is layers.0.gate_up[0, 128) of token 2"},
-    {"partial results of two tokens exchanged", kAllFusions,
+    {"partial results of two tokens exchanged", kAllButCombine,
      [](Edited& e) { shuffle(e, "layers.0.attention_combine", {"layers.0.attention.part_o"}, {1, 0, 2, 3}); },
      "the part_o of layers.0.attended is layers.0.attention.part_o"},
-    {"their sums of exponentials alone", kAllFusions,
+    {"their sums of exponentials alone", kAllButCombine,
      [](Edited& e) { shuffle(e, "layers.0.attention_combine", {"layers.0.attention.part_ml"}, {1, 0, 2, 3}); },
      "the part_ml of layers.0.attended is layers.0.attention.part_ml"},
-    {"the choice after another token", kAllFusions, [](Edited& e) { shuffle(e, "argmax", {"logits"}, {0, 2, 1, 3}); },
+    {"the choice after another token", kAllButCombine,
+     [](Edited& e) { shuffle(e, "argmax", {"logits"}, {0, 2, 1, 3}); },
      "the range of best_value is logits[0, 128) of token 2, expected logits[0, 128) of token 1"},
-    {"the index of another token's choice", kAllFusions,
+    {"the index of another token's choice", kAllButCombine,
      [](Edited& e) { shuffle(e, "argmax_combine", {"argmax.best_index"}, {0, 1, 3, 2}); }, "entry 0 is best_value"},
-    {"more tokens than the model's", kAllFusions, [](Edited& e) { e.model.batch = 3; },
+    {"more tokens than the model's", kAllButCombine, [](Edited& e) { e.model.batch = 3; },
      "a step decodes 4 tokens, the model's 3"},
-    {"several tokens where the model has one", kAllFusions, [](Edited& e) { e.model.batch = 0; },
+    {"several tokens where the model has one", kAllButCombine, [](Edited& e) { e.model.batch = 0; },
      "a step decodes 4 tokens, the model's 1"},
 };
 
 // Refused before V17 is asked.
 const Mutant kUnlawful[] = {
-    {"17 tokens", kAllFusions, [](Edited& e) { e.task("layers.0.qkv").params.M_tile = 17; },
+    {"17 tokens", kAllButCombine, [](Edited& e) { e.task("layers.0.qkv").params.M_tile = 17; },
      "V4: task 1: GEMV_TILE: M_tile is 17 tokens, allowed 0 (one)..16"},
-    {"-1 tokens", kAllFusions, [](Edited& e) { e.task("layers.0.attention").params.N = -1; },
+    {"-1 tokens", kAllButCombine, [](Edited& e) { e.task("layers.0.attention").params.N = -1; },
      "ATTENTION_TILE: N is -1 tokens, allowed 0 (one)..16"},
-    {"a product of fewer tokens", kAllFusions, [](Edited& e) { e.task("layers.0.qkv").params.M_tile = 3; },
+    {"a product of fewer tokens", kAllButCombine, [](Edited& e) { e.task("layers.0.qkv").params.M_tile = 3; },
      "GEMV_TILE: output has shape [4, 128], expected [3, width]: a row for each token"},
-    {"a product of one", kAllFusions, [](Edited& e) { e.task("layers.0.qkv").params.M_tile = 0; },
+    {"a product of one", kAllButCombine, [](Edited& e) { e.task("layers.0.qkv").params.M_tile = 0; },
      "GEMV_TILE: numel is 512, but N is 128"},
-    {"attention of one", kAllFusions, [](Edited& e) { e.task("layers.0.attention").params.N = 0; },
+    {"attention of one", kAllButCombine, [](Edited& e) { e.task("layers.0.attention").params.N = 0; },
      "ATTENTION_TILE: part_o has shape [4, 4, 2, 16], expected [4, 2, 16]"},
-    {"attention of fewer", kAllFusions, [](Edited& e) { e.task("layers.0.attention").params.N = 2; },
+    {"attention of fewer", kAllButCombine, [](Edited& e) { e.task("layers.0.attention").params.N = 2; },
      "ATTENTION_TILE: part_o has shape [4, 4, 2, 16], expected [2, 4, 2, 16]"},
-    {"attention that turns its heads", kAllFusions,
+    {"attention that turns its heads", kAllButCombine,
      [](Edited& e) {
        amk_instruction_t& t = e.task("layers.0.attention");
        t.params.flags = AMK_FLAG_ROPE;
        t.inputs[t.n_inputs++] = e.buffer("rope_inv_freq");
      },
      "V3: task 8: ATTENTION_TILE: flag ROPE with N = 4 tokens, allowed with one alone"},
-    {"a rotation of one token", kAllFusions, [](Edited& e) { e.task("layers.1.rope_q").params.M_tile = 0; },
+    {"a rotation of one token", kAllButCombine, [](Edited& e) { e.task("layers.1.rope_q").params.M_tile = 0; },
      "(ROPE) works on 1 tokens, but earlier tasks of the step on 4"},
-    {"an embedding of fewer tokens", kAllFusions, [](Edited& e) { e.task("embed").params.M_tile = 2; },
+    {"an embedding of fewer tokens", kAllButCombine, [](Edited& e) { e.task("embed").params.M_tile = 2; },
      "EMBED: numel is 4, but the number of tokens is 2"},
-    {"a choice of fewer tokens", kAllFusions, [](Edited& e) { e.task("argmax_combine").params.M_tile = 0; },
+    {"a choice of fewer tokens", kAllButCombine, [](Edited& e) { e.task("argmax_combine").params.M_tile = 0; },
      "ARGMAX_COMBINE: numel is 8, but M is 2"},
     {"a norm that leaves the last token out", kNoFusion,
      [](Edited& e) { e.task("layers.0.attn_norm").params.M_tile = 3; }, "V14: "},
-    {"a cache for fewer rows than a step appends", kAllFusions, [](Edited& e) { e.program.launch.max_seq = 3; },
+    {"a cache for fewer rows than a step appends", kAllButCombine, [](Edited& e) { e.program.launch.max_seq = 3; },
      "V19: a step decodes 4 tokens, but launch.max_seq is 3"},
-    {"attention that does not wait for the step's rows", kAllFusions,
+    {"attention that does not wait for the step's rows", kAllButCombine,
      [](Edited& e) {
        const int rows = e.task("layers.0.append_v").out_counter;
        e.each("layers.0.attention", [&](amk_instruction_t& t) {
@@ -157,7 +158,7 @@ TEST(a_step_of_several_tokens_is_proved_under_every_fusion) {
 }
 
 TEST(attention_never_turns_the_heads_of_several_tokens) {
-  const Edited one(with_batch(model_of(), 1), kAllFusions), four(model_of(), kAllFusions);
+  const Edited one(with_batch(model_of(), 1), kAllButCombine), four(model_of(), kAllButCombine);
   const auto turns = [](const Edited& e) {
     int n = 0;
     for (const amk_instruction_t& t : e.program.tasks)
@@ -245,7 +246,7 @@ TEST(laws_of_several_tokens_that_are_broken) {
 
 // Every task of a lowered step, one token fewer: nothing of it passes all proofs.
 TEST(no_task_may_leave_a_token_out) {
-  for (const int32_t fusion : {kNoFusion, kAllFusions}) {
+  for (const int32_t fusion : {kNoFusion, kAllButCombine}) {
     const Edited base(model_of(AMK_MODEL_QK_NORM | kEveryBias), fusion);
     for (size_t i = 0; i < base.program.tasks.size(); ++i) {
       for (const int32_t tokens : {0, 1, 2, 3, 5}) {

@@ -12,7 +12,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int kAllFusions = 127;
+constexpr int kAllButCombine = 127;
 
 Image lowered(const amk_model_t& model, int fusion, int policy, int sm_policy = AMK_SM_ROUND_ROBIN) {
   amk_schedule_t s = default_schedule();
@@ -55,7 +55,7 @@ std::string decode(const Image& image, const amk_model_t& model, uint64_t seed, 
 
 struct Machine {
   const amk_model_t model = hybrid_model();
-  Image image = lowered(model, kAllFusions, AMK_PAGES_LINEAR);
+  Image image = lowered(model, kAllButCombine, AMK_PAGES_LINEAR);
   Weights weights{image, 5, 0.2};
   std::unique_ptr<Vm> vm = make_vm(image);
 
@@ -74,7 +74,7 @@ struct Machine {
 
 TEST(steps_of_a_hybrid_against_double_precision) {
   for (int features : {kHybridFeatures, 0, int{AMK_MODEL_ATTENTION_GATE}, int{AMK_MODEL_NORM_PLUS_ONE}})
-    for (int fusion : {0, kAllFusions}) {
+    for (int fusion : {0, kAllButCombine}) {
       amk_model_t model = hybrid_model();
       model.features = features;
       const Image image = lowered(model, fusion, AMK_PAGES_LINEAR);
@@ -103,7 +103,7 @@ TEST(every_order_and_thread_count_of_a_hybrid_gives_the_same_bits) {
   const amk_model_t no_full_layer = small_models()[6];
   CHECK(no_full_layer.full_attention_interval > no_full_layer.layers);
   for (const amk_model_t& model : {hybrid_model(), bf16, hybrid_model(AMK_DTYPE_F16), no_full_layer})
-    for (int fusion : {0, kAllFusions})
+    for (int fusion : {0, kAllButCombine})
       for (int policy : {AMK_PAGES_NONE, AMK_PAGES_LINEAR, AMK_PAGES_GRAPH_COLOR}) {
         const Image image = lowered(model, fusion, policy, policy % 2);
         const std::string want = decode(image, model, 0, 0, 0);
@@ -134,7 +134,7 @@ TEST(a_state_lasts_from_step_to_step_and_can_be_moved) {
 
 // The tables of a hybrid survive packing, opening (which proves them again) and unpacking.
 TEST(an_image_of_a_hybrid_opens_as_itself) {
-  const Image image = lowered(hybrid_model(AMK_DTYPE_BF16), kAllFusions, AMK_PAGES_GRAPH_COLOR);
+  const Image image = lowered(hybrid_model(AMK_DTYPE_BF16), kAllButCombine, AMK_PAGES_GRAPH_COLOR);
   const Image opened = Image::open(image.bytes().data(), image.bytes().size());
   CHECK(opened.bytes() == image.bytes());
   CHECK(validate_model(opened.program(), hybrid_model(AMK_DTYPE_BF16)).valid.has_value());
@@ -194,7 +194,7 @@ TEST(a_request_that_is_refused_poisons_nothing) {
 
 TEST(a_machine_without_states_is_not_poisoned) {
   const amk_model_t model = toy_model();
-  const Image image = lowered(model, kAllFusions, AMK_PAGES_LINEAR);
+  const Image image = lowered(model, kAllButCombine, AMK_PAGES_LINEAR);
   Weights weights(image, 5, 0.2);
   const auto vm = make_vm(image);
   weights.bind(*vm);

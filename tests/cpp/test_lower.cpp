@@ -298,8 +298,10 @@ TEST(reuse_of_a_page_adds_an_edge_where_the_data_gives_none) {
 
 TEST(waits_are_all_joins_and_none_is_implied_by_another) {
   for (const amk_model_t& model : small_models())
-    for (int fusion : {0, 127, 63, 21, 106}) {
-      const Program p = lower_model(model, with_fusion(fusion), small_target(6));
+    for (int fusion : {0, 127, 63, 21, 106, 255}) {
+      amk_schedule_t schedule = with_fusion(fusion);
+      if (fusion & AMK_FUSE_ATTENTION_COMBINE) schedule.attention_kv_block = 1024;  // one split
+      const Program p = lower_model(model, schedule, small_target(6));
       const size_t n = p.counter_init.size();
       std::vector<int32_t> producers(n, 0);
       for (const amk_instruction_t& t : p.tasks) ++producers[t.out_counter];

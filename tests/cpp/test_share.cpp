@@ -6,14 +6,14 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kOneSplit = 1024, kAllFusions = 127;
+constexpr int32_t kOneSplit = 1024, kAllButCombine = 127;
 
 amk_model_t toy(int32_t layers = 2, int32_t max_seq = 32) {
   return make_model(AMK_DTYPE_F32, layers, 64, 4, 2, 16, 128, 256, max_seq);
 }
 Image image_of(const amk_model_t& model, int32_t batch) {
   const amk_model_t m = with_batch(model, batch);
-  return pack(must_validate(lower_batch(m, kAllFusions, AMK_PAGES_LINEAR, kOneSplit, batch == 1 ? 4 : 7)));
+  return pack(must_validate(lower_batch(m, kAllButCombine, AMK_PAGES_LINEAR, kOneSplit, batch == 1 ? 4 : 7)));
 }
 std::unique_ptr<Vm> beside(const Image& image, const Vm* share, int32_t guard = 1) {
   amk_vm_options_t options{};
@@ -22,7 +22,7 @@ std::unique_ptr<Vm> beside(const Image& image, const Vm* share, int32_t guard = 
   return make_reference_vm(image.shared_bytes(), options, share);
 }
 Decoding single(const amk_model_t& model) {
-  return Decoding(model, lower_batch(model, kAllFusions, AMK_PAGES_LINEAR, kOneSplit, 4));
+  return Decoding(model, lower_batch(model, kAllButCombine, AMK_PAGES_LINEAR, kOneSplit, 4));
 }
 
 }  // namespace
@@ -49,12 +49,12 @@ TEST(a_machine_of_blocks_fills_the_cache_that_one_of_single_tokens_goes_on_from)
 TEST(a_machine_without_a_combine_leaves_the_cache_that_one_of_several_splits_goes_on_from) {
   const amk_model_t model = toy();
   const std::vector<int32_t> tokens = some_tokens(model, 24);
-  const Program splits = lower_batch(model, kAllFusions, AMK_PAGES_LINEAR, 16, 4);
+  const Program splits = lower_batch(model, kAllButCombine, AMK_PAGES_LINEAR, 16, 4);
   Decoding alone(model, splits), one(model, splits);
   Decoded expected;
   alone.run(tokens, 0, &expected);
-  const Image direct =
-      pack(must_validate(lower_batch(model, kAllFusions | AMK_FUSE_ATTENTION_COMBINE, AMK_PAGES_LINEAR, kOneSplit, 4)));
+  const Image direct = pack(
+      must_validate(lower_batch(model, kAllButCombine | AMK_FUSE_ATTENTION_COMBINE, AMK_PAGES_LINEAR, kOneSplit, 4)));
   CHECK(direct.view().tasks.size() < one.image.view().tasks.size());
   const auto first = beside(direct, one.vm.get());
   for (int32_t pos = 0; pos < 24; ++pos) {

@@ -9,8 +9,8 @@ using namespace amk;
 namespace {
 
 constexpr int32_t kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
-constexpr int32_t kNoFusion = 0, kAllFusions = 127;
-constexpr int32_t kTurnedHeads = kAllFusions & ~AMK_FUSE_ROPE_ATTENTION;
+constexpr int32_t kNoFusion = 0, kAllButCombine = 127;
+constexpr int32_t kTurnedHeads = kAllButCombine & ~AMK_FUSE_ROPE_ATTENTION;
 constexpr int kHead = 16, kHidden = 64;
 
 struct Mutant {
@@ -42,7 +42,7 @@ void again(Edited& e, const char* op, int i) {
 
 const Mutant kMutants[] = {
     // ---- weights ----
-    {"another layer's matrix, by source", kAllFusions, 0,
+    {"another layer's matrix, by source", kAllButCombine, 0,
      [](Edited& e) { e.swap_sources("layers.0.wo", "layers.2.wo"); },
      "the input of layers.2.wo is layers.0.attended[0, 64), expected layers.2.attended[0, 64)"},
     {"another layer's matrix, by operand", kNoFusion, 0,
@@ -52,14 +52,14 @@ const Mutant kMutants[] = {
     {"the wrong norm weight", kNoFusion, 0,
      [](Edited& e) { e.swap_sources("layers.1.attn_norm", "layers.1.mlp_norm"); },
      "the weight of layers.1.attn_in is layers.1.mlp_norm[0, 64), expected layers.1.attn_norm[0, 64)"},
-    {"the wrong norm weight, fused", kAllFusions, 0,
+    {"the wrong norm weight, fused", kAllButCombine, 0,
      [](Edited& e) { e.swap_inputs("layers.1.attn_norm", "final_norm"); }, "the norm weight of layers.1.wqkv"},
-    {"the wrong bias", kAllFusions, kBiases, [](Edited& e) { e.swap_sources("layers.1.bo", "layers.1.b_down"); },
+    {"the wrong bias", kAllButCombine, kBiases, [](Edited& e) { e.swap_sources("layers.1.bo", "layers.1.b_down"); },
      "the bias of layers.1.wo"},
     {"the norm weight as bias", kNoFusion, kBiases,
      [](Edited& e) { e.each("layers.1.o", [&](auto& t) { t.inputs[2] = e.buffer("layers.1.mlp_norm"); }); },
      "the bias of layers.1.wo is layers.1.mlp_norm"},
-    {"no bias", kAllFusions, kBiases,
+    {"no bias", kAllButCombine, kBiases,
      [](Edited& e) { e.each("layers.0.qkv", [](auto& t) { Edited::drop_flag(t, AMK_FLAG_BIAS, 3); }); },
      "layers.0.wqkv has no bias, but the model's has one"},
     {"a bias that the model lacks", kNoFusion, 0,
@@ -70,23 +70,23 @@ const Mutant kMutants[] = {
        });
      },
      "layers.1.wo has a bias, but the model's has none"},
-    {"q and k head norms exchanged", kAllFusions, AMK_MODEL_QK_NORM,
+    {"q and k head norms exchanged", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) { e.swap_inputs("layers.1.q_norm", "layers.1.k_norm"); }, "the head norm weight of layers.1."},
     {"q without its head norm", kNoFusion, AMK_MODEL_QK_NORM,
      [](Edited& e) {
        e.each("layers.1.rope_q", [](auto& t) { Edited::drop_flag(t, AMK_FLAG_NORM, 2), t.params.eps = 0; });
      },
      "layers.1.q_rotated is made without a head norm"},
-    {"the embedding as head", kAllFusions, 0, [](Edited& e) { e.set_source("lm_head", "embed"); },
+    {"the embedding as head", kAllButCombine, 0, [](Edited& e) { e.set_source("lm_head", "embed"); },
      "it multiplies by embed, which the model does not"},
-    {"the head as embedding", kAllFusions, 0, [](Edited& e) { e.swap_inputs("embed", "lm_head"); },
+    {"the head as embedding", kAllButCombine, 0, [](Edited& e) { e.swap_inputs("embed", "lm_head"); },
      "the table of x is lm_head"},
-    {"another frequency table", kAllFusions, 0, [](Edited& e) { e.set_source("rope_inv_freq", "rope_other"); },
+    {"another frequency table", kAllButCombine, 0, [](Edited& e) { e.set_source("rope_inv_freq", "rope_other"); },
      "is no weight, constant, cache, state, input or output of the model"},
     // ---- numbers ----
     {"eps x2", kNoFusion, 0, [](Edited& e) { e.task("layers.2.mlp_norm").params.eps *= 2; }, "eps of layers.2.mlp_in"},
-    {"eps x2, fused", kAllFusions, 0, [](Edited& e) { e.task("lm_head").params.eps *= 2; }, "eps of lm_head"},
-    {"eps x2 of a head norm", kAllFusions, AMK_MODEL_QK_NORM,
+    {"eps x2, fused", kAllButCombine, 0, [](Edited& e) { e.task("lm_head").params.eps *= 2; }, "eps of lm_head"},
+    {"eps x2 of a head norm", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) { e.task("layers.0.append_k").params.eps *= 2; }, "eps of layers.0.k_rotated"},
     {"scale x2", kNoFusion, 0, [](Edited& e) { e.task("layers.1.attention").params.scale *= 2; },
      "the scale of layers.1.attended is 0.5, expected 0.25"},
@@ -99,12 +99,12 @@ const Mutant kMutants[] = {
     // ---- structure ----
     {"skip a layer", kNoFusion, 0, [](Edited& e) { e.rewire("layers.1.x", "layers.0.x"); },
      "the weight of layers.1.attn_in is layers.2.attn_norm[0, 64), expected layers.1.attn_norm"},
-    {"skip a feed-forward network", kAllFusions, 0, [](Edited& e) { e.rewire("layers.1.x", "layers.1.x_mid"); },
+    {"skip a feed-forward network", kAllButCombine, 0, [](Edited& e) { e.rewire("layers.1.x", "layers.1.x_mid"); },
      "the normalised input of layers.2.wqkv is layers.1.x_mid"},
-    {"the head reads the layer before the last", kAllFusions, 0,
+    {"the head reads the layer before the last", kAllButCombine, 0,
      [](Edited& e) { e.each("lm_head", [&](auto& t) { t.inputs[0] = e.buffer("layers.1.x"); }); },
      "the normalised input of lm_head is layers.1.x[0, 64), expected layers.2.x[0, 64)"},
-    {"a matrix without its norm", kAllFusions, 0,
+    {"a matrix without its norm", kAllButCombine, 0,
      [](Edited& e) {
        e.each("layers.1.qkv", [](auto& t) { Edited::drop_flag(t, AMK_FLAG_NORM, 2), t.params.eps = 0; });
      },
@@ -118,10 +118,10 @@ const Mutant kMutants[] = {
        });
      },
      "layers.1.wo has a normalisation before it"},
-    {"no residual", kAllFusions, 0,
+    {"no residual", kAllButCombine, 0,
      [](Edited& e) { e.each("layers.1.o", [](auto& t) { Edited::drop_flag(t, AMK_FLAG_RESIDUAL, 2); }); },
      "layers.1.attn_out"},
-    {"the wrong residual", kAllFusions, 0,
+    {"the wrong residual", kAllButCombine, 0,
      [](Edited& e) { e.each("layers.1.down", [&](auto& t) { t.inputs[2] = e.buffer("layers.0.x"); }); },
      "the residual of layers.1.w_down is layers.0.x[0, 16), expected layers.1.x_mid[0, 16)"},
     {"a residual of itself", kNoFusion, 0,
@@ -166,7 +166,7 @@ const Mutant kMutants[] = {
     // ---- attention ----
     {"k and v caches exchanged by name", kTurnedHeads, 0, [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); },
      "kv.1.v is"},
-    {"attention over v as k", kAllFusions, 0, [](Edited& e) { e.swap_inputs("kv.1.k", "kv.1.v"); },
+    {"attention over v as k", kAllButCombine, 0, [](Edited& e) { e.swap_inputs("kv.1.k", "kv.1.v"); },
      "it attends over kv.1.v as k and kv.1.k as v"},
     {"k and v appended to each other", kNoFusion, 0,
      [](Edited& e) { std::swap(e.task("layers.1.append_k").outputs[0], e.task("layers.1.append_v").outputs[0]); },
@@ -177,7 +177,7 @@ const Mutant kMutants[] = {
               [&](auto& t) { t.inputs[1] = e.buffer("kv.1.k"), t.inputs[2] = e.buffer("kv.1.v"); });
      },
      "the query of layers.1.attended is layers.2.q_rotated[0, 32), expected layers.1.q_rotated[0, 32)"},
-    {"v of another layer", kAllFusions, 0,
+    {"v of another layer", kAllButCombine, 0,
      [](Edited& e) { e.each("layers.2.attention", [&](auto& t) { t.inputs[2] = e.buffer("kv.1.v"); }); },
      "it attends over kv.2.k as k and kv.1.v as v"},
     {"two layers' caches exchanged", kTurnedHeads, 0,
@@ -199,14 +199,14 @@ const Mutant kMutants[] = {
               [&](auto& t) { t.inputs[0] = e.buffer("layers.1.qkv"), t.params.m_off = kHead / 2; });
      },
      "the query of layers.1.attended is layers.1.qkv[8, 40)"},
-    {"k heads one off", kAllFusions, 0, [](Edited& e) { e.task("layers.1.append_k").params.m_off -= kHead; },
+    {"k heads one off", kAllButCombine, 0, [](Edited& e) { e.task("layers.1.append_k").params.m_off -= kHead; },
      "it turns layers.1.qkv[48, 80), expected whole heads"},
-    {"v rows are k rows", kAllFusions, 0, [](Edited& e) { e.task("layers.1.append_v").params.m_off -= 2 * kHead; },
+    {"v rows are k rows", kAllButCombine, 0, [](Edited& e) { e.task("layers.1.append_v").params.m_off -= 2 * kHead; },
      "the row of kv.1.v is layers.1.qkv[64, 96) (k rows), expected layers.1.qkv[96, 128) (v rows)"},
-    {"k without its turn", kAllFusions, 0,
+    {"k without its turn", kAllButCombine, 0,
      [](Edited& e) { Edited::drop_flag(e.task("layers.1.append_k"), AMK_FLAG_ROPE, 1); },
      "the row of kv.1.k is layers.1.qkv[64, 96) (k rows), expected layers.1.k_rotated[0, 32)"},
-    {"v turned", kAllFusions, 0,
+    {"v turned", kAllButCombine, 0,
      [](Edited& e) {
        amk_instruction_t& t = e.task("layers.1.append_v");
        t.params.flags |= AMK_FLAG_ROPE;
@@ -221,32 +221,32 @@ const Mutant kMutants[] = {
      },
      "it turns layers.1.k_rotated[0, 32)"},
     // ---- attention that turns this step's heads ----
-    {"raw heads of another layer", kAllFusions, 0,
+    {"raw heads of another layer", kAllButCombine, 0,
      [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[0] = e.buffer("layers.0.qkv"); }); },
      "the raw query of layers.1.attended is layers.0.qkv[0, 32) (q rows), expected layers.1.qkv[0, 32) (q rows)"},
-    {"the appends and attention of another layer's raw heads", kAllFusions, 0,
+    {"the appends and attention of another layer's raw heads", kAllButCombine, 0,
      [](Edited& e) {
        for (const char* op : {"layers.1.attention", "layers.1.append_k", "layers.1.append_v"})
          e.each(op, [&](auto& t) { t.inputs[0] = e.buffer("layers.0.qkv"); });
      },
      "the raw query of layers.1.attended is layers.0.qkv"},
-    {"caches of another layer", kAllFusions, 0,
+    {"caches of another layer", kAllButCombine, 0,
      [](Edited& e) {
        e.each("layers.1.attention",
               [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"), t.inputs[2] = e.buffer("kv.0.v"); });
      },
      "the raw query of layers.0.attended is layers.1.qkv"},
-    {"the k cache of another layer", kAllFusions, 0,
+    {"the k cache of another layer", kAllButCombine, 0,
      [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[1] = e.buffer("kv.0.k"); }); },
      "it attends over kv.0.k as k and kv.1.v as v"},
-    {"k and v caches exchanged by name, with raw heads", kAllFusions, 0,
+    {"k and v caches exchanged by name, with raw heads", kAllButCombine, 0,
      [](Edited& e) { e.swap_names("kv.1.k", "kv.1.v"); }, "it attends over kv.1.v as k and kv.1.k as v"},
-    {"two layers' caches exchanged, with raw heads", kAllFusions, 0,
+    {"two layers' caches exchanged, with raw heads", kAllButCombine, 0,
      [](Edited& e) {
        for (const char* which : {"k", "v"}) e.swap_names(std::string("kv.0.") + which, std::string("kv.1.") + which);
      },
      "the raw query of layers.1.attended is layers.0.qkv"},
-    {"raw k and v rows exchanged", kAllFusions, 0,
+    {"raw k and v rows exchanged", kAllButCombine, 0,
      [](Edited& e) {
        const int from = e.buffer("layers.1.qkv");
        const int to = e.add_buffer("qvk", AMK_KIND_ACTIVATION, e.program.buffers[from]);
@@ -255,7 +255,7 @@ const Mutant kMutants[] = {
                        {copy_task(from, to, 64), copy_task(from, to, 32, 64, 96), copy_task(from, to, 32, 96, 64)});
      },
      "the raw k row of layers.1.attended is layers.1.qkv[96, 112) (v rows), expected layers.1.qkv[64, 80) (k rows)"},
-    {"raw v rows of two heads exchanged", kAllFusions, 0,
+    {"raw v rows of two heads exchanged", kAllButCombine, 0,
      [](Edited& e) {
        const int from = e.buffer("layers.1.qkv");
        const int to = e.add_buffer("swapped", AMK_KIND_ACTIVATION, e.program.buffers[from]);
@@ -277,7 +277,7 @@ const Mutant kMutants[] = {
                        {copy_task(e.buffer("layers.1.q_rotated"), to, 64), copy_task(from, to, 64, 64, 64)});
      },
      "the raw query of layers.1.attended is layers.1.q_rotated[0, 32), expected layers.1.qkv[0, 32) (q rows)"},
-    {"raw heads taken for turned ones", kAllFusions, 0,
+    {"raw heads taken for turned ones", kAllButCombine, 0,
      [](Edited& e) {
        e.each("layers.1.attention", [&](auto& t) {
          Edited::drop_flag(t, AMK_FLAG_ROPE, 3);
@@ -291,22 +291,22 @@ const Mutant kMutants[] = {
                    at + e.tasks("layers.1.append_v").back() + 1);
      },
      "the query of layers.1.attended is layers.1.qkv[0, 32) (q rows), expected layers.1.q_rotated[0, 32)"},
-    {"q and k head norms exchanged in attention", kAllFusions, AMK_MODEL_QK_NORM,
+    {"q and k head norms exchanged in attention", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) { e.each("layers.1.attention", [](auto& t) { std::swap(t.inputs[4], t.inputs[5]); }); },
      "the head norm weight of layers.1.q_rotated is layers.1.k_norm[0, 16), expected layers.1.q_norm[0, 16)"},
-    {"q_norm for k_norm in attention", kAllFusions, AMK_MODEL_QK_NORM,
+    {"q_norm for k_norm in attention", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) { e.task("layers.1.attention", 1).inputs[5] = e.buffer("layers.1.q_norm"); },
      "the head norm weight of layers.1.k_rotated is layers.1.q_norm[0, 16), expected layers.1.k_norm[0, 16)"},
-    {"another layer's head norm in attention", kAllFusions, AMK_MODEL_QK_NORM,
+    {"another layer's head norm in attention", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) { e.each("layers.1.attention", [&](auto& t) { t.inputs[4] = e.buffer("layers.2.q_norm"); }); },
      "the head norm weight of layers.1.q_rotated is layers.2.q_norm"},
-    {"attention without its head norms", kAllFusions, AMK_MODEL_QK_NORM,
+    {"attention without its head norms", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) {
        e.each("layers.1.attention",
               [](auto& t) { Edited::drop_flag(t, AMK_FLAG_NORM, 4), Edited::drop_flag(t, 0, 4), t.params.eps = 0; });
      },
      "layers.1.attended is made without head norms, expected with them"},
-    {"head norms that the model lacks", kAllFusions, 0,
+    {"head norms that the model lacks", kAllButCombine, 0,
      [](Edited& e) {
        const int norm = e.add_buffer("ones", AMK_KIND_ACTIVATION, e.program.buffers[e.buffer("layers.1.qkv")]);
        e.program.buffers[norm].numel = e.program.buffers[norm].shape[0] = kHead;
@@ -319,18 +319,18 @@ const Mutant kMutants[] = {
        e.insert_before("layers.1.attention", {copy_task(e.buffer("layers.1.attn_norm"), norm, kHead)});
      },
      "layers.1.attended is made with head norms, expected without them"},
-    {"eps x2 of attention's head norms", kAllFusions, AMK_MODEL_QK_NORM,
+    {"eps x2 of attention's head norms", kAllButCombine, AMK_MODEL_QK_NORM,
      [](Edited& e) { e.task("layers.1.attention", 1).params.eps *= 2; }, "eps of layers.1.q_rotated"},
-    {"scale x2 with raw heads", kAllFusions, 0, [](Edited& e) { e.task("layers.1.attention").params.scale *= 2; },
+    {"scale x2 with raw heads", kAllButCombine, 0, [](Edited& e) { e.task("layers.1.attention").params.scale *= 2; },
      "the scale of layers.1.attended is 0.5, expected 0.25"},
-    {"a head norm as attention's frequency table", kAllFusions, 0,
+    {"a head norm as attention's frequency table", kAllButCombine, 0,
      [](Edited& e) {
        const int table = e.add_buffer("table", AMK_KIND_ACTIVATION, e.program.buffers[e.buffer("rope_inv_freq")]);
        e.each("layers.1.attention", [&](auto& t) { t.inputs[3] = table; });
        e.insert_before("layers.1.attention", {copy_task(e.buffer("layers.1.attn_norm"), table, kHead / 2)});
      },
      "the frequency table of layers.1.attended is layers.1.attn_norm[0, 8), expected rope_inv_freq[0, 8)"},
-    {"raw heads one off", kAllFusions, 0,
+    {"raw heads one off", kAllButCombine, 0,
      [](Edited& e) {
        const int from = e.buffer("layers.1.qkv");
        const int to = e.add_buffer("wide", AMK_KIND_ACTIVATION, e.program.buffers[from]);

@@ -120,7 +120,7 @@ def test_the_space_lists_live_knobs_only() -> None:
         "pipelining_depth", "kernel_knobs.cpa_stages",
     }  # fmt: skip
     assert all(knob(path, values[0]) == DEFAULT for path, values in SPACE.items()), "the default comes first"
-    assert not any("attention+combine" in names for names in SPACE["fusion_grouping"]), "no block here is one split"
+    assert not any("attention+combine" in names for names in SPACE["fusion_grouping"]), "nothing by itself"
     for target in amk.TARGETS:
         older = amk.TARGETS[target].cc_major < 9  # without the copy engine that fills a ring
         assert older is ("pipelining_depth" not in amk.search_space(target))

@@ -33,7 +33,8 @@ inline int32_t find_narrow_memory(bool* is_narrow) {
   return static_cast<int32_t>(status);
 }
 
-// Scale and shift [1, 1, C] with more than kRowsOfStayingBlocks rows; else kPass, and nothing is done.
+// Scale and shift [1, 1, C] with more than kRowsOfStayingBlocks rows, or the status of a failed query; else kPass, and
+// nothing is done.
 constexpr int32_t kPass = 1 << 30;
 template <class M, bool kResidual>
 int32_t run_broadcast(const NormOperands& o, void* stream) {
@@ -43,8 +44,9 @@ int32_t run_broadcast(const NormOperands& o, void* stream) {
   const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, stream); };
   const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, false, decltype(plan)>(o, 0, stream); };
   using OfNarrow = NormPlan<128, 5, 1, Fetch::kEarly, 1, Reuse::kKeep>;
-  bool is_narrow = false;
-  if (const int32_t status = find_narrow_memory(&is_narrow)) return status;
+  bool is_narrow = false;  // matters to 5120 columns alone
+  const int32_t status = o.columns == 5120 ? find_narrow_memory(&is_narrow) : 0;
+  if (status) return status;
   if constexpr (sizeof(M) == 4) {
     if (o.columns != 5120) return kPass;
     if constexpr (kResidual) {
