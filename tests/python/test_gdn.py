@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import amk
@@ -29,6 +29,7 @@ from gdn_model import DIM, assert_close, model, sample, sizes
     st.sampled_from([0.0, 20.0, -20.0]),
     st.integers(0, 2**31),
 )
+@example(1, (1, 1), "f16", "f32", "f32", False, False, None, 1e-3, 1.0, 0.0, 167)  # results that are subnormals of f16
 def test_the_host_computes_the_model(
     batch, heads, dtype, gate, bias, l2norm, in_place, scale, size, state_size, shift, seed
 ):
