@@ -12,6 +12,11 @@
 #include "lower/lower.h"
 #include "lower/schedule.h"
 
+// Every fusion but "attention+combine", which takes programs of one KV split (AMK_FLAG_DIRECT): what a default schedule
+// fuses.
+constexpr int32_t kAllButCombine = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU |
+                                   AMK_FUSE_GEMV_ADD | AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION;
+
 inline amk_model_t make_model(int32_t dtype, int32_t layers, int32_t hidden, int32_t n_heads, int32_t n_kv_heads,
                               int32_t head_dim, int32_t ffn, int32_t vocab, int32_t max_seq, int32_t features = 0) {
   amk_model_t m{};

@@ -10,7 +10,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kOneSplit = 1024, kAllButCombine = 127;
+constexpr int32_t kOneSplit = 1024;
 
 bool same_bits(const Decoded& a, const Decoded& b) {
   return a.choices == b.choices && a.caches == b.caches && a.logits.size() == b.logits.size() &&

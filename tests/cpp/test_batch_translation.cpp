@@ -9,7 +9,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kNoFusion = 0, kAllButCombine = 127, kBatch = 4;
+constexpr int32_t kNoFusion = 0, kBatch = 4;
 constexpr int kHidden = 64;
 
 amk_model_t model_of(int32_t features = 0) {

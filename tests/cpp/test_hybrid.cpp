@@ -12,8 +12,6 @@ using namespace amk;
 
 namespace {
 
-constexpr int kAllButCombine = 127;
-
 Image lowered(const amk_model_t& model, int fusion, int policy, int sm_policy = AMK_SM_ROUND_ROBIN) {
   amk_schedule_t s = default_schedule();
   s.fusion = fusion;

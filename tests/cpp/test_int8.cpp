@@ -110,7 +110,7 @@ amk_model_t quantised(amk_model_t model, int32_t group) {
   return model;
 }
 
-constexpr int32_t kAllButCombine = 127, kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
+constexpr int32_t kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
 
 std::vector<amk_model_t> quantised_models() {
   return {quantised(toy_model(), 64),

@@ -6,7 +6,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kOneSplit = 1024, kAllButCombine = 127;
+constexpr int32_t kOneSplit = 1024;
 
 amk_model_t toy(int32_t layers = 2, int32_t max_seq = 32) {
   return make_model(AMK_DTYPE_F32, layers, 64, 4, 2, 16, 128, 256, max_seq);

@@ -6,7 +6,7 @@ using namespace amk;
 
 namespace {
 
-constexpr int32_t kNoFusion = 0, kAllButCombine = 127;
+constexpr int32_t kNoFusion = 0;
 constexpr int kChannels = 128, kValues = 64, kHeads = 4;  // of hybrid_model: q and k of 2 heads, v of 4, 16 wide
 
 struct Mutant {

@@ -9,7 +9,7 @@ using namespace amk;
 namespace {
 
 constexpr int32_t kBiases = AMK_MODEL_QKV_BIAS | AMK_MODEL_O_BIAS | AMK_MODEL_MLP_BIAS;
-constexpr int32_t kNoFusion = 0, kAllButCombine = 127;
+constexpr int32_t kNoFusion = 0;
 constexpr int32_t kTurnedHeads = kAllButCombine & ~AMK_FUSE_ROPE_ATTENTION;
 constexpr int kHead = 16, kHidden = 64;
 

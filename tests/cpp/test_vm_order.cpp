@@ -2,9 +2,7 @@
 #include <atomic>
 #include <set>
 
-#include "graph/decoder.h"
-#include "lower/lower.h"
-#include "lower/schedule.h"
+#include "lower_models.h"
 #include "test_vm_machine.h"
 #include "vm/walk.h"
 
@@ -49,9 +47,6 @@ std::string decode(const amk::Image& image, uint64_t seed, int threads, int guar
   }
   return out;
 }
-
-constexpr int kAllButCombine = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU | AMK_FUSE_GEMV_ADD |
-                               AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION;
 
 }  // namespace
 
