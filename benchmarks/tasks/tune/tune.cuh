@@ -241,4 +241,33 @@ inline bool take_all(int& argc, char** argv) {
   return found;
 }
 
+// The rows that arguments ask for, by a part of their names; all of them where there are no arguments.
+class Asked {
+ public:
+  Asked(int argc, char** argv) : parts_(argv + 1, argv + argc), is_found_(parts_.size()) {}
+
+  bool has(const char* name) {
+    bool found = parts_.empty();
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      if (!std::strstr(name, parts_[i])) continue;
+      found = is_found_[i] = true;
+    }
+    return found;
+  }
+  // What main returns behind its last row: 2, and a line, if an argument is in no row's name.
+  int status() const {
+    int worst = 0;
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      if (is_found_[i]) continue;
+      std::fprintf(stderr, "no row's name holds '%s'\n", parts_[i]);
+      worst = 2;
+    }
+    return worst;
+  }
+
+ private:
+  std::vector<const char*> parts_;
+  std::vector<bool> is_found_;
+};
+
 }  // namespace amk::task

@@ -285,24 +285,19 @@ std::vector<Candidate> candidates() {
   }
 }
 
-// What was asked for: parts of the names of rows.
-struct Asked {
+struct Session {
   Clock clock;
-  std::vector<const char*> parts;
+  Asked asked;
   bool is_all;
-
-  bool has(const char* name) const {
-    return parts.empty() || std::ranges::any_of(parts, [&](const char* part) { return std::strstr(name, part); });
-  }
 };
 
 template <class M, bool kResidual, int kColumns>
-void tune(Asked& asked, int rows, bool is_full = false) {
+void tune(Session& session, int rows, bool is_full = false) {
   char shape[64];
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
-  if (!asked.has(shape)) return;
-  Clock& clock = asked.clock;
+  if (!session.asked.has(shape)) return;
+  Clock& clock = session.clock;
   const size_t elements = static_cast<size_t>(rows) * kColumns, x_bytes = elements * sizeof(X);
   const size_t modulation = is_full ? elements : kColumns, modulation_bytes = modulation * sizeof(M);
   const int tensors = kResidual ? 4 : 2, modulations = kResidual ? 3 : 2;
@@ -369,7 +364,7 @@ void tune(Asked& asked, int rows, bool is_full = false) {
                      away});
   }
   // Last: it overwrites the operands.
-  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, asked.is_all);
+  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, session.is_all);
   check(cudaFree(want), "cudaFree");
 }
 
@@ -378,23 +373,22 @@ void tune(Asked& asked, int rows, bool is_full = false) {
 
 int main(int argc, char** argv) {
   using namespace amk::task;
-  Asked asked;
-  asked.is_all = take_all(argc, argv);
-  asked.parts.assign(argv + 1, argv + argc);
+  const bool is_all = take_all(argc, argv);
+  Session session{{}, Asked(argc, argv), is_all};
   print_header();
-  for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(asked, rows);
-  for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(asked, rows);
-  tune<X, false, 3072>(asked, 18144, true);
-  tune<float, false, 3072>(asked, 18144, true);
-  for (int rows : {997, 7904}) tune<X, false, 4096>(asked, rows);
-  tune<X, true, 4096>(asked, 7904);
-  for (int rows : {37800, 74088}) tune<X, false, 5120>(asked, rows);
-  for (int rows : {37800, 75600}) tune<float, false, 5120>(asked, rows);
-  tune<X, true, 5120>(asked, 37800);
-  tune<float, true, 5120>(asked, 37800);
-  tune<X, false, 5120>(asked, 8640, true);
-  tune<float, false, 5120>(asked, 11040, true);
-  tune<X, false, 1536>(asked, 101);
-  tune<X, true, 1536>(asked, 101);
-  return 0;
+  for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(session, rows);
+  for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(session, rows);
+  tune<X, false, 3072>(session, 18144, true);
+  tune<float, false, 3072>(session, 18144, true);
+  for (int rows : {997, 7904}) tune<X, false, 4096>(session, rows);
+  tune<X, true, 4096>(session, 7904);
+  for (int rows : {37800, 74088}) tune<X, false, 5120>(session, rows);
+  for (int rows : {37800, 75600}) tune<float, false, 5120>(session, rows);
+  tune<X, true, 5120>(session, 37800);
+  tune<float, true, 5120>(session, 37800);
+  tune<X, false, 5120>(session, 8640, true);
+  tune<float, false, 5120>(session, 11040, true);
+  tune<X, false, 1536>(session, 101);
+  tune<X, true, 1536>(session, 101);
+  return session.asked.status();
 }

@@ -112,13 +112,12 @@ int main(int argc, char** argv) {
   } all[] = {{"8160x4096", 8160, 4096, true},  {"32640x4096", 32640, 4096, false}, {"4096x4608", 4096, 4608, false},
              {"4608x3072", 4608, 3072, false}, {"4096x3072", 4096, 3072, false},   {"512x3072", 512, 3072, false},
              {"126x2048", 126, 2048, true}};
+  Asked asked(argc, argv);
   print_header();
   for (const auto& row : all) {
-    bool is_asked = argc == 1;
-    for (int i = 1; i < argc; ++i) is_asked = is_asked || std::strcmp(argv[i], row.name) == 0;
-    if (!is_asked) continue;
+    if (!asked.has(row.name)) continue;
     row.is_full ? tune<Gate::kWhole>(clock, row.rows, row.columns, is_all)
                 : tune<Gate::kRow>(clock, row.rows, row.columns, is_all);
   }
-  return 0;
+  return asked.status();
 }
