@@ -449,6 +449,7 @@ class CudaVm final : public Vm {
                          shape_.ring_slots,
                          shape_.ring_window,
                          shape_.ring_slot_bytes,
+                         shape_.ring_pace,
                          shape_.task_bytes,
                          timeline_ ? timeline_->tasks() : nullptr,
                          timeline_ ? timeline_->blocks() : nullptr,

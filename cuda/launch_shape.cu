@@ -4,6 +4,7 @@
 
 #include "device_memory.h"
 #include "ops/ring.h"
+#include "vm/device.h"
 
 #ifndef AMK_CUDA_ARCHITECTURES
 #error "AMK_CUDA_ARCHITECTURES is not defined: cmake/amk_cuda.cmake passes the list"
@@ -11,6 +12,8 @@
 
 namespace amk {
 namespace {
+
+constexpr double kLongestPace = 1 << 20;  // clocks: half a millisecond
 
 bool has_packed(const ImageView& image) {
   return std::any_of(image.storages.begin(), image.storages.end(),
@@ -47,6 +50,14 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
   return s;
 }
 
+// As fast as the device's memory is said to be, and a little faster, so that it never waits: an SM's clocks for its
+// share of one slot. 31 / 32 is measured on an H100 (docs/performance.md). 0, no pace, where the device does not say.
+int32_t ring_pace(const amk_target_t& device, int slot_bytes, int blocks) {
+  if (!(device.hbm_gb_per_s > 0)) return 0;
+  const double slot_ns = static_cast<double>(slot_bytes) * blocks / device.hbm_gb_per_s;
+  return static_cast<int32_t>(std::min(slot_ns * device.clock_mhz / 1e3 * 31 / 32, kLongestPace));
+}
+
 }  // namespace
 
 LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant, const void* kernel, int device) {
@@ -68,7 +79,8 @@ LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant
   AMK_CHECK(d.major >= 9 || !has_packed(image), AMK_ERR_REJECTED,
             "V20: the ring of weights needs compute capability 9.0, %s has %d.%d (cpasync = 0 does without)", d.name,
             d.major, d.minor);
-  const LaunchShape shape = divide_shared(image, variant, room, d.name);
+  LaunchShape shape = divide_shared(image, variant, room, d.name);
+  shape.ring_pace = ring_pace(query_device(device), shape.ring_slot_bytes, image.launch().grid);
   // One value for all machines on this device: the attribute is the kernel's, not a launch's.
   AMK_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room));
   int blocks = 0;

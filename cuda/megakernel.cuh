@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads + kProducerThreads, 1)
     ptx::give_registers<kProducerRegisters>();
     if (ptx::thread_id() == kThreads && slots > 0) {
       const uint32_t* start = machine.stream_start + blockIdx.x;
-      Producer(shared, barriers, slots, machine.ring_window, machine.ring_slot_bytes)
+      Producer(shared, barriers, slots, machine.ring_window, machine.ring_slot_bytes, machine.ring_pace)
           .run(machine.streams + start[0], machine.streams + start[1]);
     }
   } else {

@@ -106,6 +106,18 @@ __device__ __forceinline__ bool barrier_or(int id, int n, bool value) {
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
+// The same, worked out once: from a pointer into static shared memory the compiler does it before each use, beginning
+// with the block's number in its cluster.
+__device__ __forceinline__ uint32_t pinned_shared_address(const void* shared) {
+  uint32_t pinned;
+  asm volatile("mov.u32 %0, %1;" : "=r"(pinned) : "r"(shared_address(shared)));
+  return pinned;
+}
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.volatile.shared::cta.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -121,33 +133,42 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
 __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
-__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t nbytes) {
+__device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t nbytes) {
 #if AMK_HAS_COPY_ENGINE
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(nbytes)
-               : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(nbytes) : "memory");
 #endif
 }
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t nbytes) {
+  mbarrier_arrive_expect(shared_address(barrier), nbytes);
+}
 // Whether the phase of this parity is complete; waits a little, as long as the hardware likes. Acquires.
-__device__ __forceinline__ bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
   uint32_t done = 0;
 #if AMK_HAS_COPY_ENGINE
   asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
                : "=r"(done)
-               : "r"(shared_address(barrier)), "r"(parity)
+               : "r"(barrier), "r"(parity)
                : "memory");
 #endif
   return done != 0;
 }
+__device__ __forceinline__ bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity) {
+  return mbarrier_try_wait(shared_address(barrier), parity);
+}
 // nbytes (a multiple of 16) from global to shared memory by the copy engine, which completes them on the mbarrier.
 // Weights only: leaves L2 first.
-__device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint32_t nbytes, uint64_t* barrier) {
+__device__ __forceinline__ void bulk_copy(uint32_t shared, const void* global, uint32_t nbytes, uint32_t barrier) {
 #if AMK_HAS_COPY_ENGINE
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
-          "r"(shared_address(shared)),
-      "l"(global), "r"(nbytes), "r"(shared_address(barrier)), "l"(kEvictFirst)
+          "r"(shared),
+      "l"(global), "r"(nbytes), "r"(barrier), "l"(kEvictFirst)
       : "memory");
 #endif
+}
+
+__device__ __forceinline__ void bulk_copy(void* shared, const void* global, uint32_t nbytes, uint64_t* barrier) {
+  bulk_copy(shared_address(shared), global, nbytes, shared_address(barrier));
 }
 
 // Bulk copies of data that other kernels read again: no hint to L2. nbytes is a multiple of 16, and so are both

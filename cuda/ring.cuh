@@ -7,6 +7,8 @@
 // lane of the slot's warp after its reads, and the producer's wait for it orders those reads before the next copy.
 #pragma once
 
+#include <cstddef>
+
 #include "ops/ring.h"
 #include "sync.cuh"
 
@@ -83,10 +85,26 @@ class RingReader {
 };
 
 // One lane fills the ring until the queue's last task has its weights, or the tasks end early.
+// Its loop is short on purpose: what it takes for a copy is the least time between two copies of an SM, and a memory
+// that serves an SM's share of 8 KB in 230 ns (H200) waits for a loop of 240.
+// It keeps a pace, because copies that are asked for faster than the memory serves them only queue, in front of what
+// the tasks load, store and poll (docs/performance.md, "The producer's loop and its pace").
 class Producer {
  public:
-  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window, int slot_bytes)
-      : slots_(slots), barriers_(barriers), n_slots_(n_slots), window_(window), slot_bytes_(slot_bytes) {}
+  // pace: clocks of the SM from one copy to the next, at least.
+  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window, int slot_bytes, int pace)
+      : slots_(ptx::pinned_shared_address(slots)),
+        full_(ptx::pinned_shared_address(barriers.full)),
+        full_end_(full_ + n_slots * kBarrierBytes),
+        stop_(ptx::pinned_shared_address(&barriers.stop)),
+        window_(window),
+        slot_bytes_(slot_bytes),
+        pace_(pace),
+        room_(window),
+        due_(static_cast<uint32_t>(clock())),
+        slot_(slots_),
+        at_{full_},
+        oldest_{full_} {}
 
   __device__ void run(const StreamTask* task, const StreamTask* end) {
     if (task == end) return;
@@ -95,64 +113,78 @@ class Producer {
       const StreamTask now = next;
       if (++task != end) next = *task;  // on its way while this one is copied
       const char* from = now.weights;
-      for (int g = 0; g < now.groups; ++g) {
-        for (int c = 0; c < now.chunks; ++c) {
-          const uint32_t nbytes = static_cast<uint32_t>(c + 1 < now.chunks ? now.chunk_bytes : now.tail_bytes);
-          if (!copy(from, nbytes)) return drain();
-          from += nbytes;
+      int chunk = now.chunks;  // of a group, until its last
+#pragma unroll 1
+      for (int left = now.groups * now.chunks; left > 0; --left) {
+        uint32_t nbytes = static_cast<uint32_t>(now.chunk_bytes);
+        if (--chunk == 0) {
+          nbytes = static_cast<uint32_t>(now.tail_bytes);
+          chunk = now.chunks;
         }
+        if (!copy(from, nbytes)) return drain();
+        from += nbytes;
       }
     }
     drain();
   }
 
  private:
+  static constexpr uint32_t kBarrierBytes = sizeof(uint64_t);
+  static constexpr uint32_t kFullToEmpty = offsetof(RingBarriers, empty) - offsetof(RingBarriers, full);
   struct Cursor {
-    int slot = 0;
+    uint32_t barrier;  // the address of its slot's `full`
     uint32_t parity = 0;
-    __device__ void advance(int n_slots) {
-      if (++slot != n_slots) return;
-      slot = 0;
-      parity ^= 1;
-    }
   };
 
-  __device__ bool copy(const char* from, uint32_t nbytes) {
-    if (is_reused_ && !wait(barriers_.empty + at_.slot, at_.parity ^ 1)) return false;
-    if (in_flight_ == window_) {
-      if (!wait(barriers_.full + oldest_.slot, oldest_.parity)) return false;
-      oldest_.advance(n_slots_);
-      --in_flight_;
+  __device__ __forceinline__ bool copy(const char* from, uint32_t nbytes) {
+    // In the first lap this is the parity of the phase before a barrier's first, which counts as complete.
+    if (!wait(at_.barrier + kFullToEmpty, at_.parity ^ 1)) return false;
+    if (room_ == 0) {
+      if (!wait(oldest_.barrier, oldest_.parity)) return false;
+      advance(oldest_);
+    } else {
+      --room_;
     }
-    // Before every copy: besides stopping at once, the look keeps slots that become free together from being asked for
-    // in one burst, in front of the activations (docs/performance.md: 1.4 % of 1B on an H100).
-    if (is_stopped()) return false;
-    ptx::mbarrier_arrive_expect(barriers_.full + at_.slot, nbytes);
-    ptx::bulk_copy(slots_ + at_.slot * slot_bytes_, from, nbytes, barriers_.full + at_.slot);
-    ++in_flight_;
-    at_.advance(n_slots_);
-    is_reused_ |= at_.slot == 0;
+    keep_pace();
+    ptx::mbarrier_arrive_expect(at_.barrier, nbytes);
+    ptx::bulk_copy(slot_, from, nbytes, at_.barrier);
+    slot_ += slot_bytes_;
+    if (advance(at_)) slot_ = slots_;
     return true;
   }
-  __device__ bool wait(const uint64_t* barrier, uint32_t parity) {
+  // Whether a new lap begins.
+  __device__ __forceinline__ bool advance(Cursor& c) {
+    c.barrier += kBarrierBytes;
+    if (c.barrier != full_end_) return false;
+    c.barrier = full_;
+    c.parity ^= 1;
+    return true;
+  }
+  // A copy that is late may be made up for by the next one, not by more of them.
+  __device__ __forceinline__ void keep_pace() {
+    const int32_t early = static_cast<int32_t>(due_ - static_cast<uint32_t>(clock()));
+    if (early > 0) __nanosleep(min(early, pace_) / kClocksPerNs);
+    due_ += max(pace_, -early);
+  }
+  static constexpr int kClocksPerNs = 2;  // nearly: devices with a copy engine run at 1.8 to 2.0 GHz
+  __device__ __forceinline__ bool wait(uint32_t barrier, uint32_t parity) {
     while (!ptx::mbarrier_try_wait(barrier, parity))
-      if (is_stopped()) return false;
+      if (ptx::load_shared(stop_)) return false;
     return true;
   }
-  __device__ bool is_stopped() const { return *static_cast<volatile uint32_t*>(&barriers_.stop); }
   // Shared memory must not go while the copy engine writes to it.
   __device__ void drain() {
-    for (; in_flight_ > 0; --in_flight_, oldest_.advance(n_slots_))
-      while (!ptx::mbarrier_try_wait(barriers_.full + oldest_.slot, oldest_.parity)) {
+    for (; room_ < window_; ++room_, advance(oldest_))
+      while (!ptx::mbarrier_try_wait(oldest_.barrier, oldest_.parity)) {
       }
   }
 
-  char* slots_;
-  RingBarriers& barriers_;
-  const int n_slots_, window_, slot_bytes_;  // slot_bytes: from one slot to the next
-  Cursor at_, oldest_;                       // the next slot to fill; the oldest copy that is not known to have arrived
-  int in_flight_ = 0;
-  bool is_reused_ = false;
+  const uint32_t slots_, full_, full_end_, stop_;  // addresses in shared memory
+  const int window_, slot_bytes_, pace_;           // slot_bytes: from one slot to the next
+  int room_;                                       // copies that may still be sent on their way
+  uint32_t due_;                                   // the clock from which on the next copy may be asked for
+  uint32_t slot_;                                  // where it goes
+  Cursor at_, oldest_;  // the next slot to fill; the oldest copy that is not known to have arrived
 };
 
 }  // namespace amk
