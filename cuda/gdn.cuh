@@ -25,7 +25,8 @@ struct GdnOwner {
   static constexpr int kPieces = kGdnMaxDim / (4 * kLanes);
   static constexpr int kSide = kWarpThreads / kLanes;
   static constexpr int kRowsPerWarp = kSide * kRows;
-  // Of a row's <S, k> of set 0, 1, ... and then its <S, q> of each, every lane ends with one, and so many with the same.
+  // Of a row's <S, k> of set 0, 1, ... and then its <S, q> of each, every lane ends with one, and so many with the
+  // same.
   static constexpr int kSums = 2 * kRows, kLanesPerSum = kLanes / kSums;
   static_assert(kSums <= kLanes, "a lane ends with one sum");
 
@@ -44,8 +45,8 @@ struct GdnOwner {
 
 // Sums of kCount values over the kLanes lanes of a group; of the kSpan lanes, lane i ends with that of value
 // i / (kSpan / kCount). Where kSpan is more than kLanes, all its groups hold the same: each takes a part of the values.
-// At each level a lane keeps half of its values and sends the others, until there is one: kCount - 1 shuffles instead of
-// kCount for each level. The pairs of lanes are those of a plain butterfly of each value, and a + b is b + a: so are
+// At each level a lane keeps half of its values and sends the others, until there is one: kCount - 1 shuffles instead
+// of kCount for each level. The pairs of lanes are those of a plain butterfly of each value, and a + b is b + a: so are
 // the bits of the sums.
 template <int kSpan, int kLanes, int kCount>
 __device__ __forceinline__ float spread_sum(const float (&values)[kCount]) {
@@ -87,16 +88,27 @@ struct GdnFactors {
   float qk;  // <raw q, raw k>
 };
 
+// The gates have no branch, so that the compiler can put them into the waits of the sums.
 __device__ __forceinline__ float gdn_decay(float a_log, float a, float dt_bias) {
   const float x = a + dt_bias;
-  const float softplus = fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
+  // In [0, 1]. Said to the compiler, which then leaves out what log1pf does with other numbers; a NaN is still in x.
+  const float e = fminf(expf(-fabsf(x)), 1.0f);
+  __builtin_assume(__float_as_uint(e) < 0x7f800000u);
+  const float softplus = (x < 0.0f ? 0.0f : x) + log1pf(e);
   return expf(-expf(a_log) * softplus);
 }
-__device__ __forceinline__ float gdn_beta(float b) { return 1.0f / (1.0f + expf(-b)); }
+// 1 / x for x of 1 and more: the steps of a division, rounded as it is, less those for numbers that x cannot be. A
+// result below the normal numbers is 0.
+__device__ __forceinline__ float gdn_reciprocal(float x) {
+  const float near = ptx::reciprocal_approximate(x);
+  const float y = fmaf(near, fmaf(-x, near, 1.0f), near);
+  return x > 0x1p126f ? 0.0f : y;
+}
+__device__ __forceinline__ float gdn_beta(float b) { return gdn_reciprocal(1.0f + expf(-b)); }
 __device__ __forceinline__ float gdn_l2_factor(float sum_of_squares, float eps) { return rsqrtf(sum_of_squares + eps); }
 
-// The factors that k and q bring along: every group of kLanes lanes holds the whole of both. Without a branch around the
-// norms, whose shuffles then run beside those of the state.
+// The factors that k and q bring along: every group of kLanes lanes holds the whole of both. Without a branch around
+// the norms, whose shuffles then run beside those of the state.
 template <int kLanes, int kPieces>
 __device__ __forceinline__ GdnFactors gdn_vector_factors(const float4 (&k)[kPieces], const float4 (&q)[kPieces],
                                                          float scale, bool l2norm, float eps) {
