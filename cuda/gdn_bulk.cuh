@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads) gdn_bulk(const __grid_co
       ptx::bulk_load(tiles + t * kTileFloats, from + t * kTileFloats, kTileFloats * 4, &landed[warp_id][t]);
     }
   }
-  GdnWarp<T, true, Owner, kRows> warp(o, place);
+  GdnWarp<T, true, Owner> warp(o, place);
   ptx::admit_next_kernel();
   const GdnFactors factors = warp.factors();
   float* to = o.state_out + place.batch * o.state_out_batch + head_at;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads) gdn_bulk(const __grid_co
   for (int t = 0; t < kTiles; ++t) {
     float* tile = tiles + t * kTileFloats;
     float4 state[kRows][Owner::kPieces];
-    if (t > 0) warp.load_values(t * kRows);
+    if (t > 0) warp.load_value(t * kRows);
     while (!ptx::mbarrier_try_wait(&landed[warp_id][t], 0)) {
     }
 #pragma unroll
@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads) gdn_bulk(const __grid_co
         state[r][p] =
             *reinterpret_cast<const float4*>(tile + lane_at + Owner::set_row(r) * kGdnDim + Owner::piece_element(p));
     }
-    float y[kRows];
-    gdn_step<Owner, kRows>(state, warp.k, warp.q, factors, warp.v, y);
+    const float y = gdn_step<Owner>(state, warp.k, warp.q, factors, warp.v);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll

@@ -127,12 +127,12 @@ struct GdnPlace {
 };
 
 // All that a warp reads besides the state.
-template <class T, bool kPacked, class Owner, int kRows>
+template <class T, bool kPacked, class Owner>
 struct GdnWarp {
   const GdnOperands& o;
   const GdnPlace<kPacked>& place;
   float4 k[Owner::kPieces], q[Owner::kPieces];
-  float v[kRows], a_log;
+  float v, a_log;
   AnyElement a, b, dt_bias;
 
   __device__ __forceinline__ GdnWarp(const GdnOperands& operands, const GdnPlace<kPacked>& p) : o(operands), place(p) {
@@ -145,12 +145,12 @@ struct GdnWarp {
     b = AnyElement::load(o.b, place.at(o.b_batch, o.b_head, 1, place.head), o.gate_dtype);
     dt_bias = AnyElement::load(o.dt_bias, place.head, o.dt_bias_dtype);
     a_log = o.a_log[place.head];
-    load_values(0);
+    load_value(0);
   }
-  __device__ __forceinline__ void load_values(int first_set) {
+  // Of this lane's row, among the sets from first_set on.
+  __device__ __forceinline__ void load_value(int first_set) {
     const T* head = static_cast<const T*>(o.v) + place.at(o.v_batch, o.v_head, kGdnDim, place.head);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) v[r] = to_f32(head[element(o.v_element) + set(first_set + r, o.v_element)]);
+    v = to_f32(head[row(first_set, o.v_element)]);
   }
   __device__ __forceinline__ GdnFactors factors() const {
     GdnFactors f = gdn_vector_factors<kWarpThreads / Owner::kSide>(k, q, o.scale, o.l2norm, kGdnNormEps);
@@ -158,26 +158,21 @@ struct GdnWarp {
     f.beta = gdn_beta(b.value(o.gate_dtype));
     return f;
   }
-  __device__ __forceinline__ void store(int first_set, const float (&y)[kRows]) const {
+  __device__ __forceinline__ void store(int first_set, float y) const {
     T* head = static_cast<T*>(o.out) + place.at(o.out_batch, o.out_head, kGdnDim, place.head);
-    if (!Owner::is_first_lane()) return;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r)
-      head[element(o.out_element) + set(first_set + r, o.out_element)] = from_f32<T>(y[r]);
+    if (Owner::has_output()) head[row(first_set, o.out_element)] = from_f32<T>(y);
   }
-  // This lane's first row, and from there to set r.
-  __device__ __forceinline__ int64_t element(int64_t stride) const {
-    const int row = place.first_row + Owner::lane_row();
-    return kPacked ? row : row * stride;
-  }
-  __device__ __forceinline__ static int64_t set(int r, int64_t stride) {
-    return kPacked ? Owner::set_row(r) : Owner::set_row(r) * stride;
+  __device__ __forceinline__ int64_t row(int first_set, int64_t stride) const {
+    const int r = place.first_row + Owner::lane_row() + Owner::set_row(first_set + Owner::own_set());
+    return kPacked ? r : r * stride;
   }
 };
 
 // The state goes through registers: every load of it is issued before anything else. kBlocksPerSm: at least so many
-// have to fit, by registers.
-template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1>
+// have to fit, by registers. kAdmitsEarly: the next kernel may start while this one's loads are on their way, not only
+// when they are there; with many heads, the blocks of the next are in the way then.
+template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1,
+          bool kAdmitsEarly = false>
 __global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
     gdn_direct(const __grid_constant__ GdnOperands o) {
   using Owner = GdnOwner<kLanes, kRows>;
@@ -186,6 +181,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
   const GdnPlace<kPacked> place(kBlockRows, Owner::kRowsPerWarp, o.heads_per_key);
   const float* from = place.template state_in<Owner>(o);
   ptx::await_prior_kernels();
+  if constexpr (kAdmitsEarly) ptx::admit_next_kernel();
   float4 state[kRows][Owner::kPieces];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -194,10 +190,9 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
       state[r][p] = Access::load(from + place.row(o.state_in_row, Owner::set_row(r)) + Owner::piece_element(p));
   }
   __syncwarp();  // nothing moves in front of them
-  const GdnWarp<T, kPacked, Owner, kRows> warp(o, place);
-  ptx::admit_next_kernel();
-  float y[kRows];
-  gdn_step<Owner, kRows>(state, warp.k, warp.q, warp.factors(), warp.v, y);
+  const GdnWarp<T, kPacked, Owner> warp(o, place);
+  if constexpr (!kAdmitsEarly) ptx::admit_next_kernel();
+  const float y = gdn_step<Owner>(state, warp.k, warp.q, warp.factors(), warp.v);
   float* to = place.template state_out<Owner>(o);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -229,9 +224,10 @@ cudaError_t gdn_launch(Kernel kernel, const GdnOperands& o, int split, int threa
   config.numAttrs = dependent ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, o);
 }
-template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1>
+template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1,
+          bool kAdmitsEarly = false>
 cudaError_t launch_gdn_direct(const GdnOperands& o, bool dependent, cudaStream_t stream) {
-  return gdn_launch(gdn_direct<T, kPacked, kLanes, kRows, kWarps, Access, kBlocksPerSm>, o,
+  return gdn_launch(gdn_direct<T, kPacked, kLanes, kRows, kWarps, Access, kBlocksPerSm, kAdmitsEarly>, o,
                     kGdnDim / (kWarps * kRows * kWarpThreads / kLanes), kWarps * kWarpThreads, 0, dependent, stream);
 }
 }  // namespace amk

@@ -71,7 +71,8 @@ cudaError_t gdn_enqueue(const GdnOperands& o, cudaStream_t stream) {
   const int heads = o.batch * o.value_heads;
   if (heads > 192) return launch_gdn_direct<T, true, 8, 4, 2, CachedAccess>(o, kDependent, stream);
   if (heads > 128) return launch_gdn_direct<T, true, 8, 2, 2, CachedAccess>(o, kDependent, stream);
-  if (heads > 8 && heads <= 32) return launch_gdn_direct<T, true, 16, 2, 4, CachedAccess>(o, kDependent, stream);
+  if (heads > 8 && heads <= 32)
+    return launch_gdn_direct<T, true, 16, 2, 4, CachedAccess, 1, true>(o, kDependent, stream);
   return launch_gdn_direct<T, true, 16, 2, 2, CachedAccess>(o, kDependent, stream);
 }
 

@@ -84,21 +84,17 @@ class GdnHead {
     float4 k[Owner::kPieces]{}, q[Owner::kPieces]{};
     load_vector(qkv, int64_t{key_head} * dim, q);
     load_vector(qkv, (int64_t{p.n_kv_heads} + key_head) * dim, k);
-    float v[kSets]{}, o[kSets];
-#pragma unroll
-    for (int r = 0; r < kSets; ++r)
-      if (row(r) < dim) v[r] = load_any(qkv, v_at + row(r), dtype);
+    const int own_row = row(Owner::own_set());
+    const float v = own_row < dim ? load_any(qkv, v_at + own_row, dtype) : 0.0f;
     GdnFactors f = gdn_vector_factors<kLanes>(k, q, p.scale, p.flags & AMK_FLAG_L2_NORM, p.eps);
     f.decay = gdn_decay(amk::load(c_.template in<float>(2) + head_), a.value(dtype),
                         amk::load(c_.template in<float>(3) + head_));
     f.beta = gdn_beta(b.value(dtype));
-    gdn_step<Owner, kSets>(state_, k, q, f, v, o);
+    const float o = gdn_step<Owner>(state_, k, q, f, v);
     each_piece(
         [&](int r, int i, int64_t at) { *reinterpret_cast<float4*>(c_.template out<float>(1) + at) = state_[r][i]; });
-    if (!Owner::is_first_lane()) return;
-#pragma unroll
-    for (int r = 0; r < kSets; ++r)
-      if (row(r) < dim) store_any(c_.template out<char>(0), int64_t{head_} * dim + row(r), dtype, o[r]);
+    if (Owner::has_output() && own_row < dim)
+      store_any(c_.template out<char>(0), int64_t{head_} * dim + own_row, dtype, o);
   }
 
  private:

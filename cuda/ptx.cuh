@@ -214,6 +214,17 @@ __device__ __forceinline__ void admit_next_kernel() {
 #endif
 }
 
+// 1 / x to 1 ulp, for normal numbers whose reciprocal is one.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+
 // c += A B. Fragments as the PTX ISA lays them out.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                          uint32_t b1) {

@@ -1,7 +1,8 @@
 // amk_gdn_decode on device 0: checked against the host, then every kernel it could be timed against plain copies.
-// In: "check" (no timing), batch=N (only that one). Out: "ok"/"FAIL" lines on stderr, one JSON
-// line per batch on stdout, microseconds per launch: cold = back-to-back launches in a captured graph, states rotated
-// over at least 4 times the L2, out of place; warm = the same state again and again, in place. Medians over replays.
+// In: "check" (no timing), batch=N (only that one), l2norm=0 (timed without it). Out: "ok"/"FAIL" lines on stderr, one
+// JSON line per batch on stdout, microseconds per launch: cold = back-to-back launches in a captured graph, states
+// rotated over at least 4 times the L2, out of place; warm = the same state again and again, in place. Medians over
+// replays.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -335,7 +336,7 @@ double best(const std::vector<Timed>& all, bool dependent_too) {
   return least;
 }
 
-void measure(int32_t batch, const amk_target_t& device) {
+void measure(int32_t batch, int32_t l2norm, const amk_target_t& device) {
   constexpr int32_t kKeyHeads = 4, kValueHeads = 8;
   const int64_t state_bytes = int64_t{batch} * kValueHeads * kDim * kDim * 4, pair_bytes = 2 * state_bytes;
   const int pairs = static_cast<int>(4 * device.l2_bytes / pair_bytes) + 1;
@@ -355,7 +356,7 @@ void measure(int32_t batch, const amk_target_t& device) {
   g.head_dim = kDim;
   g.dtype = g.gate_dtype = AMK_DTYPE_BF16;
   g.bias_dtype = AMK_DTYPE_F32;
-  g.l2norm = 1;
+  g.l2norm = l2norm;
   g.scale = 0.08838835f;
   const void** inputs[] = {&g.q, &g.k, &g.v, &g.a, &g.b, &g.dt_bias, &g.a_log};
   for (int i = 0; i < 7; ++i) *inputs[i] = at + static_cast<size_t>(i) * small;
@@ -414,11 +415,12 @@ void measure(int32_t batch, const amk_target_t& device) {
                          return way.enqueue(pair(i), pair(i) + state_bytes, state_bytes, false, s);
                        }));
   std::printf(
-      "{\"device\": \"%s\", \"batch\": %d, \"bytes\": %lld, \"launches\": %d, \"pairs\": %d, \"copy_us\": %.3f, "
+      "{\"device\": \"%s\", \"batch\": %d, \"l2norm\": %d, \"bytes\": %lld, \"launches\": %d, \"pairs\": %d, "
+      "\"copy_us\": %.3f, "
       "\"copy_again_us\": %.3f, \"copy_dependent_us\": %.3f, \"cold_us\": %.3f, \"cold_dependent_us\": %.3f, "
       "\"warm_in_place_us\": %.3f, \"warm_in_place_dependent_us\": %.3f, \"library_cold_us\": %.3f, "
       "\"library_warm_in_place_us\": %.3f, \"speed_against_copy\": %.4f, \"library_speed_against_copy\": %.4f",
-      device.name, batch, (long long)pair_bytes, count, pairs, best(copies, false), again, best(copies, true),
+      device.name, batch, l2norm, (long long)pair_bytes, count, pairs, best(copies, false), again, best(copies, true),
       best(colds, false), best(colds, true), best(warms, false), best(warms, true), library_cold, library_warm,
       best(copies, false) / best(colds, true), best(copies, false) / library_cold);
   print("copies", copies);
@@ -432,11 +434,12 @@ void measure(int32_t batch, const amk_target_t& device) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  int32_t only = 0;
+  int32_t only = 0, l2norm = 1;
   bool times = true;
   for (int i = 1; i < argc; ++i) {
     times &= std::strcmp(argv[i], "check") != 0;
     std::sscanf(argv[i], "batch=%d", &only);
+    std::sscanf(argv[i], "l2norm=%d", &l2norm);
   }
   if (!times) notes = stdout;
   try {
@@ -445,7 +448,7 @@ int main(int argc, char** argv) {
     check_candidates();
     if (failures == 0 && times)
       for (int32_t batch : {1, 2, 4, 8, 16, 24, 32, 48, 64, 128})
-        if (only == 0 || only == batch) measure(batch, device);
+        if (only == 0 || only == batch) measure(batch, l2norm, device);
   } catch (const amk::Error& e) {
     report(false, amk::text("gpu_gdn: status %d: %s", e.status(), e.what()));
   }

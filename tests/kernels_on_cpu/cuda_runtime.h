@@ -1,8 +1,9 @@
 // Stands in for the CUDA runtime's header, so that a C++ compiler can build a kernel source and a test can run it
-// without a GPU. In: kernels whose threads meet only at __syncthreads(), __syncwarp() and __shfl_xor_sync(), or await
-// what staging.cuh brings. Out: the same values as on a device, up to rsqrtf's last bits; not its speed, and not its
-// memory model. Blocks run one after another. The threads of a block are coroutines: each runs until it has to wait, in
-// the order of kernels_on_cpu_backwards, so a missing barrier shows as a result that depends on the order.
+// without a GPU. In: kernels whose threads meet only at __syncthreads(), __syncwarp(), __shfl_sync() and
+// __shfl_xor_sync(), or await what staging.cuh brings. Out: the same values as on a device, up to the last bits of
+// rsqrtf; not its speed, and not its memory model. Blocks run one after another. The threads of a block are coroutines:
+// each runs until it has to wait, in the order of kernels_on_cpu_backwards, so a missing barrier shows as a result that
+// depends on the order.
 #pragma once
 
 #include <setjmp.h>
@@ -25,6 +26,7 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __builtin_assume(condition) ((condition) ? void() : kernels_on_cpu::stop("what is assumed does not hold"))
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -157,16 +159,25 @@ inline void run_block(unsigned count, const std::function<void()>& kernel) {
 }  // namespace kernels_on_cpu
 
 inline void __syncthreads() { kernels_on_cpu::wait(kernels_on_cpu::State::kAtBarrier); }
-inline float __shfl_xor_sync(unsigned mask, float v, int lanes) {
-  using namespace kernels_on_cpu;
+namespace kernels_on_cpu {
+// What the whole warp's lane `from` holds: every lane comes here at the same shuffle.
+inline float exchange(unsigned mask, float v, unsigned from) {
   if (mask != 0xffffffffu) stop("a shuffle of part of a warp");
-  const unsigned self = block.running, partner = self ^ static_cast<unsigned>(lanes);
-  if (block.count % kWarp != 0 || partner / kWarp != self / kWarp) stop("a shuffle out of the warp");
-  Thread& t = *block.threads[self];
+  if (block.count % kWarp != 0 || from / kWarp != block.running / kWarp) stop("a shuffle out of the warp");
+  Thread& t = *block.threads[block.running];
   const unsigned parity = t.shuffles++ % 2;
   t.slot[parity] = v;
   wait(State::kAtShuffle);
-  return block.threads[partner]->slot[parity];
+  return block.threads[from]->slot[parity];
+}
+}  // namespace kernels_on_cpu
+
+inline float __shfl_xor_sync(unsigned mask, float v, int lanes) {
+  return kernels_on_cpu::exchange(mask, v, kernels_on_cpu::block.running ^ static_cast<unsigned>(lanes));
+}
+inline float __shfl_sync(unsigned mask, float v, int lane, int width = kernels_on_cpu::kWarp) {
+  const unsigned lanes = static_cast<unsigned>(width), self = kernels_on_cpu::block.running;
+  return kernels_on_cpu::exchange(mask, v, self / lanes * lanes + static_cast<unsigned>(lane) % lanes);
 }
 
 inline void __syncwarp() { kernels_on_cpu::wait(kernels_on_cpu::State::kAtShuffle); }

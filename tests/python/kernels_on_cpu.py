@@ -115,8 +115,13 @@ def build(folder, name, side, *sources):
 
 
 def build_source(folder, source, name, side, *sources):
+    library = compiled(folder, source, f"{name}_{side}", *sources)
+    return Side(library, f"amk_task_{name}_{side}", importlib.import_module(f"amk.tasks.oracles.{name}"))
+
+
+def compiled(folder, source, name, *sources):
     """As for compute capability 9.0, whose kernels are the most."""
-    out = folder / f"{name}_{side}.so"
+    out = folder / f"{name}.so"
     subprocess.run(
         [COMPILER, "-x", "c++", "-std=c++20", "-O0", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared",
          "-fPIC", "-D__CUDA_ARCH_LIST__=900",
@@ -124,7 +129,7 @@ def build_source(folder, source, name, side, *sources):
          source, *(ROOT / "csrc" / more for more in sources), "-o", out],
         check=True,
     )  # fmt: skip
-    return Side(ctypes.CDLL(out), f"amk_task_{name}_{side}", importlib.import_module(f"amk.tasks.oracles.{name}"))
+    return ctypes.CDLL(out)
 
 
 def build_candidates(folder, name):

@@ -30,6 +30,15 @@ def test_the_smallest_production_rows(side):
     assert [fault for row in rows for fault in faults_of(row, side)] == []
 
 
+def test_a_row_of_each_grid_that_takes_more_heads(side):
+    named = {row.name: row for row in TASK.rows}
+    if side.entry.__name__.endswith("_baseline"):
+        pytest.skip("one grid for all")
+    assert [
+        fault for name in ("b8_normal", "b24_normal", "b32_long_lived") for fault in faults_of(named[name], side)
+    ] == []
+
+
 def test_the_order_of_threads_does_not_matter(side):
     row = next(row for row in SMALL if row.name == "b1_normal")
     assert outputs_of(row, side, backwards=0) == outputs_of(row, side, backwards=1)
