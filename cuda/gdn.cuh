@@ -45,9 +45,9 @@ struct GdnOwner {
 
 // Sums of kCount values over the kLanes lanes of a group; of the kSpan lanes, lane i ends with that of value
 // i / (kSpan / kCount). Where kSpan is more than kLanes, all its groups hold the same: each takes a part of the values.
-// At each level a lane keeps half of its values and sends the others, until there is one: kCount - 1 shuffles and one
-// for each level that is left, where butterflies of each value take kCount a level. The pairs of lanes are the same and
-// a + b is b + a, so the sums have the same bits.
+// At each level a lane keeps half of its values and sends the others, until there is one: kCount - 1 shuffles instead
+// of kCount for each level. The pairs of lanes are those of a plain butterfly of each value, and a + b is b + a: so are
+// the bits of the sums.
 template <int kSpan, int kLanes, int kCount>
 __device__ __forceinline__ float spread_sum(const float (&values)[kCount]) {
   static_assert(kCount <= kSpan && kLanes <= kSpan);

@@ -169,10 +169,8 @@ struct GdnWarp {
 };
 
 // The state goes through registers: every load of it is issued before anything else. kBlocksPerSm: at least so many
-// have to fit, by registers. kAdmitsEarly: the next kernel may start while this one's loads are on their way, not only
-// when they are there; with many heads, the blocks of the next are in the way then.
-template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1,
-          bool kAdmitsEarly = false>
+// have to fit, by registers.
+template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1>
 __global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
     gdn_direct(const __grid_constant__ GdnOperands o) {
   using Owner = GdnOwner<kLanes, kRows>;
@@ -181,7 +179,6 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
   const GdnPlace<kPacked> place(kBlockRows, Owner::kRowsPerWarp, o.heads_per_key);
   const float* from = place.template state_in<Owner>(o);
   ptx::await_prior_kernels();
-  if constexpr (kAdmitsEarly) ptx::admit_next_kernel();
   float4 state[kRows][Owner::kPieces];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -191,7 +188,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads, kBlocksPerSm)
   }
   __syncwarp();  // nothing moves in front of them
   const GdnWarp<T, kPacked, Owner> warp(o, place);
-  if constexpr (!kAdmitsEarly) ptx::admit_next_kernel();
+  ptx::admit_next_kernel();
   const float y = gdn_step<Owner>(state, warp.k, warp.q, warp.factors(), warp.v);
   float* to = place.template state_out<Owner>(o);
 #pragma unroll
@@ -224,10 +221,9 @@ cudaError_t gdn_launch(Kernel kernel, const GdnOperands& o, int split, int threa
   config.numAttrs = dependent ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, o);
 }
-template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1,
-          bool kAdmitsEarly = false>
+template <class T, bool kPacked, int kLanes, int kRows, int kWarps, class Access, int kBlocksPerSm = 1>
 cudaError_t launch_gdn_direct(const GdnOperands& o, bool dependent, cudaStream_t stream) {
-  return gdn_launch(gdn_direct<T, kPacked, kLanes, kRows, kWarps, Access, kBlocksPerSm, kAdmitsEarly>, o,
+  return gdn_launch(gdn_direct<T, kPacked, kLanes, kRows, kWarps, Access, kBlocksPerSm>, o,
                     kGdnDim / (kWarps * kRows * kWarpThreads / kLanes), kWarps * kWarpThreads, 0, dependent, stream);
 }
 }  // namespace amk

@@ -61,19 +61,17 @@ constexpr bool gdn_may_overlap() {
 constexpr bool gdn_may_overlap() { return false; }
 #endif
 
-// The grid by batch * value heads. The limits are the largest count, of those timed, that the kernel is best at
-// (H200, benchmarks/tasks/gdn_decode/docs/dispatch.md): few heads take many small warps, many take as many rows per
-// warp as still leave enough blocks on an SM.
+// The grid by batch * value heads. Few heads take many small warps; many take as many rows per warp as still leave
+// enough blocks on an SM. Of the counts timed on an H200 (benchmarks/tasks/gdn_decode/docs/dispatch.md) 64 is the last
+// that the first kernel is best at, 128 the first of the second.
+constexpr int kFewGdnHeads = 96;
 template <class T>
 cudaError_t gdn_enqueue(const GdnOperands& o, cudaStream_t stream) {
   constexpr bool kDependent = gdn_may_overlap();
   if (!gdn_is_packed(o, sizeof(T))) return launch_gdn_direct<T, false, 16, 2, 4, CachedAccess>(o, kDependent, stream);
-  const int heads = o.batch * o.value_heads;
-  if (heads > 192) return launch_gdn_direct<T, true, 8, 4, 2, CachedAccess>(o, kDependent, stream);
-  if (heads > 128) return launch_gdn_direct<T, true, 8, 2, 2, CachedAccess>(o, kDependent, stream);
-  if (heads > 8 && heads <= 32)
-    return launch_gdn_direct<T, true, 16, 2, 4, CachedAccess, 1, true>(o, kDependent, stream);
-  return launch_gdn_direct<T, true, 16, 2, 2, CachedAccess>(o, kDependent, stream);
+  if (o.batch * o.value_heads <= kFewGdnHeads)
+    return launch_gdn_direct<T, true, 16, 2, 2, CachedAccess>(o, kDependent, stream);
+  return launch_gdn_direct<T, true, 16, 4, 2, CachedAccess>(o, kDependent, stream);
 }
 
 inline cudaError_t gdn_enqueue(const amk_gdn_decode_t& g, cudaStream_t stream) {
