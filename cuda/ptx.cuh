@@ -10,9 +10,13 @@ namespace amk::ptx {
 // the loop over tasks and keeps through every op: some 45 registers, for which others go to local memory, and each
 // acquire empties the cache in front of that.
 __device__ __forceinline__ uint32_t thread_id() {
+#ifdef __CUDA_ARCH__
   uint32_t id;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
   return id;
+#else
+  return threadIdx.x;  // tests/kernels_on_cpu
+#endif
 }
 
 // Memory operations at GPU scope (PTX ISA, "Memory Consistency Model"). Each carries a memory clobber, so that the
