@@ -95,6 +95,8 @@ struct DirectStep {
   const int32_t* choices;
 };
 
+constexpr int32_t kLongestPace = 1 << 20;  // clocks from one copy of weights to the next: half a millisecond
+
 struct TaskClocks;
 struct BlockClocks;
 
@@ -113,7 +115,7 @@ struct MachineTables {
   int32_t ring_slots;            // 0: no task streams
   int32_t ring_window;           // slots that may be on their way at a time
   int32_t ring_slot_bytes;       // from one slot to the next
-  int32_t ring_pace;             // clocks of an SM from one copy to the next, at least
+  float ring_pace;               // clocks of an SM for a byte of weights, at least; kLongestPace for a slot, at most
   int32_t task_bytes;            // dynamic shared memory behind the ring
   TaskClocks* task_clocks;       // in queue order; null without a timeline
   BlockClocks* block_clocks;     // [grid]

@@ -6,8 +6,8 @@
 // <S, k> and <S, q> start with the old state, before any gate is known, and o = g <S, q> + delta <k, q>.
 // Sums run in a fixed order, lane by lane and then by butterflies that share out their results (spread_sum); nothing is
 // accumulated in memory.
-// expf and log1pf are used throughout: an error of g is compounded over the life of a state. The one intrinsic is
-// rsqrtf, whose 2 ulp are no more than the rounding of the sum below it.
+// expf and log1pf are used throughout: an error of g is compounded over the life of a state. rsqrtf's 2 ulp are no more
+// than the rounding of the sum below it; the approximate reciprocal of beta is refined to a division's own bits.
 #pragma once
 
 #include "device_task.h"
@@ -51,6 +51,7 @@ struct GdnOwner {
 template <int kSpan, int kLanes, int kCount>
 __device__ __forceinline__ float spread_sum(const float (&values)[kCount]) {
   static_assert(kCount <= kSpan && kLanes <= kSpan);
+  static_assert((kCount & (kCount - 1)) == 0 && (kSpan & (kSpan - 1)) == 0, "halves at every level");
   constexpr int kMask = kSpan / 2;
   if constexpr (kSpan == 1) {
     return values[0];

@@ -13,8 +13,6 @@
 namespace amk {
 namespace {
 
-constexpr double kLongestPace = 1 << 20;  // clocks: half a millisecond
-
 bool has_packed(const ImageView& image) {
   return std::any_of(image.storages.begin(), image.storages.end(),
                      [](const ImageStorage& s) { return s.packing != 0; });
@@ -50,12 +48,13 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
   return s;
 }
 
-// As fast as the device's memory is said to be, and a little faster, so that it never waits: an SM's clocks for its
-// share of one slot. 31 / 32 is measured on an H100 (docs/performance.md). 0, no pace, where the device does not say.
-int32_t ring_pace(const amk_target_t& device, int slot_bytes, int blocks) {
-  if (!(device.hbm_gb_per_s > 0)) return 0;
-  const double slot_ns = static_cast<double>(slot_bytes) * blocks / device.hbm_gb_per_s;
-  return static_cast<int32_t>(std::min(slot_ns * device.clock_mhz / 1e3 * 31 / 32, kLongestPace));
+// An SM's clocks for its share of a byte, a little less than the published bandwidth of the memory takes. 31 / 32 is
+// measured on an H100 (docs/performance.md). By the device's highest clock: one that is held lower asks slower than its
+// memory could serve. 0, no pace, where the device does not say.
+float ring_pace(const amk_target_t& device, int slot_bytes, int blocks) {
+  if (!(device.hbm_gb_per_s > 0) || slot_bytes == 0) return 0;
+  const double clocks = blocks / device.hbm_gb_per_s * device.clock_mhz / 1e3 * 31 / 32;
+  return static_cast<float>(std::min(clocks, static_cast<double>(kLongestPace) / slot_bytes));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace amk {
 struct LaunchShape {
   size_t shared_bytes = 0;  // dynamic
   int32_t ring_slots = 0, ring_window = 0, ring_slot_bytes = 0, task_bytes = 0;
-  int32_t ring_pace = 0;  // clocks of an SM from one copy of weights to the next, at least
+  float ring_pace = 0;  // clocks of an SM for a byte of weights, at least
 };
 
 // Grid, threads and shared memory against the live device.

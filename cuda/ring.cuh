@@ -86,13 +86,13 @@ class RingReader {
 
 // One lane fills the ring until the queue's last task has its weights, or the tasks end early.
 // Its loop is short on purpose: what it takes for a copy is the least time between two copies of an SM, and a memory
-// that serves an SM's share of 8 KB in 230 ns (H200) waits for a loop of 240.
+// that serves an SM's share of 8 KB in 234 ns (H200) waits for a loop of 240.
 // It keeps a pace, because copies that are asked for faster than the memory serves them only queue, in front of what
 // the tasks load, store and poll (docs/performance.md, "The producer's loop and its pace").
 class Producer {
  public:
-  // pace: clocks of the SM from one copy to the next, at least.
-  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window, int slot_bytes, int pace)
+  // pace: clocks of the SM for a byte, at least.
+  __device__ Producer(char* slots, RingBarriers& barriers, int n_slots, int window, int slot_bytes, float pace)
       : slots_(ptx::pinned_shared_address(slots)),
         full_(ptx::pinned_shared_address(barriers.full)),
         full_end_(full_ + n_slots * kBarrierBytes),
@@ -113,15 +113,14 @@ class Producer {
       const StreamTask now = next;
       if (++task != end) next = *task;  // on its way while this one is copied
       const char* from = now.weights;
+      const int32_t chunk_clocks = clocks_of(now.chunk_bytes), tail_clocks = clocks_of(now.tail_bytes);
       int chunk = now.chunks;  // of a group, until its last
 #pragma unroll 1
       for (int left = now.groups * now.chunks; left > 0; --left) {
-        uint32_t nbytes = static_cast<uint32_t>(now.chunk_bytes);
-        if (--chunk == 0) {
-          nbytes = static_cast<uint32_t>(now.tail_bytes);
-          chunk = now.chunks;
-        }
-        if (!copy(from, nbytes)) return drain();
+        const bool is_tail = --chunk == 0;
+        if (is_tail) chunk = now.chunks;
+        const auto nbytes = static_cast<uint32_t>(is_tail ? now.tail_bytes : now.chunk_bytes);
+        if (!copy(from, nbytes, is_tail ? tail_clocks : chunk_clocks)) return drain();
         from += nbytes;
       }
     }
@@ -136,7 +135,10 @@ class Producer {
     uint32_t parity = 0;
   };
 
-  __device__ __forceinline__ bool copy(const char* from, uint32_t nbytes) {
+  __device__ __forceinline__ int32_t clocks_of(int32_t nbytes) const {
+    return static_cast<int32_t>(pace_ * static_cast<float>(nbytes));
+  }
+  __device__ __forceinline__ bool copy(const char* from, uint32_t nbytes, int32_t clocks) {
     // In the first lap this is the parity of the phase before a barrier's first, which counts as complete.
     if (!wait(at_.barrier + kFullToEmpty, at_.parity ^ 1)) return false;
     if (room_ == 0) {
@@ -145,7 +147,7 @@ class Producer {
     } else {
       --room_;
     }
-    keep_pace();
+    keep_pace(clocks);
     ptx::mbarrier_arrive_expect(at_.barrier, nbytes);
     ptx::bulk_copy(slot_, from, nbytes, at_.barrier);
     slot_ += slot_bytes_;
@@ -161,12 +163,14 @@ class Producer {
     return true;
   }
   // A copy that is late may be made up for by the next one, not by more of them.
-  __device__ __forceinline__ void keep_pace() {
-    const int32_t early = static_cast<int32_t>(due_ - static_cast<uint32_t>(clock()));
-    if (early > 0) __nanosleep(min(early, pace_) / kClocksPerNs);
-    due_ += max(pace_, -early);
+  __device__ __forceinline__ void keep_pace(int32_t clocks) {
+    const auto now = static_cast<uint32_t>(clock());
+    int32_t early = static_cast<int32_t>(due_ - now);
+    if (early > kLongestPace) early = -clocks;  // a wait so long that the clock, of 2 s, seems to have gone back
+    if (early > 0) __nanosleep(early / kClocksPerNs);
+    due_ = early <= -clocks ? now : due_ + clocks;
   }
-  static constexpr int kClocksPerNs = 2;  // nearly: devices with a copy engine run at 1.8 to 2.0 GHz
+  static constexpr int kClocksPerNs = 2;  // nearly, on an H100 or H200: a sleep ends early or late, due_ keeps count
   __device__ __forceinline__ bool wait(uint32_t barrier, uint32_t parity) {
     while (!ptx::mbarrier_try_wait(barrier, parity))
       if (ptx::load_shared(stop_)) return false;
@@ -180,10 +184,11 @@ class Producer {
   }
 
   const uint32_t slots_, full_, full_end_, stop_;  // addresses in shared memory
-  const int window_, slot_bytes_, pace_;           // slot_bytes: from one slot to the next
-  int room_;                                       // copies that may still be sent on their way
-  uint32_t due_;                                   // the clock from which on the next copy may be asked for
-  uint32_t slot_;                                  // where it goes
+  const int window_, slot_bytes_;                  // slot_bytes: from one slot to the next
+  const float pace_;
+  int room_;            // copies that may still be sent on their way
+  uint32_t due_;        // the clock from which on the next copy may be asked for
+  uint32_t slot_;       // where it goes
   Cursor at_, oldest_;  // the next slot to fill; the oldest copy that is not known to have arrived
 };
 

@@ -1,4 +1,7 @@
-"""The opcode GDN_DECODE of the persistent kernel on the CPU, against the recurrence in float64, for every head size."""
+"""The opcode GDN_DECODE of the persistent kernel on the CPU, against the recurrence in float64, for every head size.
+
+f32: the loads of 16-bit types are judged on a GPU (`gpu_ops`).
+"""
 
 import ctypes
 

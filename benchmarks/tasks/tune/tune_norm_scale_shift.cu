@@ -285,19 +285,19 @@ std::vector<Candidate> candidates() {
   }
 }
 
-struct Session {
+struct Tuning {
   Clock clock;
   Asked asked;
   bool is_all;
 };
 
 template <class M, bool kResidual, int kColumns>
-void tune(Session& session, int rows, bool is_full = false) {
+void tune(Tuning& tuning, int rows, bool is_full = false) {
   char shape[64];
   std::snprintf(shape, sizeof shape, "%dx%d %s%s%s", rows, kColumns, sizeof(M) == 4 ? "f32" : "bf16",
                 is_full ? " full" : "", kResidual ? " gated" : "");
-  if (!session.asked.has(shape)) return;
-  Clock& clock = session.clock;
+  if (!tuning.asked.has(shape)) return;
+  Clock& clock = tuning.clock;
   const size_t elements = static_cast<size_t>(rows) * kColumns, x_bytes = elements * sizeof(X);
   const size_t modulation = is_full ? elements : kColumns, modulation_bytes = modulation * sizeof(M);
   const int tensors = kResidual ? 4 : 2, modulations = kResidual ? 3 : 2;
@@ -364,7 +364,7 @@ void tune(Session& session, int rows, bool is_full = false) {
                      away});
   }
   // Last: it overwrites the operands.
-  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, session.is_all);
+  print_findings(shape, bytes, pool.copy_us(clock, bytes), found, tuning.is_all);
   check(cudaFree(want), "cudaFree");
 }
 
@@ -374,21 +374,21 @@ void tune(Session& session, int rows, bool is_full = false) {
 int main(int argc, char** argv) {
   using namespace amk::task;
   const bool is_all = take_all(argc, argv);
-  Session session{{}, Asked(argc, argv), is_all};
+  Tuning tuning{{}, Asked(argc, argv), is_all};
   print_header();
-  for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(session, rows);
-  for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(session, rows);
-  tune<X, false, 3072>(session, 18144, true);
-  tune<float, false, 3072>(session, 18144, true);
-  for (int rows : {997, 7904}) tune<X, false, 4096>(session, rows);
-  tune<X, true, 4096>(session, 7904);
-  for (int rows : {37800, 74088}) tune<X, false, 5120>(session, rows);
-  for (int rows : {37800, 75600}) tune<float, false, 5120>(session, rows);
-  tune<X, true, 5120>(session, 37800);
-  tune<float, true, 5120>(session, 37800);
-  tune<X, false, 5120>(session, 8640, true);
-  tune<float, false, 5120>(session, 11040, true);
-  tune<X, false, 1536>(session, 101);
-  tune<X, true, 1536>(session, 101);
-  return session.asked.status();
+  for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(tuning, rows);
+  for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(tuning, rows);
+  tune<X, false, 3072>(tuning, 18144, true);
+  tune<float, false, 3072>(tuning, 18144, true);
+  for (int rows : {997, 7904}) tune<X, false, 4096>(tuning, rows);
+  tune<X, true, 4096>(tuning, 7904);
+  for (int rows : {37800, 74088}) tune<X, false, 5120>(tuning, rows);
+  for (int rows : {37800, 75600}) tune<float, false, 5120>(tuning, rows);
+  tune<X, true, 5120>(tuning, 37800);
+  tune<float, true, 5120>(tuning, 37800);
+  tune<X, false, 5120>(tuning, 8640, true);
+  tune<float, false, 5120>(tuning, 11040, true);
+  tune<X, false, 1536>(tuning, 101);
+  tune<X, true, 1536>(tuning, 101);
+  return tuning.asked.status();
 }

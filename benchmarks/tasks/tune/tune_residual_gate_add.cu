@@ -1,7 +1,7 @@
 // The plans of residual_gate_add side by side on the production shapes, cold, against the fastest plain copy of the
 // same bytes: what residual_gate_add/docs/dispatch.md was chosen from. Each plan's result is first compared with the
-// element kernel. Usage: amk_tune_residual_gate_add [--all] [ROWSxCOLUMNS ...]; --all: also the plans far from the
-// best.
+// element kernel. Usage: amk_tune_residual_gate_add [--all] [PART ...]: rows whose name has such a part; --all: also
+// the plans far from the best.
 #include "../residual_gate_add/solution/residual_gate_add_solution.cu"
 #include "tune.cuh"
 
