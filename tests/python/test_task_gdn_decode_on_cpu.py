@@ -34,9 +34,7 @@ def test_a_row_of_each_grid_that_takes_more_heads(side):
     named = {row.name: row for row in TASK.rows}
     if side.entry.__name__.endswith("_baseline"):
         pytest.skip("one grid for all")
-    assert [
-        fault for name in ("b8_normal", "b16_long_lived") for fault in faults_of(named[name], side)
-    ] == []
+    assert [fault for name in ("b8_normal", "b16_long_lived") for fault in faults_of(named[name], side)] == []
 
 
 def test_the_order_of_threads_does_not_matter(side):
