@@ -60,7 +60,9 @@ def slow(arguments: dict[str, Any], say: Any) -> Any:
 
 def waits(arguments: dict[str, Any], say: Any) -> Any:
     """Tells that it runs, and then takes its time."""
-    Path(os.environ["LOOP_JOBS_DIR"], "pid").write_text(str(os.getpid()))
+    pid = Path(os.environ["LOOP_JOBS_DIR"], "pid")
+    pid.with_suffix(".new").write_text(str(os.getpid()))
+    pid.with_suffix(".new").replace(pid)  # whole as soon as it is there
     time.sleep(600)
 
 
