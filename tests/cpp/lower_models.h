@@ -12,8 +12,7 @@
 #include "lower/lower.h"
 #include "lower/schedule.h"
 
-// Every fusion but "attention+combine", which takes programs of one KV split (AMK_FLAG_DIRECT): what a default schedule
-// fuses.
+// Every fusion but "attention+combine", which takes programs of one KV split (AMK_FLAG_DIRECT).
 constexpr int32_t kAllButCombine = AMK_FUSE_RMSNORM_GEMV | AMK_FUSE_GATE_UP | AMK_FUSE_GATE_UP_SILU |
                                    AMK_FUSE_GEMV_ADD | AMK_FUSE_QKV | AMK_FUSE_ROPE_KV_APPEND | AMK_FUSE_ROPE_ATTENTION;
 

@@ -31,7 +31,7 @@ def model(q, k, v, state, a_log, a, dt_bias, b, scale, l2norm):
     """The recurrence as one sum: S' = g S - beta (g S k) k^T + beta v k^T, o = scale S' q, in float64."""
     q, k, v, state, a_log, a, dt_bias, b = map(wide, (q, k, v, state, a_log, a, dt_bias, b))
     batch, _, heads, _ = v.shape
-    out, new = np.empty((batch, 1, heads, DIM)), np.empty_like(state)
+    out, new = np.empty(v.shape), np.empty_like(state)
     for i in range(batch):
         for h in range(heads):
             g_head = h // (heads // q.shape[2])
