@@ -48,12 +48,13 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
   return s;
 }
 
-// An SM's clocks for its share of a byte, a little less than the published bandwidth of the memory takes. 31 / 32 is
-// measured on an H100 (docs/performance.md). By the device's highest clock: one that is held lower asks slower than its
-// memory could serve. 0, no pace, where the device does not say.
+// An SM's clocks for its share of a byte, a little less than the published bandwidth of the memory takes. How much less
+// is measured (docs/performance.md): 15 / 16 for 16 bits, 31 / 32 where scales ride along. By the device's highest
+// clock: one that is held lower asks slower than its memory could serve. 0, no pace, where the device does not say.
 float ring_pace(const amk_target_t& device, int slot_bytes, int blocks) {
-  if (!(device.hbm_gb_per_s > 0) || slot_bytes == 0) return 0;
-  const double clocks = blocks / device.hbm_gb_per_s * device.clock_mhz / 1e3 * 31 / 32;
+  if (!(device.hbm_gb_per_s > 0)) return 0;
+  const double share = slot_bytes > kSlotBytes ? 31.0 / 32 : 15.0 / 16;
+  const double clocks = blocks / device.hbm_gb_per_s * device.clock_mhz / 1e3 * share;
   return static_cast<float>(std::min(clocks, static_cast<double>(kLongestPace) / slot_bytes));
 }
 
@@ -79,7 +80,7 @@ LaunchShape prove_occupancy(const ImageView& image, const KernelVariant& variant
             "V20: the ring of weights needs compute capability 9.0, %s has %d.%d (cpasync = 0 does without)", d.name,
             d.major, d.minor);
   LaunchShape shape = divide_shared(image, variant, room, d.name);
-  shape.ring_pace = ring_pace(query_device(device), shape.ring_slot_bytes, image.launch().grid);
+  if (shape.ring_slots) shape.ring_pace = ring_pace(query_device(device), shape.ring_slot_bytes, image.launch().grid);
   // One value for all machines on this device: the attribute is the kernel's, not a launch's.
   AMK_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room));
   int blocks = 0;
