@@ -264,6 +264,23 @@ class OnlyWhileCaptured(Honest):
         return graph
 
 
+class SlowCopyInTurns(Honest):
+    """A copy takes half as long again right behind any other graph, as on a GPU between torch's."""
+
+    last: Graph | None = None  # that was timed
+
+    def graph(self, entry: str, calls: Sequence[Call], rounds: int) -> Graph:
+        graph = Graph(self, entry, calls, rounds)
+        alone = graph.time
+
+        def time(replays: int) -> float:
+            is_slowed, self.last = "copy" in entry and self.last is not graph, graph
+            return alone(replays) * (1.5 if is_slowed else 1.0)
+
+        graph.time = time  # type: ignore[method-assign]
+        return graph
+
+
 class DifferentFlags(Honest):
     commands = {"baseline": COMMAND.replace("-O3", "-O1"), "solution": COMMAND}
 

@@ -52,6 +52,7 @@ def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch
     for one in record["rows"][:2]:
         assert one["cold"]["solution"]["share_of_copy"] == pytest.approx(1 / 1.05, rel=0.05)
         assert one["cold"]["solution"]["samples"] == one["warm"]["copy"]["samples"] == 6
+        assert one["cold"]["copy"]["ceiling_us"] == one["cold"]["copy"]["median_us"]
         assert one["copy_ways"]["cold"]["plain"] < one["copy_ways"]["cold"]["slower"]
         assert len(one["after"]) == 3 * 2 * 2 and one["before"]["trials"] == 3
     timed = [job["rows"] for job in jobs if job["action"] == "time"]
@@ -71,6 +72,15 @@ def test_an_honest_result_is_valid_and_says_everything(folder: Path, monkeypatch
         assert said in text
     lines = [json.loads(line) for line in json_lines(record).splitlines()]
     assert [line["line"] for line in lines] == ["record"] + ["row"] * 5
+
+
+def test_a_copy_that_is_slower_in_turns_flatters_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_this_process("SlowCopyInTurns", monkeypatch)
+    for one in bench_one(TASK)["rows"][:2]:
+        for mode in ("cold", "warm"):
+            copy = one[mode]["copy"]
+            assert copy["ceiling_us"] == min(one["copy_ways"][mode].values()) < copy["median_us"]
+            assert one[mode]["solution"]["share_of_copy"] == pytest.approx(1 / 1.05, rel=0.05)
 
 
 def test_cold_rotates_over_several_times_the_l2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

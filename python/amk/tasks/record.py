@@ -65,7 +65,8 @@ def build_row(answer: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             us = np.reshape(samples[mode][name], (settings.trials, settings.iterations))
             table[name]["trial_medians_us"] = np.median(us, axis=1).tolist()
         moved, copy_moved = row["bytes_moved"], row["copy_bytes_moved"]
-        copy_us = table[COPY]["median_us"]
+        # Between the graphs of many others a copy may take longer than when it was chosen: that flatters nobody.
+        copy_us = min(table[COPY]["median_us"], *row["copy_ways"][mode].values())
         for name in SIDES:
             us = table[name]["median_us"]
             if mode == "cold":
@@ -73,7 +74,7 @@ def build_row(answer: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             else:
                 table[name]["share_of_copy"] = (moved / us) / (copy_moved / copy_us)
             table[name]["gb_per_s"] = moved / us / 1e3
-        table[COPY]["gb_per_s"] = copy_moved / copy_us / 1e3
+        table[COPY]["ceiling_us"], table[COPY]["gb_per_s"] = copy_us, copy_moved / copy_us / 1e3
         table["speed_up"] = table["baseline"]["median_us"] / table["solution"]["median_us"]
         row[mode] = table
     row["speed_up"] = row["cold"]["speed_up"]
@@ -83,7 +84,7 @@ def build_row(answer: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
 
 def _bound_of(cold: Mapping[str, Any]) -> str:
     """The active bound of the solution, in words."""
-    share, copy_us = cold["solution"]["share_of_copy"], cold[COPY]["median_us"]
+    share, copy_us = cold["solution"]["share_of_copy"], cold[COPY]["ceiling_us"]
     percent = f"{100 * share:.0f} % of the best copy of the same bytes"
     if copy_us < SMALL_COPY_US:
         return f"launch and memory latency: a copy of so few bytes takes {copy_us:.2f} us itself ({percent})"

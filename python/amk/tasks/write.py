@@ -62,8 +62,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     heads, rows = _figures(record)
     out += _pipes(heads, rows)
     out += ["", "Cold: buffers rotate over several times the L2. `of copy`: speed against the best copy kernel of the "
-            "same bytes in the same run. Times are microseconds per launch, medians; every sample is of launches back "
-            "to back in one graph.", ""]  # fmt: skip
+            "same bytes in the same run, as it was chosen or in turns with the sides, whichever was faster. Times are "
+            "microseconds per launch, medians; every sample is of launches back to back in one graph.", ""]  # fmt: skip
     for mode in MODES:
         out += [f"## {mode.capitalize()} L2, microseconds", ""]
         out += _pipes(*_spread(record, mode))
