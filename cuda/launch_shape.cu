@@ -49,7 +49,7 @@ LaunchShape divide_shared(const ImageView& image, const KernelVariant& variant, 
 }
 
 // An SM's clocks for its share of a byte, a little less than the published bandwidth of the memory takes. How much less
-// is measured (docs/performance.md): 15 / 16 for 16 bits, 31 / 32 where scales ride along. By the device's highest
+// is measured (docs/performance.md): 15 / 16, and 31 / 32 where any slot has room for scales. By the device's highest
 // clock: one that is held lower asks slower than its memory could serve. 0, no pace, where the device does not say.
 float ring_pace(const amk_target_t& device, int slot_bytes, int blocks) {
   if (!(device.hbm_gb_per_s > 0)) return 0;

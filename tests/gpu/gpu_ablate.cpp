@@ -239,8 +239,8 @@ void measure(const Shape& s, double gb_per_s) {
       const double floor_us =
           static_cast<double>(amk::predict_cost(standard.lowered.program, pos + kPairs / 2).streamed_bytes) / gb_per_s /
           1e3;
-      const double error = std::max(rms_error(before, expected), rms_error(after, expected_after));
-      print_row(s, arm, context, t, floor_us, number(error), before == after && expected == expected_after);
+      const double error = std::max(number(rms_error(before, expected)), number(rms_error(after, expected_after)));
+      print_row(s, arm, context, t, floor_us, error, before == after && expected == expected_after);
     }
   }
 }

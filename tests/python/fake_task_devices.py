@@ -267,6 +267,7 @@ class OnlyWhileCaptured(Honest):
 class SlowCopyInTurns(Honest):
     """A copy takes half as long again right behind any other graph, as on a GPU between torch's."""
 
+    factor = 1.5
     last: Graph | None = None  # that was timed
 
     def graph(self, entry: str, calls: Sequence[Call], rounds: int) -> Graph:
@@ -274,11 +275,17 @@ class SlowCopyInTurns(Honest):
         alone = graph.time
 
         def time(replays: int) -> float:
-            is_slowed, self.last = "copy" in entry and self.last is not graph, graph
-            return alone(replays) * (1.5 if is_slowed else 1.0)
+            is_behind, self.last = "copy" in entry and self.last is not graph, graph
+            return alone(replays) * (self.factor if is_behind else 1.0)
 
         graph.time = time  # type: ignore[method-assign]
         return graph
+
+
+class SlowCopyAlone(SlowCopyInTurns):
+    """And the other way round."""
+
+    factor = 1 / 1.5
 
 
 class DifferentFlags(Honest):
