@@ -65,7 +65,7 @@ def build_row(answer: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             us = np.reshape(samples[mode][name], (settings.trials, settings.iterations))
             table[name]["trial_medians_us"] = np.median(us, axis=1).tolist()
         moved, copy_moved = row["bytes_moved"], row["copy_bytes_moved"]
-        # Between the graphs of many others a copy may take longer than when it was chosen: that flatters nobody.
+        # In turns with many other graphs a copy may take longer than when it was chosen, which would flatter the sides.
         copy_us = min(table[COPY]["median_us"], *row["copy_ways"][mode].values())
         for name in SIDES:
             us = table[name]["median_us"]
