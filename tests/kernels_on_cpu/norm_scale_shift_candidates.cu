@@ -1,6 +1,6 @@
-// Candidates of amk_tune_norm_scale_shift behind the task's entry, for rows of 3,072 columns of two bytes: the one that
-// kernels_on_cpu_candidate names.
-#include "../../benchmarks/tasks/tune/norm_scale_shift_sweep.cuh"
+// Rings of norm_scale_shift behind the task's entry, for rows of 3,072 columns of two bytes and however few of them:
+// the one that kernels_on_cpu_candidate names.
+#include "../../benchmarks/tasks/norm_scale_shift/solution/norm_scale_shift_ring.cuh"
 
 extern "C" __attribute__((visibility("default"))) int kernels_on_cpu_candidate;
 int kernels_on_cpu_candidate = 0;
@@ -13,20 +13,16 @@ int32_t run(const NormOperands& o, void* stream) {
   if constexpr (sizeof(X) != 2) {
     return AMK_ERR_UNSUPPORTED;
   } else {
-    const auto sweep = [&](auto plan) { return launch_sweep<X, M, kResidual, decltype(plan)>(o, 0, stream); };
-    const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, stream); };
+    const auto ring = [&](auto plan, const Share& share) {
+      return launch_ring<X, M, kResidual, decltype(plan)>(o, share, stream);
+    };
     switch (kernels_on_cpu_candidate) {
-      case 0: return sweep(SweepPlan<3, 12, 2>{});
-      case 1: return sweep(SweepPlan<4, 12, 1>{});
-      case 2: return stay(PersistentPlan<128, 3, 3, Stay::kFloat>{});
-      case 3: return stay(PersistentPlan<192, 2, 4, Stay::kPacked>{});
-      case 4: return stay(PersistentPlan<32, 12, 2, Stay::kShared, 1, 4>{});
-      case 5: return stay(PersistentPlan<192, 2, 0, Stay::kPacked>{});
-      case 6:
-        return stay(PersistentPlan<128, 3, 3, Stay::kPacked, 1, 8, Manner{.order = Order::kDependent, .waves = 4}>{});
-      default:
-        return stay(
-            PersistentPlan<96, 4, 0, Stay::kPacked, 1, 8, Manner{Reuse::kKeep, Reuse::kKeep, Order::kPlain, 2}>{});
+      case 0: return ring(RingPlan<128, 3, 4, 4>{}, {.staying = 4, .loads = Reuse::kStream});
+      case 1: return ring(RingPlan<128, 3, 3, 4>{}, {.staying = 1});
+      case 2: return ring(RingPlan<192, 2, 2, 1>{}, {.staying = 2});
+      case 3: return ring(RingPlan<128, 3, 4, 4>{}, {.rows_of_block = 4});
+      case 4: return ring(RingPlan<128, 3, 3, 4>{}, {.rows_of_block = 2});
+      default: return ring(RingPlan<96, 4, 3, 1>{}, {.rows_of_block = 7, .loads = Reuse::kStream});
     }
   }
 }

@@ -1,5 +1,6 @@
 // Stands in for the header of the same name: what is requested comes at once, yet is seen only by who awaits it, since
-// a slot that was not awaited holds what was there before.
+// a slot that was not awaited holds what was there before. What is sent leaves its slot as late as it may, when it is
+// awaited: a slot that is written before that sends what is wrong, and what nobody awaits is never stored.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +32,17 @@ struct Groups {
   unsigned block = ~0u;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> closed;
+  struct Send {
+    void* to;
+    const void* from;
+    size_t n;
+  };
+  std::vector<Send> sent;
 };
 inline Groups& mine() {
   static Groups all[1024];
   Groups& groups = all[threadIdx.x];
-  if (groups.block != blockIdx.x) groups = {blockIdx.x, {}, {}};
+  if (groups.block != blockIdx.x) groups = {blockIdx.x, {}, {}, {}};
   return groups;
 }
 }  // namespace staged
@@ -63,7 +70,7 @@ class Arrival {
     if (missing_ != 0) kernels_on_cpu::stop("a slot is requested again before it came");
     missing_ = nbytes;
   }
-  void request(void* shared, const void* global, int nbytes) {
+  void request(void* shared, const void* global, int nbytes, bool = true) {
     staged::take(shared, global, nbytes).land();
     missing_ -= nbytes;
     if (missing_ == 0) ++phase_;
@@ -79,5 +86,14 @@ class Arrival {
   int missing_ = 0;
   uint32_t phase_ = 0;
 };
+
+inline void expose() {}
+inline void send(void* global, const void* shared, int nbytes) {
+  staged::mine().sent.push_back({global, shared, static_cast<size_t>(nbytes)});
+}
+inline void await_sent() {
+  for (const auto& s : staged::mine().sent) std::memcpy(s.to, s.from, s.n);
+  staged::mine().sent.clear();
+}
 
 }  // namespace amk::task

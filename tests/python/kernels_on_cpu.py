@@ -6,7 +6,6 @@ a GPU or nvcc.
 """
 
 import ctypes
-import dataclasses
 import importlib
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from amk.oracle import round_to, to_float64
-from amk.tasks.workloads import DTYPES, TensorSpec, contiguous
+from amk.tasks.workloads import DTYPES, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "benchmarks" / "tasks"
@@ -93,9 +92,6 @@ class Side:
 
     def choose(self, candidate):
         ctypes.c_int.in_dll(self.loaded, "kernels_on_cpu_candidate").value = candidate
-
-    def on_memory_of(self, bits):
-        ctypes.c_int.in_dll(self.loaded, "kernels_on_cpu_memory_bits").value = bits
 
     def __call__(self, row, operands):
         names = self.oracle.OPERANDS
@@ -215,21 +211,6 @@ def regression_rows(task, most=1 << 40, rejects=True):
 
 def shortest_production_row(task):
     return min((row for row in task.rows if row.kind == "production"), key=elements)
-
-
-def resized(row, rows, columns):
-    """A row whose operands are [1, S or 1, C], with other S and C; broadcast axes are kept."""
-
-    def change(spec):
-        shape = (1, 1 if spec.shape[1] == 1 else rows, columns)
-        return TensorSpec(shape, spec.dtype, contiguous(shape))
-
-    return dataclasses.replace(
-        row,
-        name=f"{row.name} as {rows}x{columns}",
-        inputs={operand: change(spec) for operand, spec in row.inputs.items()},
-        outputs={operand: change(spec) for operand, spec in row.outputs.items()},
-    )
 
 
 def elements(row):

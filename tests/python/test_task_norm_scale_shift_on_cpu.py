@@ -9,10 +9,10 @@ from kernels_on_cpu import (
     assert_right,
     needs_compiler,
     regression_rows,
-    resized,
     shortest_production_row,
     side_fixture,
 )
+from resized_rows import resized
 
 TASK = read_task(TASKS / "norm_scale_shift")
 pytestmark = needs_compiler
@@ -46,18 +46,17 @@ def test_plans_of_the_solution_that_no_small_row_reaches(side):
     assert_right(rows, side)
 
 
-@pytest.mark.parametrize("memory_bits", [5120, 6144])
-def test_one_modulation_for_many_rows(side, memory_bits):
-    """On the memory of an H100 and an H200: the first number of rows that gets its plans, exactly as wide as they are.
-
-    A ring goes round many times.
-    """
+def test_one_modulation_for_many_rows(side):
+    """The first numbers of rows that get each way of sharing them, exactly as wide as the plans: rings go round."""
     if not side.rounds_once:
         pytest.skip("the baseline has one path for all lengths")
     named = {row.name: row for row in TASK.rows}
-    shapes = [(529, 3072), (529, 4096)] if memory_bits == 5120 else [(1057, 4096)]
-    rows = [resized(named["1x19x3072_11D_bf16"], *shape) for shape in shapes]
-    rows += [resized(named[f"1x37800x5120_11D_{kind}"], 529, 5120) for kind in ("bf16", "f32", "f32_gated")]
-    side.on_memory_of(memory_bits)
+    plain, gated = named["1x19x3072_11D_bf16"], named["1x19x3072_11D_bf16_gated"]
+    rows = [resized(plain, count, 3072) for count in (529, 4225, 8449)]
+    rows += [resized(gated, count, 3072) for count in (529, 2641)]
+    rows += [resized(row, 529, 4096) for row in (plain, gated)]
+    longest = [named[f"1x37800x5120_11D_{kind}"] for kind in ("bf16", "f32", "bf16_gated", "f32_gated")]
+    rows += [resized(row, 529, 5120) for row in longest]
+    rows += [resized(gated, 2641, 4096), resized(longest[-1], 2641, 5120)]
     assert_right(rows, side)
-    assert_order_of_threads_does_not_matter(rows[-1:], side)
+    assert_order_of_threads_does_not_matter([rows[0], rows[3]], side)

@@ -47,19 +47,38 @@ int32_t launch(Order order, void (*kernel)(Params...), int64_t blocks, int threa
   return launch_with(order, kernel, blocks, threads, 0, stream, args...);
 }
 
-// SMs, and blocks of a kernel that are resident on one at once with so much dynamic shared memory, which it is allowed.
+// SMs, and blocks of a kernel that are resident on one at once with so much dynamic shared memory. The kernel is
+// allowed all that a block can have, whatever is asked here, so that launches from several threads do not undo each
+// other's; its static shared memory is at most kMostStaticShared.
+constexpr int kMostStaticShared = 1024;
 struct Room {
   int processors = 0, resident = 0;
 };
 template <class Kernel>
 int32_t find_room(Kernel kernel, int threads, int shared_bytes, Room* out) {
-  int device = 0;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (status == cudaSuccess) status = cudaGetDevice(&device);
+  int device = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) {
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - kMostStaticShared);
+  }
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&out->processors, cudaDevAttrMultiProcessorCount, device);
   if (status == cudaSuccess)
     status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&out->resident, kernel, threads, shared_bytes);
   if (status == cudaSuccess && out->resident < 1) status = cudaErrorInvalidConfiguration;
+  return static_cast<int32_t>(status);
+}
+
+// Dynamic shared memory of a block, at least `needed`, with which no more than `blocks` are resident on an SM: the next
+// kernel's blocks, in a dependent launch, then wait for a place of their own instead of crowding where one ends first.
+inline int32_t find_share_of_shared(int blocks, int needed, int* out) {
+  int device = 0, all = 0, reserved = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+  const int share = (all / blocks - reserved - kMostStaticShared) / 16 * 16;
+  *out = share > needed ? share : needed;
   return static_cast<int32_t>(status);
 }
 

@@ -30,8 +30,13 @@ class Arrival {
   }
   // By one thread, when the slot's readers are done with what came before.
   __device__ __forceinline__ void expect(int nbytes) { ptx::mbarrier_arrive_expect(&word_, nbytes); }
-  __device__ __forceinline__ void request(void* shared, const void* global, int nbytes) {
-    ptx::bulk_copy(shared, global, nbytes, &word_);
+  // streams: what is read leaves L2 first.
+  __device__ __forceinline__ void request(void* shared, const void* global, int nbytes, bool streams = true) {
+    if (streams) {
+      ptx::bulk_copy(shared, global, nbytes, &word_);
+    } else {
+      ptx::bulk_load(shared, global, nbytes, &word_);
+    }
   }
   // parity: 0 for what comes first, 1 for the next, 0 again ...
   __device__ __forceinline__ void await(uint32_t parity) const {
@@ -42,5 +47,13 @@ class Arrival {
  private:
   uint64_t word_;
 };
+
+// Bytes in one piece that the copy engine takes from shared to global memory. Who wrote them exposes them; behind a
+// barrier of those threads one sends them, and the slot may be written again when that one has awaited what it sent.
+__device__ __forceinline__ void expose() { ptx::fence_async_shared(); }
+__device__ __forceinline__ void send(void* global, const void* shared, int nbytes) {
+  ptx::bulk_store(global, shared, nbytes);
+}
+__device__ __forceinline__ void await_sent() { ptx::bulk_stores_read(); }
 
 }  // namespace amk::task

@@ -3,7 +3,6 @@
 // kernel. Usage: amk_tune_norm_scale_shift [--all] [PART ...]: rows whose name has such a part, as "5120" or
 // "37800x5120 f32"; --all: also the plans far from the best.
 #include "../norm_scale_shift/solution/norm_scale_shift_solution.cu"
-#include "norm_scale_shift_sweep.cuh"
 #include "tune.cuh"
 
 namespace amk::task {
@@ -14,7 +13,7 @@ constexpr auto kEarly = Fetch::kEarly, kLate = Fetch::kLate;
 
 struct Candidate {
   std::string name;
-  int32_t (*launch)(const NormOperands&, int grid, void* stream);
+  std::function<int32_t(const NormOperands&, int grid, void* stream)> launch;
   int waves;  // blocks per SM of a persistent grid, or 0
 };
 
@@ -58,154 +57,48 @@ std::vector<Candidate> narrow_candidates() {
   }
 }
 
-// Of broadcast modulation only. Shared memory holds the modulation as f32 and kStages rows (with a residual: pairs of
-// rows) per warp; with several waves a block ends earlier and SMs even out.
-template <class M, bool kResidual, class Plan>
-Candidate sweep(const char* name, int waves = 0) {
-  return {name, launch_sweep<X, M, kResidual, Plan>, waves};
-}
-template <class M, bool kResidual, int kColumns>
-std::vector<Candidate> sweep_candidates() {
-  constexpr bool R = kResidual;
-  constexpr int kVectors = kColumns / (kWarpThreads * kPerVector<X>);
-  if constexpr (kColumns == 1536) {
-    return {};
-  } else if constexpr (kColumns == 3072 && !R) {
-    return {
-        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
-        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
-        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages 3 waves", 3),
-        sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
-        sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages"),
-        sweep<M, R, SweepPlan<8, kVectors, 3, 1, Order::kDependent>>("sweep 8 warps 3 stages dependent"),
-        sweep<M, R, SweepPlan<16, kVectors, 2, 1, Order::kDependent>>("sweep 16 warps 2 stages dependent"),
-        sweep<M, R, SweepPlan<16, kVectors, 2>>("sweep 16 warps 2 stages 2 waves", 2),
+// Of broadcast modulation only: one plan with each way of sharing the rows.
+template <class M, bool kResidual, int kTeam, int kVectors, int kStages, int kResident>
+void add_rings(std::vector<Candidate>* out) {
+  std::vector<Share> shares;
+  for (const int staying : {4, 3, 2}) {
+    if (staying > kResident) continue;
+    shares.push_back({.staying = staying});
+    shares.push_back({.staying = staying, .loads = Reuse::kStream});
+  }
+  for (const int rows : {2, 3, 4, 6, 8}) shares.push_back({.rows_of_block = rows});
+  for (const int rows : {2, 4}) shares.push_back({.rows_of_block = rows, .loads = Reuse::kStream});
+  for (const Share& share : shares) {
+    char name[80];
+    std::snprintf(name, sizeof name, "ring %dx%d %d stages, %d %s%s", kTeam, kVectors, kStages,
+                  share.staying ? share.staying : share.rows_of_block, share.staying ? "stay" : "rows a block",
+                  share.loads == Reuse::kStream ? ", x streamed" : "");
+    const auto launch = [share](const NormOperands& o, int, void* stream) {
+      return launch_ring<X, M, kResidual, RingPlan<kTeam, kVectors, kStages, kResident>>(o, share, stream);
     };
-  } else if constexpr (kColumns == 3072) {
-    return {
-        sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
-        sweep<M, R, SweepPlan<5, kVectors, 3>>("sweep 5 warps 3 stages"),
-        sweep<M, R, SweepPlan<6, kVectors, 2, 1, Order::kDependent>>("sweep 6 warps 2 stages dependent"),
-        sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages"),
-        sweep<M, R, SweepPlan<7, kVectors, 2>>("sweep 7 warps 2 stages 3 waves", 3),
-    };
-  } else if constexpr (kColumns == 4096 && !R) {
-    return {
-        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages"),
-        sweep<M, R, SweepPlan<8, kVectors, 2>>("sweep 8 warps 2 stages 2 waves", 2),
-        sweep<M, R, SweepPlan<8, kVectors, 3>>("sweep 8 warps 3 stages"),
-        sweep<M, R, SweepPlan<8, kVectors, 3, 1, Order::kDependent>>("sweep 8 warps 3 stages dependent"),
-        sweep<M, R, SweepPlan<12, kVectors, 2>>("sweep 12 warps 2 stages"),
-    };
-  } else if constexpr (kColumns == 4096) {
-    return {
-        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages"),
-        sweep<M, R, SweepPlan<5, kVectors, 2>>("sweep 5 warps 2 stages"),
-        sweep<M, R, SweepPlan<5, kVectors, 2>>("sweep 5 warps 2 stages 2 waves", 2),
-    };
-  } else if constexpr (!R) {
-    return {
-        sweep<M, R, SweepPlan<6, kVectors, 2>>("sweep 6 warps 2 stages"),
-        sweep<M, R, SweepPlan<6, kVectors, 3>>("sweep 6 warps 3 stages"),
-        sweep<M, R, SweepPlan<9, kVectors, 2>>("sweep 9 warps 2 stages"),
-        sweep<M, R, SweepPlan<9, kVectors, 2>>("sweep 9 warps 2 stages 3 waves", 3),
-    };
-  } else {
-    return {
-        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages"),
-        sweep<M, R, SweepPlan<4, kVectors, 2>>("sweep 4 warps 2 stages 3 waves", 3),
-        sweep<M, R, SweepPlan<8, kVectors, 1>>("sweep 8 warps 1 stage"),
-    };
+    out->push_back({name, launch, 0});
   }
 }
-
-// Of broadcast modulation only. f32 modulation and a residual's operands take the registers of whole blocks.
-template <class M, bool kResidual, class Plan>
-Candidate stay(const std::string& name) {
-  return {name,
-          [](const NormOperands& o, int, void* stream) { return launch_persistent<X, M, kResidual, Plan>(o, stream); },
-          0};
-}
-// One plan in several manners: hints, order and waves.
-template <class M, bool kResidual, int kTeam, int kVectors, int kStages, Stay kStay, int kResident>
-std::vector<Candidate> manners(const std::string& name) {
-  constexpr auto kKeep = Reuse::kKeep, kStream = Reuse::kStream;
-  constexpr auto kPlain = Order::kPlain, kDependent = Order::kDependent;
-  const auto in = [&]<Manner kManner>(const char* manner) {
-    return stay<M, kResidual, PersistentPlan<kTeam, kVectors, kStages, kStay, kResident, 8, kManner>>(name + manner);
-  };
-  std::vector<Candidate> all{
-      in.template operator()<Manner{kStream, kKeep}>(", stores kept"),
-      in.template operator()<Manner{kStream, kStream, kDependent}>(", dependent"),
-      in.template operator()<Manner{kStream, kKeep, kDependent}>(", stores kept, dependent"),
-      in.template operator()<Manner{kStream, kStream, kPlain, 4}>(", 4 waves"),
-      in.template operator()<Manner{kStream, kStream, kPlain, 16}>(", 16 waves"),
-      in.template operator()<Manner{kStream, kKeep, kDependent, 4}>(", stores kept, dependent, 4 waves"),
-  };
-  if constexpr (kStages == 0) {
-    all.push_back(in.template operator()<Manner{kKeep, kKeep}>(", kept"));
-    all.push_back(in.template operator()<Manner{kKeep, kStream}>(", loads kept"));
-    all.push_back(in.template operator()<Manner{kKeep, kKeep, kPlain, 4}>(", kept, 4 waves"));
-  }
-  return all;
-}
 template <class M, bool kResidual, int kColumns>
-std::vector<Candidate> manner_candidates() {
+std::vector<Candidate> ring_candidates() {
   constexpr bool R = kResidual;
-  constexpr auto kPacked = Stay::kPacked;
   std::vector<Candidate> all;
-  const auto add = [&](const std::vector<Candidate>& more) { all.insert(all.end(), more.begin(), more.end()); };
-  if constexpr (kColumns == 3072 && !R && sizeof(M) == 2) {
-    add(manners<M, R, 128, 3, 3, Stay::kFloat, 4>("ring 128x3 3 stages f32"));
-  } else if constexpr (kColumns == 4096 && !R) {
-    add(manners<M, R, 128, 4, 3, kPacked, 4>("ring 128x4 3 stages"));
-    add(manners<M, R, 128, 4, 0, kPacked, 3>("ahead 128x4"));
-  } else if constexpr (kColumns == 5120 && !(R && sizeof(M) == 2)) {
-    add(manners<M, R, 128, 5, 3, kPacked, R ? 2 : 3>("ring 128x5 3 stages"));
-    if constexpr (!R) add(manners<M, R, 160, 4, 0, kPacked, 2>("ahead 160x4"));
+  if constexpr (kColumns == 3072) {
+    add_rings<M, R, 128, 3, 3, 4>(&all);
+    add_rings<M, R, 128, 3, 4, 4>(&all);
+    add_rings<M, R, 96, 4, 4, R ? 3 : 5>(&all);
+    add_rings<M, R, 192, 2, 4, R ? 3 : 5>(&all);
+  } else if constexpr (kColumns == 4096) {
+    add_rings<M, R, 128, 4, 3, 4>(&all);
+    add_rings<M, R, 128, 4, 4, 4>(&all);
+    add_rings<M, R, 256, 2, 3, R ? 2 : 4>(&all);
+  } else if constexpr (kColumns == 5120) {
+    add_rings<M, R, 128, 5, 4, R && sizeof(M) == 4 ? 3 : 4>(&all);
+    add_rings<M, R, 160, 4, 3, R ? 2 : 3>(&all);
+    add_rings<M, R, 160, 4, 4, R ? 2 : 3>(&all);
+    add_rings<M, R, 320, 2, 4, R ? 1 : 2>(&all);
   }
   return all;
-}
-template <class M, bool kResidual, int kColumns>
-std::vector<Candidate> persistent_candidates() {
-  constexpr bool R = kResidual, kIsHeavy = R && sizeof(M) == 4, kIsLight = !R && sizeof(M) == 2;
-  constexpr auto kPacked = Stay::kPacked, kFloat = Stay::kFloat, kShared = Stay::kShared;
-  if constexpr (kColumns == 1536 || (kColumns == 3072 && sizeof(M) == 4)) {
-    return {};
-  } else if constexpr (kColumns == 3072) {
-    return {
-        stay<M, R, PersistentPlan<128, 3, 4, kPacked, R ? 4 : 5>>("ring 128x3 4 stages"),
-        stay<M, R, PersistentPlan<128, 3, 3, kFloat, R ? 3 : 4>>("ring 128x3 3 stages f32"),
-        stay<M, R, PersistentPlan<192, 2, 4, kPacked, R ? 3 : 5>>("ring 192x2 4 stages"),
-        stay<M, R, PersistentPlan<384, 1, 4, kFloat, R ? 2 : 3>>("ring 384x1 4 stages f32"),
-        stay<M, R, PersistentPlan<32, 12, 2, kShared, 1, R ? 8 : 12>>("ring 32x12 2 stages shared"),
-        stay<M, R, PersistentPlan<128, 3, 0, kPacked, R ? 3 : 4>>("ahead 128x3"),
-        stay<M, R, PersistentPlan<192, 2, 0, kPacked, R ? 3 : 4>>("ahead 192x2"),
-        stay<M, R, PersistentPlan<384, 1, 0, kFloat, R ? 2 : 3>>("ahead 384x1 f32"),
-    };
-  } else if constexpr (kColumns == 4096) {
-    return {
-        stay<M, R, PersistentPlan<128, 4, 3, kPacked, R ? 3 : 4>>("ring 128x4 3 stages"),
-        stay<M, R, PersistentPlan<256, 2, 3, kPacked, R ? 2 : 4>>("ring 256x2 3 stages"),
-        stay<M, R, PersistentPlan<512, 1, 4, kFloat, R ? 1 : 2>>("ring 512x1 4 stages f32"),
-        stay<M, R, PersistentPlan<32, 16, 2, kShared, 1, R ? 6 : 8>>("ring 32x16 2 stages shared"),
-        stay<M, R, PersistentPlan<128, 4, 0, kPacked, R ? 2 : 3>>("ahead 128x4"),
-        stay<M, R, PersistentPlan<256, 2, 0, kPacked, R ? 2 : 3>>("ahead 256x2"),
-    };
-  } else {
-    return {
-        stay<M, R, PersistentPlan<128, 5, 3, kPacked, R ? 2 : 3>>("ring 128x5 3 stages"),
-        stay<M, R,
-             PersistentPlan<160, 4, 3, kPacked,
-                            kIsHeavy ? 1
-                            : R      ? 2
-                                     : 3>>("ring 160x4 3 stages"),
-        stay<M, R, PersistentPlan<320, 2, 3, kPacked, kIsLight ? 3 : 2>>("ring 320x2 3 stages"),
-        stay<M, R, PersistentPlan<640, 1, 4, kFloat, 1>>("ring 640x1 4 stages f32"),
-        stay<M, R, PersistentPlan<160, 4, 0, kPacked, R ? 1 : 2>>("ahead 160x4"),
-        stay<M, R, PersistentPlan<320, 2, 0, kPacked, kIsHeavy ? 1 : 2>>("ahead 320x2"),
-    };
-  }
 }
 
 template <class M, bool kResidual, int kColumns>
@@ -344,9 +237,7 @@ void tune(Tuning& tuning, int rows, bool is_full = false) {
   add(candidates<M, kResidual, kColumns>());
   add(narrow_candidates<M, kResidual, kColumns>());
   if (!is_full && rows > kFewRows) {
-    add(persistent_candidates<M, kResidual, kColumns>());
-    add(manner_candidates<M, kResidual, kColumns>());
-    add(sweep_candidates<M, kResidual, kColumns>());
+    add(ring_candidates<M, kResidual, kColumns>());
   }
   for (const Candidate& c : all) {
     const int grid = c.waves * pool.sm_count();
@@ -376,16 +267,16 @@ int main(int argc, char** argv) {
   const bool is_all = take_all(argc, argv);
   Tuning tuning{{}, Asked(argc, argv), is_all};
   print_header();
-  for (int rows : {19, 195, 4096, 8424, 27030}) tune<X, false, 3072>(tuning, rows);
-  for (int rows : {19, 4096, 27030}) tune<X, true, 3072>(tuning, rows);
+  for (int rows : {19, 195, 1200, 2400, 4096, 8424, 16384, 27030}) tune<X, false, 3072>(tuning, rows);
+  for (int rows : {19, 1200, 4096, 8424, 27030}) tune<X, true, 3072>(tuning, rows);
   tune<X, false, 3072>(tuning, 18144, true);
   tune<float, false, 3072>(tuning, 18144, true);
-  for (int rows : {997, 7904}) tune<X, false, 4096>(tuning, rows);
-  tune<X, true, 4096>(tuning, 7904);
-  for (int rows : {37800, 74088}) tune<X, false, 5120>(tuning, rows);
-  for (int rows : {37800, 75600}) tune<float, false, 5120>(tuning, rows);
-  tune<X, true, 5120>(tuning, 37800);
-  tune<float, true, 5120>(tuning, 37800);
+  for (int rows : {600, 997, 2000, 7904}) tune<X, false, 4096>(tuning, rows);
+  for (int rows : {600, 997, 7904}) tune<X, true, 4096>(tuning, rows);
+  for (int rows : {600, 2400, 9600, 37800, 74088}) tune<X, false, 5120>(tuning, rows);
+  for (int rows : {600, 2400, 37800, 75600}) tune<float, false, 5120>(tuning, rows);
+  for (int rows : {600, 2400, 37800}) tune<X, true, 5120>(tuning, rows);
+  for (int rows : {600, 2400, 37800}) tune<float, true, 5120>(tuning, rows);
   tune<X, false, 5120>(tuning, 8640, true);
   tune<float, false, 5120>(tuning, 11040, true);
   tune<X, false, 1536>(tuning, 101);

@@ -1,5 +1,5 @@
 // The solution of norm_scale_shift: which kernel which operands get. docs/dispatch.md has the table.
-#include "norm_scale_shift_persistent.cuh"
+#include "norm_scale_shift_ring.cuh"
 
 namespace amk::task {
 namespace {
@@ -9,8 +9,10 @@ namespace {
 constexpr int kFewRows = 264;
 // Of 256 threads each, on the 132 SMs of an H100 or H200: all at once.
 constexpr int kRowsOfOneWave = 8 * 132;
-// Of a block that stays, four to an SM: with more rows some block has a second one.
+// Of four blocks that stay on each SM: with more rows some block has a second one.
 constexpr int kRowsOfStayingBlocks = 4 * 132;
+// Up to so many rows blocks stay: there is less to even out than a block's beginning costs.
+constexpr int kRowsOfStay = 32 * 132, kRowsOfGatedStay = 20 * 132;
 
 // Early, in a launch that overlaps the end of the one before it.
 template <int kTeam, int kVectors>
@@ -18,49 +20,33 @@ using Overlapping = NormPlan<kTeam, kVectors, 1, Fetch::kEarly, 1, Reuse::kStrea
 template <int kTeam, int kVectors, int kResident = 1, Reuse kReuse = Reuse::kStream>
 using Late = NormPlan<kTeam, kVectors, 1, Fetch::kLate, kResident, kReuse>;
 
-// Up to so many rows of 3072 columns the next row is better held in registers than brought by the copy engine.
-constexpr int kRowsAheadOf3072 = 64 * 132;
-// From so many rows on blocks that come in 16 waves still have five rows each.
-constexpr int kRowsOfManyWaves = 5 * 16 * 3 * 132;
-// Memory of up to so many bits feeds SMs slowly enough for a block per row of 5120 columns (H100: 5,120; H200: 6,144).
-constexpr int kBitsOfNarrowMemory = 5120;
-
-inline int32_t find_narrow_memory(bool* is_narrow) {
-  int device = 0, bits = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device);
-  *is_narrow = bits <= kBitsOfNarrowMemory;
-  return static_cast<int32_t>(status);
-}
-
-// Scale and shift [1, 1, C] with more than kRowsOfStayingBlocks rows, or the status of a failed query; else kPass, and
-// nothing is done.
+// Scale and shift [1, 1, C] with more than kRowsOfStayingBlocks rows; else kPass, and nothing is done.
 constexpr int32_t kPass = 1 << 30;
 template <class M, bool kResidual>
 int32_t run_broadcast(const NormOperands& o, void* stream) {
-  using X = __nv_bfloat16;
   const int rows = o.batches * o.rows;
   if (rows <= kRowsOfStayingBlocks || !is_same_for_all_rows(o)) return kPass;
-  const auto stay = [&](auto plan) { return launch_persistent<X, M, kResidual, decltype(plan)>(o, stream); };
-  const auto with = [&](auto plan) { return launch_rows<X, M, kResidual, false, decltype(plan)>(o, 0, stream); };
-  using OfNarrow = NormPlan<128, 5, 1, Fetch::kEarly, 1, Reuse::kKeep>;
-  bool is_narrow = false;  // matters to 5120 columns alone
-  const int32_t status = o.columns == 5120 ? find_narrow_memory(&is_narrow) : 0;
-  if (status) return status;
-  if constexpr (sizeof(M) == 4) {
-    if (o.columns != 5120) return kPass;
-    if constexpr (kResidual) {
-      return is_narrow ? with(OfNarrow{}) : stay(PersistentPlan<128, 5, 3, Stay::kPacked, 2>{});
-    } else {
-      if (!is_narrow || rows < kRowsOfManyWaves) return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3>{});
-      return stay(PersistentPlan<128, 5, 3, Stay::kPacked, 3, 8, Manner{.waves = 16}>{});
+  const bool stays = rows <= (kResidual ? kRowsOfGatedStay : kRowsOfStay);
+  const auto ring = [&](auto plan, int staying, int rows_of_block) {
+    const Share share =
+        stays ? Share{.staying = staying, .loads = Reuse::kStream} : Share{.rows_of_block = rows_of_block};
+    return launch_ring<__nv_bfloat16, M, kResidual, decltype(plan)>(o, share, stream);
+  };
+  constexpr bool kWideModulation = sizeof(M) == 4;
+  if (o.columns == 5120) {
+    if constexpr (kResidual) return ring(RingPlan<160, 4, 3, 2>{}, 2, 3);
+    if constexpr (kWideModulation) return ring(RingPlan<160, 4, 4, 3>{}, 3, 4);
+    return ring(RingPlan<128, 5, 4, 4>{}, 4, 2);
+  }
+  if constexpr (!kWideModulation) {
+    if (o.columns == 3072) {
+      if constexpr (kResidual) return ring(RingPlan<128, 3, 3, 4>{}, 4, 2);
+      return ring(RingPlan<128, 3, 4, 4>{}, 4, 3);
     }
-  } else if constexpr (!kResidual) {
-    if (o.columns == 3072 && rows <= kRowsAheadOf3072) return stay(PersistentPlan<128, 3, 0, Stay::kPacked, 4>{});
-    if (o.columns == 3072) return stay(PersistentPlan<128, 3, 3, Stay::kFloat, 4>{});
-    if (o.columns == 4096 && rows > kRowsOfOneWave) return stay(PersistentPlan<128, 4, 0, Stay::kPacked, 3>{});
-    if (o.columns == 4096) return stay(PersistentPlan<128, 4, 3, Stay::kPacked, 4>{});
-    if (o.columns == 5120) return is_narrow ? with(OfNarrow{}) : stay(PersistentPlan<160, 4, 0, Stay::kPacked, 2>{});
+    if (o.columns == 4096) {
+      if constexpr (!kResidual) return ring(RingPlan<128, 4, 4, 4>{}, 4, 3);
+      return stays ? ring(RingPlan<128, 4, 3, 4>{}, 4, 0) : ring(RingPlan<256, 2, 3, 2>{}, 0, 3);
+    }
   }
   return kPass;
 }
