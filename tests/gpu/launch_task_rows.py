@@ -13,19 +13,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from amk.errors import AmkError
+from amk.errors import AmkError, InputError, Rejected
 from amk.tasks.check import SOLUTION, call_at, check_trial, make_trial
 from amk.tasks.device import HarnessDevice
 from amk.tasks.measure import load_oracle
 from amk.tasks.operands import Block
-from amk.tasks.workloads import Row, load_task
+from amk.tasks.workloads import Row, Task, load_task
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from resized_rows import resized  # noqa: E402
 
 
-def rows_asked(task: object, names: list[str]) -> list[Row]:
+def rows_asked(task: Task, names: list[str]) -> list[Row]:
     named = {row.name: row for row in task.rows}
     if not names:
         return [row for row in task.rows if row.kind == "regression" and not row.rejects]
@@ -33,9 +34,26 @@ def rows_asked(task: object, names: list[str]) -> list[Row]:
     for asked in names:
         name, _, size = asked.partition("=")
         if name not in named:
-            sys.exit(f"{task.name}: expected one of its rows, got {name!r}")
-        found.append(resized(named[name], *map(int, size.split("x"))) if size else named[name])
+            raise InputError(f"{task.name}: expected one of its rows, got {name!r}")
+        rows, by, columns = size.partition("x")
+        if size and not (by and rows.isdecimal() and columns.isdecimal()):
+            raise InputError(f"{name}: expected a size as 529x3072, got {size!r}")
+        found.append(resized(named[name], int(rows), int(columns)) if size else named[name])
     return found
+
+
+def launch(device: HarnessDevice, task: Task, row: Row, oracle: Any) -> None:
+    block = Block(row, oracle.OPERANDS)
+    trial = make_trial(block, oracle, 0)
+    address = device.allocate(block.nbytes)
+    try:
+        device.upload(address, trial.image)
+        status = device.run(device.entry(task.name, SOLUTION), call_at(block, address))
+        if status:
+            raise Rejected(f"status {status}")
+        check_trial(device, block, address, trial)
+    finally:
+        device.free(address)
 
 
 def main() -> int:
@@ -43,28 +61,23 @@ def main() -> int:
     parser.add_argument("task")
     parser.add_argument("rows", nargs="*", metavar="ROW[=ROWSxCOLUMNS]")
     asked = parser.parse_args()
-    task = load_task(asked.task)
-    oracle = load_oracle(task)
-    device = HarnessDevice(0)
-    device.open()
     failed = 0
-    for row in rows_asked(task, asked.rows):
-        block = Block(row, oracle.OPERANDS)
-        trial = make_trial(block, oracle, 0)
-        address = device.allocate(block.nbytes)
-        try:
-            device.upload(address, trial.image)
-            status = device.run(device.entry(task.name, SOLUTION), call_at(block, address))
-            if status:
-                raise AmkError(f"status {status}")
-            check_trial(device, block, address, trial, None)
-            print(f"ok {row.name}", flush=True)
-        except AmkError as error:
-            failed += 1
-            print(f"FAIL {row.name}: {error}", flush=True)
-        finally:
-            device.free(address)
-    device.close()
+    try:
+        task = load_task(asked.task)
+        rows, oracle = rows_asked(task, asked.rows), load_oracle(task)
+        device = HarnessDevice(0)
+        device.open()
+        for row in rows:
+            try:
+                launch(device, task, row, oracle)
+                print(f"ok {row.name}", flush=True)
+            except Rejected as error:
+                failed += 1
+                print(f"FAIL {row.name}: {error}", flush=True)
+        device.close()
+    except AmkError as error:
+        print(f"launch_task_rows: {error}", file=sys.stderr)
+        return 1
     return 1 if failed else 0
 
 
