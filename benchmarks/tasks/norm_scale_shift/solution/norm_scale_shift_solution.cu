@@ -32,21 +32,18 @@ int32_t run_broadcast(const NormOperands& o, void* stream) {
         stays ? Share{.staying = staying, .loads = Reuse::kStream} : Share{.rows_of_block = rows_of_block};
     return launch_ring<__nv_bfloat16, M, kResidual, decltype(plan)>(o, share, stream);
   };
-  constexpr bool kWideModulation = sizeof(M) == 4;
-  if (o.columns == 5120) {
-    if constexpr (kResidual) return ring(RingPlan<160, 4, 3, 2>{}, 2, 3);
-    if constexpr (kWideModulation) return ring(RingPlan<160, 4, 4, 3>{}, 3, 4);
-    return ring(RingPlan<128, 5, 4, 4>{}, 4, 2);
-  }
-  if constexpr (!kWideModulation) {
-    if (o.columns == 3072) {
-      if constexpr (kResidual) return ring(RingPlan<128, 3, 3, 4>{}, 4, 2);
-      return ring(RingPlan<128, 3, 4, 4>{}, 4, 3);
-    }
-    if (o.columns == 4096) {
-      if constexpr (!kResidual) return ring(RingPlan<128, 4, 4, 4>{}, 4, 3);
-      return stays ? ring(RingPlan<128, 4, 3, 4>{}, 4, 0) : ring(RingPlan<256, 2, 3, 2>{}, 0, 3);
-    }
+  if constexpr (sizeof(M) == 4) {
+    using Plan = std::conditional_t<kResidual, RingPlan<160, 4, 3, 2>, RingPlan<160, 4, 4, 3>>;
+    if (o.columns == 5120) return ring(Plan{}, kResidual ? 2 : 3, kResidual ? 3 : 4);
+  } else if constexpr (kResidual) {
+    if (o.columns == 3072) return ring(RingPlan<128, 3, 3, 4>{}, 4, 2);
+    if (o.columns == 4096 && stays) return ring(RingPlan<128, 4, 3, 4>{}, 4, 0);
+    if (o.columns == 4096) return ring(RingPlan<256, 2, 3, 2>{}, 0, 3);
+    if (o.columns == 5120) return ring(RingPlan<160, 4, 3, 2>{}, 2, 3);
+  } else {
+    if (o.columns == 3072) return ring(RingPlan<128, 3, 4, 4>{}, 4, 3);
+    if (o.columns == 4096) return ring(RingPlan<128, 4, 4, 4>{}, 4, 3);
+    if (o.columns == 5120) return ring(RingPlan<128, 5, 4, 4>{}, 4, 2);
   }
   return kPass;
 }
