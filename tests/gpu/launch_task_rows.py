@@ -11,6 +11,7 @@ status 1 where one is wrong. `amk bench kernel` holds streams and captures graph
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,18 @@ def rows_asked(task: Task, names: list[str]) -> list[Row]:
         name, _, size = asked.partition("=")
         if name not in named:
             raise InputError(f"{task.name}: expected one of its rows, got {name!r}")
-        rows, by, columns = size.partition("x")
-        if size and not (by and rows.isdecimal() and columns.isdecimal()):
-            raise InputError(f"{name}: expected a size as 529x3072, got {size!r}")
-        found.append(resized(named[name], int(rows), int(columns)) if size else named[name])
+        found.append(with_size(named[name], size) if size else named[name])
     return found
+
+
+def with_size(row: Row, size: str) -> Row:
+    match = re.fullmatch("([1-9][0-9]*)x([1-9][0-9]*)", size)
+    if not match:
+        raise InputError(f"{row.name}: expected a size as 529x3072, got {size!r}")
+    shapes = [spec.shape for spec in (*row.inputs.values(), *row.outputs.values())]
+    if any(len(shape) != 3 or shape[0] != 1 for shape in shapes):
+        raise InputError(f"{row.name}: expected operands [1, S or 1, C] for another size, got {shapes}")
+    return resized(row, int(match[1]), int(match[2]))
 
 
 def launch(device: HarnessDevice, task: Task, row: Row, oracle: Any) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import fake_task_devices
+from amk.tasks.workloads import read_task
 
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu" / "launch_task_rows.py"
+TASK = SCRIPT.parents[2] / "benchmarks" / "tasks" / "residual_gate_add"
 ROW = "f32_BSD_2x24x128"
 
 
@@ -41,6 +43,22 @@ def test_what_is_wrong_is_said_and_the_next_row_runs(run):
     ]
 
 
+class Refuses(fake_task_devices.Honest):
+    def run(self, entry, call):
+        return -3
+
+
+def test_a_status_is_said(run):
+    code, out, _ = run(Refuses, "residual_gate_add", ROW)
+    assert (code, out) == (1, f"FAIL {ROW}: status -3\n")
+
+
+def test_no_name_is_every_regression_row_that_is_not_refused(run):
+    rows = [row for row in read_task(TASK).rows if row.kind == "regression" and not row.rejects]
+    code, out, _ = run(fake_task_devices.Honest, "residual_gate_add")
+    assert code == 0 and out.splitlines() == [f"ok {row.name}" for row in rows] and rows
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -48,6 +66,9 @@ def test_what_is_wrong_is_said_and_the_next_row_runs(run):
         (("residual_gate_add", "nope"), "expected one of its rows, got 'nope'"),
         (("residual_gate_add", f"{ROW}=5"), "expected a size as 529x3072, got '5'"),
         (("residual_gate_add", f"{ROW}=5x-3"), "expected a size as 529x3072, got '5x-3'"),
+        (("residual_gate_add", f"{ROW}=0x64"), "expected a size as 529x3072, got '0x64'"),
+        (("residual_gate_add", f"{ROW}=7x64"), "expected operands [1, S or 1, C] for another size, got [(2, 24, 128)"),
+        (("qknorm_rope", "19x24=7x64"), "19x24: expected operands [1, S or 1, C] for another size"),
     ],
 )
 def test_a_bad_word_is_one_sentence(run, arguments, said):
